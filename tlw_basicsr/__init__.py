@@ -1,0 +1,48 @@
+"""Trainable Loss Weights (TLW, arXiv:2301.10575) for super-resolution, as a BasicSR plugin.
+
+Importing the package registers its networks, losses, data sets and models with BasicSR.
+"""
+
+from tlw_basicsr import compat  # noqa: I001  mends basicsr's imports, so it comes first
+
+from tlw_basicsr.archs.tlw_weight_net_arch import FixedSum, TLWWeightNet
+from tlw_basicsr.data.bicubic import imresize
+from tlw_basicsr.data.bicubic_sr_dataset import BicubicSRDataset
+from tlw_basicsr.errors import UserError
+from tlw_basicsr.functional import (
+    fixed_sum,
+    k_schedule,
+    marginal_pixel_loss,
+    relaxed_bernoulli,
+    sample_weights,
+    weight_criterion_loss,
+    weighted_pixel_loss,
+)
+from tlw_basicsr.losses.distance_loss import FeatureDistance, LPIPSDistance, SSIMDistance
+from tlw_basicsr.losses.tlw_loss import TLWLoss
+from tlw_basicsr.models.tlw_model import TLWMixin, TLWModel, with_tlw
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BicubicSRDataset",
+    "FeatureDistance",
+    "FixedSum",
+    "LPIPSDistance",
+    "SSIMDistance",
+    "TLWLoss",
+    "TLWMixin",
+    "TLWModel",
+    "TLWWeightNet",
+    "UserError",
+    "compat",
+    "fixed_sum",
+    "imresize",
+    "k_schedule",
+    "marginal_pixel_loss",
+    "relaxed_bernoulli",
+    "sample_weights",
+    "weight_criterion_loss",
+    "weighted_pixel_loss",
+    "with_tlw",
+]

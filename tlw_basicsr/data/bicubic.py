@@ -1,0 +1,48 @@
+"""MATLAB's bicubic ``imresize`` as two sparse matrix products."""
+
+import math
+from functools import lru_cache
+
+import numpy as np
+from basicsr.utils.matlab_functions import calculate_weights_indices
+from scipy.sparse import csr_matrix
+
+KERNEL_WIDTH = 4  # of the cubic kernel, in pixels of the smaller image
+
+
+@lru_cache(maxsize=512)
+def resize_matrix(length: int, scale: float, antialiasing: bool = True) -> csr_matrix:
+    """The matrix (out, ``length``) that resizes one side; the image is mirrored at its borders.
+
+    Row i holds the weights of output pixel i, which are BasicSR's. The result is shared: do not change it.
+    """
+    out_length = math.ceil(length * scale)
+    weights, indices, pad, _ = calculate_weights_indices(length, out_length, scale, "cubic", KERNEL_WIDTH, antialiasing)
+    source = (indices.long() - pad).numpy()
+    source = np.where(source < 0, -1 - source, source)
+    source = np.where(source >= length, 2 * length - 1 - source, source)
+    if source.min() < 0 or source.max() >= length:
+        raise ValueError(f"imresize: a side of {length} pixels is too short for the scale {scale}")
+    row_ends = np.arange(0, source.size + 1, source.shape[1])
+    return csr_matrix((weights.numpy().ravel(), source.ravel(), row_ends), shape=(out_length, length))
+
+
+def imresize(image: np.ndarray, scale: float, antialiasing: bool = True) -> np.ndarray:
+    """Resize as MATLAB's ``imresize(image, scale, 'bicubic')`` and BasicSR's ``imresize`` do, only faster.
+
+    Args:
+        image: float32 (H, W) or (H, W, C), any range.
+        scale: factor of both sides; the result has ceil(side · scale) pixels.
+        antialiasing: widen the kernel when downscaling, MATLAB's default.
+
+    Returns:
+        float32 (H', W') or (H', W', C), neither rounded nor clamped.
+
+    Raises:
+        ValueError: a side is so short that the kernel would reach beyond the mirrored image.
+    """
+    rows = resize_matrix(image.shape[0], scale, antialiasing)
+    columns = resize_matrix(image.shape[1], scale, antialiasing)
+    channels = [image] if image.ndim == 2 else np.moveaxis(image, -1, 0)
+    resized = [(columns @ (rows @ np.ascontiguousarray(channel)).T).T for channel in channels]
+    return np.ascontiguousarray(resized[0] if image.ndim == 2 else np.stack(resized, axis=-1))

@@ -1,0 +1,121 @@
+"""Pairs of images from HR images alone."""
+
+import random
+from typing import Any
+
+import numpy as np
+from basicsr.data.transforms import augment
+from basicsr.utils import FileClient, img2tensor
+from basicsr.utils.registry import DATASET_REGISTRY
+from torch.utils import data
+
+from tlw_basicsr.data.bicubic import KERNEL_WIDTH, imresize
+from tlw_basicsr.data.images import ImageEntry, list_images, read_image
+from tlw_basicsr.errors import UserError
+
+
+def lq_of_crop(gt: np.ndarray, top: int, left: int, height: int, width: int, scale: int, quantize: bool) -> np.ndarray:
+    """A crop of the LR image that ``gt`` gives by MATLAB's bicubic, computed from what it depends on alone.
+
+    Args:
+        gt: HR image (H, W, C) in [0, 1], H and W multiples of ``scale``.
+        top: of the crop, in LR pixels; likewise ``left``, ``height`` and ``width``.
+        left: see ``top``.
+        height: see ``top``.
+        width: see ``top``.
+        scale: of the super-resolution.
+        quantize: round to 8 bits and clamp to [0, 1], as an LR image on disk is.
+
+    Returns:
+        (height, width, C), float32.
+    """
+    margin = KERNEL_WIDTH // 2 + 1
+    y0, x0 = max(top - margin, 0), max(left - margin, 0)
+    region = gt[y0 * scale : (top + height + margin) * scale, x0 * scale : (left + width + margin) * scale]
+    lq = imresize(region, 1 / scale)[top - y0 :, left - x0 :][:height, :width]
+    return (lq.clip(0, 1) * 255).round() / 255 if quantize else lq
+
+
+@DATASET_REGISTRY.register()
+class BicubicSRDataset(data.Dataset):
+    """HR images and their bicubic LR images, made as they are needed.
+
+    The LR image is MATLAB's antialiased bicubic of the HR image. An item is ``{'lq', 'gt', 'lq_path', 'gt_path'}``
+    with RGB float32 tensors (3, H, W), ``gt`` in [0, 1]; both paths are the HR image's.
+
+    Args:
+        opt: options of the dataset:
+
+            - ``dataroot_gt``: folder, or LMDB with ``io_backend: {type: lmdb}``
+            - ``meta_info_file``: optional text file, an image name at the start of every line
+            - ``io_backend``: ``{type: disk}`` or ``{type: lmdb}``
+            - ``scale``, ``phase``: set from the rest of the YAML
+            - ``gt_size`` (train): side of the random square crop of HR, a multiple of the scale; None for the whole
+              image, cut to a multiple of the scale
+            - ``use_hflip``, ``use_rot`` (train): random flips and turns by 90 degrees, default false
+            - ``mod_crop`` (val, test): cut HR from the top left to a multiple of it, a multiple of the scale and by
+              default the scale; 28 is the paper's protocol
+            - ``quantize_lq``: LR rounded to 8 bits (default, the field's protocol) or the bare result (the paper's)
+
+    Raises:
+        UserError: see :func:`tlw_basicsr.data.images.list_images` and :func:`check_sizes`.
+    """
+
+    def __init__(self, opt: dict[str, Any]) -> None:
+        super().__init__()
+        self.opt = opt
+        self.scale = opt["scale"]
+        self.train = opt["phase"] == "train"
+        self.gt_size = opt.get("gt_size") if self.train else None
+        self.mod_crop = self.scale if self.train else opt.get("mod_crop") or self.scale
+        self.quantize_lq = opt.get("quantize_lq", True)
+        what = f"datasets.{opt['phase']}"
+        self.entries = list_images(opt, what=what)
+        check_sizes(self.entries, self.gt_size, self.mod_crop, self.scale, what)
+        self.file_client: FileClient | None = None
+
+    def _client(self) -> FileClient:
+        # Opened by each worker for itself: an LMDB does not survive a fork.
+        if self.file_client is None:
+            options = dict(self.opt["io_backend"])
+            if options["type"] == "lmdb":
+                options.update(db_paths=[self.opt["dataroot_gt"]], client_keys=["gt"])
+            self.file_client = FileClient(options.pop("type"), **options)
+        return self.file_client
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        path = self.entries[index].path
+        gt = read_image(self._client(), path)
+        height, width = (side // self.mod_crop * self.mod_crop for side in gt.shape[:2])
+        gt = gt[:height, :width]
+        top, left, h, w = 0, 0, height // self.scale, width // self.scale
+        if self.gt_size:
+            side = self.gt_size // self.scale
+            top, left = random.randint(0, h - side), random.randint(0, w - side)
+            h = w = side
+        lq = lq_of_crop(gt, top, left, h, w, self.scale, self.quantize_lq)
+        gt = gt[top * self.scale : (top + h) * self.scale, left * self.scale : (left + w) * self.scale]
+        if self.train:
+            # augment flips in place, and lq may not be of one piece
+            pair = [np.ascontiguousarray(gt), np.ascontiguousarray(lq)]
+            gt, lq = augment(pair, self.opt.get("use_hflip", False), self.opt.get("use_rot", False))
+        gt, lq = img2tensor([np.ascontiguousarray(gt), np.ascontiguousarray(lq)])
+        return {"lq": lq, "gt": gt, "lq_path": path, "gt_path": path}
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+
+def check_sizes(entries: list[ImageEntry], gt_size: int | None, mod_crop: int, scale: int, what: str) -> None:
+    """Raise a :class:`UserError` if a crop does not fit the scale or an image is too small for it."""
+    if gt_size and gt_size % scale:
+        raise UserError(f"{what}.gt_size: {gt_size} is not a multiple of the scale {scale}")
+    if mod_crop % scale:
+        raise UserError(f"{what}.mod_crop: {mod_crop} is not a multiple of the scale {scale}")
+    need = max(gt_size or 0, mod_crop, 4 * scale)
+    for path, height, width in entries:
+        if min(height, width) < need:
+            raise UserError(
+                f"{what}: {path} is {height}×{width} pixels (height×width), smaller than the {need}×{need} needed"
+                + (" for gt_size" if gt_size == need else "")
+            )

@@ -1,0 +1,100 @@
+"""Which images a dataset's options name, their sizes, and reading one."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lmdb
+import numpy as np
+from basicsr.data.data_util import paths_from_folder
+from basicsr.utils import FileClient, imfrombytes
+from PIL import Image, UnidentifiedImageError
+
+from tlw_basicsr.errors import UserError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+
+
+class ImageEntry(NamedTuple):
+    """One image of a dataset: its path, or its key in an LMDB, and its size in pixels."""
+
+    path: str
+    height: int
+    width: int
+
+
+def list_images(opt: dict[str, Any], root_key: str = "dataroot_gt", what: str = "datasets") -> list[ImageEntry]:
+    """The images of the folder or LMDB ``opt[root_key]``, sorted by name; a ``meta_info_file`` restricts them.
+
+    Only headers are read.
+
+    Args:
+        opt: a dataset's options.
+        root_key: the option that names the folder.
+        what: the options' place in the YAML, for messages.
+
+    Raises:
+        UserError: the folder is missing or has no image, a listed image is missing, or a file is no image.
+    """
+    root, key = Path(opt[root_key]).expanduser(), f"{what}.{root_key}"
+    if opt["io_backend"]["type"] == "lmdb":
+        return _list_lmdb(root, key)
+    if not root.is_dir():
+        raise UserError(f"{key}: {root} is not a folder")
+    if opt.get("meta_info_file"):
+        names = [line.rsplit(" (", 1)[0] for line in read_lines(opt["meta_info_file"], f"{what}.meta_info_file")]
+        paths = [root / name for name in names]
+    else:
+        paths = sorted(Path(p) for p in paths_from_folder(str(root)) if p.lower().endswith(SUFFIXES))
+    if not paths:
+        raise UserError(f"{key}: {root} has no image; read are {' '.join(SUFFIXES)}")
+    return [ImageEntry(str(path), *image_size(path, key)) for path in paths]
+
+
+def image_size(path: Path, key: str) -> tuple[int, int]:
+    """Height and width of an image file, from its header."""
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except FileNotFoundError:
+        raise UserError(f"{key}: {path} does not exist") from None
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{key}: {path} is not an image that can be read ({type(error).__name__})") from error
+
+
+def read_lines(path: str | Path, key: str) -> list[str]:
+    """The lines of a text file that are not empty."""
+    try:
+        return [line.strip() for line in Path(path).expanduser().read_text("utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{key}: {path} can't be read as text ({type(error).__name__})") from error
+
+
+def _list_lmdb(root: Path, key: str) -> list[ImageEntry]:
+    if root.suffix != ".lmdb" or not (root / "data.mdb").is_file():
+        raise UserError(f"{key}: {root} is not an LMDB (a folder *.lmdb with data.mdb and meta_info.txt)")
+    entries = []
+    for line in read_lines(root / "meta_info.txt", key):
+        name, _, rest = line.rpartition(".png (")
+        shape = rest.split(")")[0].split(",")
+        if not name or len(shape) < 2 or not all(n.isdigit() for n in shape):
+            raise UserError(f"{key}: {root / 'meta_info.txt'} has the line {line!r}, not like 'name.png (120,125,3) 1'")
+        entries.append(ImageEntry(name, int(shape[0]), int(shape[1])))
+    if not entries:
+        raise UserError(f"{key}: {root / 'meta_info.txt'} lists no image")
+    return entries
+
+
+def read_image(client: FileClient, path: str, client_key: str = "gt") -> np.ndarray:
+    """Decode one image as BasicSR does: BGR, float32 in [0, 1], (H, W, 3). Grey, palette, alpha and 16 bit become that.
+
+    Raises:
+        UserError: it is missing, truncated, or no image.
+    """
+    try:
+        content = client.get(path, client_key)
+        image = None if content is None else imfrombytes(content, float32=True)
+    except (OSError, AttributeError, ValueError, lmdb.Error) as error:  # a failed decode is None in BasicSR
+        raise UserError(f"{path}: not an image that can be read") from error
+    if image is None:
+        raise UserError(f"{path}: no image of this key in the LMDB")
+    return image

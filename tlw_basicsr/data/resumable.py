@@ -1,0 +1,81 @@
+"""Training data that continues where an interrupted run has stopped, whatever the number of workers.
+
+BasicSR's samplers start an epoch again on resume, and its workers repeat their random numbers in every epoch. Here the
+sampler can begin inside an epoch, and the random numbers of an item depend on the seed, the epoch and the item's
+position alone.
+"""
+
+import random
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from basicsr.data.data_sampler import EnlargedSampler
+from torch.utils.data import Dataset
+
+
+class Draw(NamedTuple):
+    """One item to load: which image, and the place in the training that its random numbers come from."""
+
+    index: int
+    epoch: int
+    rank: int
+    position: int
+
+
+class ResumableSampler(EnlargedSampler):
+    """BasicSR's sampler, in the same order, giving :class:`Draw` s and able to begin inside an epoch.
+
+    Args:
+        dataset: the data set.
+        num_replicas: number of processes.
+        rank: of this process.
+        ratio: how often an epoch goes through the data set.
+    """
+
+    def __init__(self, dataset: Dataset, num_replicas: int, rank: int, ratio: int = 1) -> None:
+        super().__init__(dataset, num_replicas, rank, ratio)
+        self.start = 0
+
+    def set_position(self, epoch: int, start: int) -> None:
+        """Give the items of ``epoch`` from the one at ``start`` on."""
+        self.set_epoch(epoch)
+        self.start = start
+
+    def __iter__(self) -> Iterator[Draw]:
+        for position, index in enumerate(super().__iter__()):
+            if position >= self.start:
+                yield Draw(index, self.epoch, self.rank, position)
+
+
+class SeededDataset(Dataset):
+    """A data set whose items are drawn by :class:`Draw`, each with random numbers of its own.
+
+    The generators of python, numpy and torch are seeded for the item and set back after it.
+
+    Args:
+        dataset: the data set.
+        seed: of the training.
+    """
+
+    def __init__(self, dataset: Dataset, seed: int) -> None:
+        self.dataset = dataset
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, draw: Draw) -> Any:
+        python, numpy = random.getstate(), np.random.get_state()
+        sequence = np.random.SeedSequence([self.seed, draw.epoch, draw.rank, draw.position])
+        words = [int(word) for word in sequence.generate_state(3)]
+        try:
+            with torch.random.fork_rng(devices=[]):
+                random.seed(words[0])
+                np.random.seed(words[1])
+                torch.manual_seed(words[2])
+                return self.dataset[draw.index]
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)

@@ -1,0 +1,39 @@
+"""Errors that are the user's to mend, told in one line."""
+
+import os
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """A wrong option, image or checkpoint. The message names the key or file and says what is accepted."""
+
+    def __str__(self) -> str:
+        # A data loader's worker wraps the message in its traceback, of which the last line is ours.
+        text = super().__str__().strip()
+        if not text.startswith("Caught "):
+            return text
+        return text.splitlines()[-1].split("UserError: ", 1)[-1]
+
+
+def first_line(error: BaseException) -> str:
+    """The type and the first line of an error's message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a program: a :class:`UserError` is one line on stderr and exit code 2, Ctrl-C is 130.
+
+    With ``TLW_TRACEBACK=1`` in the environment the error comes with its traceback.
+    """
+    try:
+        main()
+    except UserError as error:
+        if os.environ.get("TLW_TRACEBACK") == "1":
+            raise
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped by the user", file=sys.stderr, flush=True)
+        sys.exit(130)

@@ -1,0 +1,190 @@
+"""The equations of Trainable Loss Weights, to be read beside the paper (arXiv:2301.10575).
+
+Notation: ``gt`` is the HR image x, ``sr`` the SR image x̂ = f_θ(y), ``w`` the weights g_φ(x, x̂) in [0, 1].
+Images and weights are (N, C, H, W). Every function takes images in whatever range they are given; the paper's
+constants belong to [-1, 1], the range in which :class:`tlw_basicsr.TLWLoss` calls them.
+
+A *distance* D is any callable ``distance(a, b)`` that returns one value per sample, shape (N,).
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Distance = Callable[[Tensor, Tensor], Tensor]
+
+BASES = ("l1", "mse")
+EPS_DISTANCE = 1e-3  # ε beside a distance, stochastic variant
+MSE_FLOOR_DETERMINISTIC = 0.1  # added to sg|x̂ - x| in the weighted MSE
+MSE_FLOOR_STOCHASTIC = 0.2
+SQUEEZE = 0.999  # keeps the logit of p = 0 and p = 1 finite
+
+
+def at_least_fp32(x: Tensor) -> Tensor:
+    """``x`` in float32, or in float64 if it is float64 already. Autocast hands over half precision."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def fixed_sum(x: Tensor, k: float) -> Tensor:
+    r"""Move the mean of every channel to exactly ``k``, keeping [0, 1] and the order of the pixels (FixedSum).
+
+    With S = Σz over the H·W pixels of a channel and T = k·H·W::
+
+        α = relu((T - S) / (HW - S)),  β = relu((S - T) / S),  out = z + α(1 - z) - βz
+
+    The channel is the identity where its mean is ``k`` already. Sums are taken as means, and HW - S as the sum of
+    1 - z, which loses no digits where z is close to 1.
+
+    Args:
+        x: weights z in [0, 1], shape (N, C, H, W) or any (..., H, W).
+        k: the mean of the result, in (0, 1).
+
+    Returns:
+        Tensor of ``x``'s shape, at least float32.
+
+    Raises:
+        ValueError: ``k`` is not in (0, 1).
+    """
+    if not 0.0 < k < 1.0:
+        raise ValueError(f"fixed_sum: k must be in (0, 1), got {k}")
+    z = at_least_fp32(x)
+    mean = z.mean(dim=(-2, -1), keepdim=True)
+    room = (1 - z).mean(dim=(-2, -1), keepdim=True)
+    # Where a numerator is positive its denominator is at least the bound: clamping only spares 0/0 elsewhere.
+    alpha = (torch.relu(k - mean) / room.clamp_min(1 - k)).clamp_max(1)
+    beta = (torch.relu(mean - k) / mean.clamp_min(k)).clamp_max(1)
+    return z + alpha * (1 - z) - beta * z
+
+
+def relaxed_bernoulli(p: Tensor, noise: Tensor | None = None, temperature: float = 0.1) -> Tensor:
+    r"""Sample a relaxed Bernoulli variable of probability ``p``, differentiable in ``p``.
+
+    With p' = 0.999 p + 0.0005 and u' = 0.999 u + 0.0005::
+
+        b = sigmoid((logit p' + logit u') / temperature)
+
+    Args:
+        p: probabilities in [0, 1], any shape.
+        noise: u in [0, 1), of a shape that broadcasts with ``p``; drawn from U(0, 1) in ``p``'s shape if None.
+        temperature: above 0; the smaller, the closer to 0 and 1 the samples are.
+
+    Returns:
+        Samples in [0, 1] in the broadcast shape, at least float32.
+
+    Raises:
+        ValueError: ``temperature`` is not above 0.
+    """
+    if not temperature > 0:
+        raise ValueError(f"relaxed_bernoulli: temperature must be above 0, got {temperature}")
+    p = at_least_fp32(p)
+    u = torch.rand_like(p) if noise is None else noise.to(p)
+    half = (1 - SQUEEZE) / 2
+    logit_p = torch.logit(SQUEEZE * p + half)
+    logit_u = torch.logit(SQUEEZE * u + half)
+    return torch.sigmoid((logit_p + logit_u) / temperature)
+
+
+def sample_weights(w: Tensor, num_samples: int, noise: Tensor | None = None, temperature: float = 0.1) -> Tensor:
+    """Draw ``num_samples`` weight maps from the probabilities ``w``: (N, C, H, W) to (S, N, C, H, W)."""
+    shape = (num_samples, *w.shape)
+    if noise is None:
+        noise = torch.rand(shape, device=w.device, dtype=torch.float32)
+    return relaxed_bernoulli(w.expand(shape), noise, temperature)
+
+
+def mix(sr: Tensor, gt: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """The two mixtures x_w = w·x + (1 - w)·x̂ and x_{1-w} = (1 - w)·x + w·x̂."""
+    return w * gt + (1 - w) * sr, (1 - w) * gt + w * sr
+
+
+def weight_criterion_loss(distance: Distance, sr: Tensor, gt: Tensor, w: Tensor, eps: float = EPS_DISTANCE) -> Tensor:
+    r"""L_φ, the loss of the weighting network: minus the log of the weight criterion WC.
+
+    WC(w) = D(x_{1-w}, x) / D(x_w, x) is large where the weighted pixels are the ones that matter to D::
+
+        L_φ = mean_n [ log(|D(x_w, x)| + ε) - log(|D(x_{1-w}, x)| + ε) ]
+
+    Args:
+        distance: D.
+        sr: x̂ (N, C, H, W); no gradient goes to it.
+        gt: x (N, C, H, W).
+        w: weights in [0, 1], (N, C, H, W): one sample (stochastic variant) or the map itself (deterministic).
+        eps: ε; 1e-3 in the stochastic variant, 0 (plain log D) in the deterministic one.
+
+    Returns:
+        Scalar. Finite even where D is 0: log arguments are kept at or above the smallest normal number.
+    """
+    x_w, x_1w = mix(at_least_fp32(sr.detach()), at_least_fp32(gt), at_least_fp32(w))
+    gt = at_least_fp32(gt)
+    return (_log_distance(distance(x_w, gt), eps) - _log_distance(distance(x_1w, gt), eps)).mean()
+
+
+def _log_distance(d: Tensor, eps: float) -> Tensor:
+    d = at_least_fp32(d).abs() + eps
+    return d.clamp_min(torch.finfo(d.dtype).tiny).log()
+
+
+def pixel_error(sr: Tensor, gt: Tensor, base: str, floor: float) -> Tensor:
+    """ℓ per pixel: |x̂ - x| (``'l1'``), or (x̂ - x)² / (sg|x̂ - x| + floor) (``'mse'``, the paper's l2)."""
+    if base not in BASES:
+        raise ValueError(f"base must be one of {', '.join(BASES)}, got {base!r}")
+    error = (at_least_fp32(sr) - at_least_fp32(gt)).abs()
+    return error if base == "l1" else error.square() / (error.detach() + floor)
+
+
+def weighted_pixel_loss(sr: Tensor, gt: Tensor, w: Tensor, base: str = "l1") -> Tensor:
+    r"""L_θ of the deterministic variant: mean(w·ℓ), with the floor 0.1 in ``base='mse'``.
+
+    Args:
+        sr: x̂ (N, C, H, W), with gradient.
+        gt: x (N, C, H, W).
+        w: weights in [0, 1] (N, C, H, W); no gradient goes to them.
+        base: ``'l1'`` or ``'mse'``, see :func:`pixel_error`.
+
+    Returns:
+        Scalar.
+    """
+    return (at_least_fp32(w.detach()) * pixel_error(sr, gt, base, MSE_FLOOR_DETERMINISTIC)).mean()
+
+
+@torch.no_grad()
+def importance_log_ratio(distance: Distance, sr: Tensor, gt: Tensor, ws: Tensor) -> Tensor:
+    """log r_s, with r_s = D(x_{1-w_s}, x) / (|D(x_{w_s}, x)| + 1e-3), for every sample: (S, N), no gradient."""
+    sr, gt, ws = at_least_fp32(sr), at_least_fp32(gt), at_least_fp32(ws)
+    ratios = []
+    for w in ws:
+        x_w, x_1w = mix(sr, gt, w)
+        ratios.append(distance(x_1w, gt) / (distance(x_w, gt).abs() + EPS_DISTANCE))
+    r = at_least_fp32(torch.stack(ratios))
+    return r.clamp_min(torch.finfo(r.dtype).tiny).log()
+
+
+def marginal_pixel_loss(distance: Distance | None, sr: Tensor, gt: Tensor, ws: Tensor, base: str = "l1") -> Tensor:
+    r"""L_θ of the stochastic variant: the likelihood of x, with the sampled weights marginalised out.
+
+    With e_s = mean over C, H, W of w_s·ℓ (floor 0.2 in ``base='mse'``) and r_s of :func:`importance_log_ratio`::
+
+        L_θ = mean_n [ -log( Σ_s r_s exp(-e_s) / Σ_s r_s ) ]
+
+    Args:
+        distance: D; None leaves the importance out, r_s = 1.
+        sr: x̂ (N, C, H, W), with gradient.
+        gt: x (N, C, H, W).
+        ws: S samples of the weights in [0, 1], (S, N, C, H, W); no gradient goes to them.
+        base: ``'l1'`` or ``'mse'``, see :func:`pixel_error`.
+
+    Returns:
+        Scalar.
+    """
+    ws = at_least_fp32(ws.detach())
+    error = pixel_error(sr, gt, base, MSE_FLOOR_STOCHASTIC)
+    e = torch.stack([(w * error).mean(dim=(1, 2, 3)) for w in ws])
+    log_r = torch.zeros_like(e) if distance is None else importance_log_ratio(distance, sr, gt, ws)
+    return -torch.logsumexp(torch.log_softmax(log_r, dim=0) - e, dim=0).mean()
+
+
+def k_schedule(t: float, k_start: float = 0.3, k_end: float = 0.9, k_decay: float = 100.0) -> float:
+    r"""k(t) = k_start + (k_end - k_start)·(1 - exp(-t / k_decay)), with t in epochs (the paper's) or iterations."""
+    return k_start + (k_end - k_start) * (1 - math.exp(-t / k_decay))

@@ -1,0 +1,1 @@
+"""Losses: TLW and the distances it uses."""

@@ -1,0 +1,95 @@
+"""The pixel loss with trainable weights: the paper's equations on BasicSR's images."""
+
+from typing import Any
+
+from basicsr.losses import build_loss
+from basicsr.utils.registry import LOSS_REGISTRY
+from torch import Tensor, nn
+
+from tlw_basicsr.errors import UserError
+from tlw_basicsr.functional import (
+    BASES,
+    EPS_DISTANCE,
+    Distance,
+    marginal_pixel_loss,
+    sample_weights,
+    weight_criterion_loss,
+    weighted_pixel_loss,
+)
+
+
+def signed(image: Tensor) -> Tensor:
+    """BasicSR's range [0, 1] to the equations' range [-1, 1]."""
+    return 2 * image - 1
+
+
+@LOSS_REGISTRY.register()
+class TLWLoss(nn.Module):
+    """Trainable Loss Weights (arXiv:2301.10575): L_φ for the weighting network, L_θ for the SR network.
+
+    It takes the weights as an argument and holds no weighting network: :class:`TLWModel` owns that, and calls
+    :meth:`weight_loss` in its E step and :meth:`forward` in its M step. Images are in [0, 1].
+
+    Args:
+        distance: options of D, ``{type: a registered loss that gives one value per sample, …}``, or such a module;
+            None for the paper's, ``{type: LPIPSDistance, net: vgg}``.
+        base: ``'l1'`` or ``'mse'`` (the paper's l2).
+        stochastic: the variant with sampled weights, the paper's for its tables; else the deterministic one.
+        num_samples: S, samples of the weights in one M step (stochastic variant).
+        loss_weight: factor of L_θ.
+    """
+
+    def __init__(
+        self,
+        distance: dict[str, Any] | nn.Module | None = None,
+        base: str = "l1",
+        stochastic: bool = True,
+        num_samples: int = 3,
+        loss_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if base not in BASES:
+            raise UserError(f"TLWLoss: base must be one of {', '.join(BASES)}, got {base!r}")
+        if num_samples < 1:
+            raise UserError(f"TLWLoss: num_samples must be at least 1, got {num_samples}")
+        if distance is None:
+            distance = {"type": "LPIPSDistance", "net": "vgg"}
+        self.distance = distance if isinstance(distance, nn.Module) else build_loss(distance)
+        self.base = base
+        self.stochastic = stochastic
+        self.num_samples = num_samples
+        self.loss_weight = loss_weight
+
+    def distance_to(self, gt: Tensor) -> Distance:
+        """D(·, x) on [-1, 1] images, with the features of x = ``gt`` computed once, here.
+
+        The result is a ``distance(a, b)`` for this x alone: the equations compare with nothing else, so ``b`` is not
+        looked at.
+        """
+        d = self.distance
+        if not hasattr(d, "features"):
+            return lambda a, _: d((a + 1) / 2, gt)
+        reference = d.features(gt.detach())
+        return lambda a, _: d.compare(d.features((a + 1) / 2), reference)
+
+    def weight_loss(self, sr: Tensor, gt: Tensor, w: Tensor, distance: Distance) -> Tensor:
+        """L_φ of the weights ``w`` = g_φ(x, x̂), through one sample of them in the stochastic variant: scalar.
+
+        ``sr``, ``gt`` in [0, 1] and ``w`` are (N, C, H, W); ``distance`` is :meth:`distance_to` of ``gt``.
+        """
+        sr, gt = signed(sr), signed(gt)
+        if not self.stochastic:
+            return weight_criterion_loss(distance, sr, gt, w, eps=0.0)
+        return weight_criterion_loss(distance, sr, gt, sample_weights(w, 1)[0], eps=EPS_DISTANCE)
+
+    def forward(self, sr: Tensor, gt: Tensor, w: Tensor, distance: Distance | None = None) -> Tensor:
+        """``loss_weight``·L_θ of the SR image under the weights ``w`` = g_φ(x, x̂), which get no gradient: scalar.
+
+        ``sr``, ``gt`` in [0, 1] and ``w`` are (N, C, H, W); ``distance`` is :meth:`distance_to` of ``gt``, computed
+        here if None.
+        """
+        if not self.stochastic:
+            return self.loss_weight * weighted_pixel_loss(signed(sr), signed(gt), w, self.base)
+        distance = distance or self.distance_to(gt)
+        ws = sample_weights(w.detach(), self.num_samples)
+        return self.loss_weight * marginal_pixel_loss(distance, signed(sr), signed(gt), ws, self.base)

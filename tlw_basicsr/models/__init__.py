@@ -1,0 +1,32 @@
+"""BasicSR models with Trainable Loss Weights, and building any model for training."""
+
+from copy import deepcopy
+from typing import Any
+
+from basicsr.models.base_model import BaseModel
+from basicsr.utils import get_root_logger
+from basicsr.utils.registry import MODEL_REGISTRY
+
+from tlw_basicsr.errors import UserError
+from tlw_basicsr.models.tlw_model import TLWMixin, TLWModel, with_tlw
+from tlw_basicsr.models.training import TrainingMixin, with_training
+
+__all__ = ["TLWMixin", "TLWModel", "TrainingMixin", "build_model", "with_tlw", "with_training"]
+
+
+def build_model(opt: dict[str, Any]) -> BaseModel:
+    """BasicSR's ``build_model``, with :class:`TrainingMixin` in every model class.
+
+    Raises:
+        UserError: the model refuses its options.
+    """
+    opt = deepcopy(opt)
+    model = MODEL_REGISTRY.get(opt["model_type"])
+    if issubclass(model, BaseModel):
+        model = with_training(model)
+    try:
+        built = model(opt)
+    except KeyError as error:
+        raise UserError(f"{opt['model_type']}: the option {error} is missing") from error
+    get_root_logger().info(f"Model [{type(built).__name__}] is created.")
+    return built

@@ -1,0 +1,140 @@
+"""Training with Trainable Loss Weights on top of a BasicSR model."""
+
+from collections import OrderedDict
+from functools import cache
+from typing import Any
+
+import torch
+from basicsr.archs import build_network
+from basicsr.models.base_model import BaseModel
+from basicsr.utils.registry import MODEL_REGISTRY
+from torch import Tensor
+
+from tlw_basicsr.errors import UserError
+from tlw_basicsr.functional import k_schedule
+from tlw_basicsr.losses.tlw_loss import TLWLoss
+from tlw_basicsr.models.training import TrainingMixin
+
+
+class TLWMixin(TrainingMixin):
+    """Puts the weighting network and its E step into a BasicSR model's own training step.
+
+    Every BasicSR model with a pixel loss calls ``self.cri_pix(self.output, target)`` once in its
+    ``optimize_parameters``. That call is :meth:`tlw_pixel_loss` here: one step on the weighting network φ, then the
+    weighted loss of the same SR image, of which the model's own code takes the gradient.
+
+    Options: ``network_w``, ``train.optim_w``, ``train.pixel_opt`` (a ``TLWLoss``) and ``train.tlw`` with ``k_start``,
+    ``k_end``, ``k_decay`` and ``k_unit``, see :func:`tlw_basicsr.k_schedule`.
+    """
+
+    def init_training_settings(self) -> None:
+        """Build the weighting network, then what the base model builds, then take the place of its pixel loss."""
+        self.net_w = self.model_to_device(build_network(self.opt["network_w"]))
+        self.print_network(self.net_w)
+        load_path = self.opt["path"].get("pretrain_network_w")
+        if load_path is not None:
+            self.load_network(self.net_w, load_path, self.opt["path"].get("strict_load_w", True))
+        self.net_w.train()
+
+        tlw_opt = dict(self.opt["train"].get("tlw") or {})
+        self.k_unit = tlw_opt.pop("k_unit", "epoch")
+        self.k_options = tlw_opt
+        self.epoch: int | None = None
+        self.tlw_log: OrderedDict[str, Tensor] = OrderedDict()
+
+        super().init_training_settings()
+        if not isinstance(getattr(self, "cri_pix", None), TLWLoss):
+            raise UserError("train.pixel_opt.type: TLWModel needs TLWLoss as the pixel loss")
+        self.cri_tlw, self.cri_pix = self.cri_pix, self.tlw_pixel_loss
+
+    def setup_optimizers(self) -> None:
+        """The base model's optimisers, then that of the weighting network."""
+        super().setup_optimizers()
+        optim_opt = dict(self.opt["train"]["optim_w"])
+        self.optimizer_w = self.get_optimizer(optim_opt.pop("type"), self.net_w.parameters(), **optim_opt)
+        self.optimizers.append(self.optimizer_w)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the epoch, counted from 0, for ``k_unit: epoch``."""
+        self.epoch = epoch
+
+    def optimize_parameters(self, current_iter: int) -> None:
+        """The base model's step, with k of this iteration."""
+        if self.k_unit == "iter":
+            t = current_iter - 1
+        elif self.epoch is not None:
+            t = self.epoch
+        else:
+            raise UserError("train.tlw.k_unit: epoch needs tlw_basicsr's train.py; with another one, use k_unit: iter")
+        self.get_bare_model(self.net_w).k = self.k = k_schedule(t, **self.k_options)
+        super().optimize_parameters(current_iter)
+
+    def tlw_pixel_loss(self, sr: Tensor, gt: Tensor, **_: Any) -> Tensor:
+        """One iteration of expectation-maximisation on the SR image x̂ = ``sr`` that the base model has computed.
+
+        E: one step on φ with L_φ, x̂ detached. M: fresh weights of the updated φ without gradient, and L_θ of x̂,
+        whose step on θ is the base model's. The features of x are computed once for both.
+
+        Args:
+            sr: x̂ in [0, 1], (N, C, H, W), or (N, T, C, H, W) of a video, whose frames are taken as samples.
+            gt: x, likewise.
+
+        Returns:
+            L_θ, scalar.
+        """
+        if sr.ndim == 5:
+            sr, gt = sr.flatten(0, 1), gt.flatten(0, 1)
+        fixed_sr = sr.detach()
+        distance = self.cri_tlw.distance_to(gt)
+
+        l_w = self.cri_tlw.weight_loss(fixed_sr, gt, self.net_w(fixed_sr, gt), distance)
+        self.optimizer_w.zero_grad()
+        l_w.backward()
+        self.optimizer_w.step()
+
+        with torch.no_grad():
+            w = self.net_w(fixed_sr, gt)
+        self.tlw_log = OrderedDict(l_w=l_w.detach(), w=w)
+        return self.cri_tlw(sr, gt, w, distance)
+
+    def get_current_log(self) -> OrderedDict[str, float]:
+        """The base model's log, and of the newest iteration with a pixel loss: L_φ, WC, k, mean and spread of w.
+
+        WC = exp(-L_φ) is the geometric mean over the batch of the weight criterion of the E step's sample.
+        """
+        log = OrderedDict(super().get_current_log())
+        if self.tlw_log:
+            l_w, w = self.tlw_log["l_w"], self.tlw_log["w"]
+            log.update(self.reduce_loss_dict(OrderedDict(l_w=l_w, wc=(-l_w).exp(), w_mean=w.mean(), w_std=w.std())))
+            log["k"] = self.k
+        return log
+
+    def save(self, epoch: int, current_iter: int) -> None:
+        """``net_w_{current_iter}.pth``, then the base model's files, the training state last."""
+        self.save_network(self.net_w, "net_w", current_iter)
+        super().save(epoch, current_iter)
+
+    def training_state(self) -> dict[str, Any]:
+        """Also k."""
+        return {**super().training_state(), "tlw": {"k": self.get_bare_model(self.net_w).k}}
+
+    def resume_training(self, resume_state: dict[str, Any]) -> None:
+        """Also k."""
+        super().resume_training(resume_state)
+        if "tlw" in resume_state:
+            self.get_bare_model(self.net_w).k = resume_state["tlw"]["k"]
+
+
+@cache
+def with_tlw(base: type[BaseModel]) -> type[BaseModel]:
+    """The class ``TLW{base}``: the BasicSR model class ``base`` trained with Trainable Loss Weights."""
+    return type(f"TLW{base.__name__}", (TLWMixin, base), {})
+
+
+@MODEL_REGISTRY.register()
+class TLWModel:
+    """``model_type: TLWModel``: the registered model ``base_model`` (default SRModel) under :class:`TLWMixin`."""
+
+    def __new__(cls, opt: dict[str, Any]) -> BaseModel:
+        """Build the model from BasicSR's options."""
+        return with_tlw(MODEL_REGISTRY.get(opt.get("base_model", "SRModel")))(opt)

@@ -1,0 +1,140 @@
+"""What a training needs of any BasicSR model and BasicSR's own lacks: files written whole, states that hold all."""
+
+import random
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from basicsr.models.base_model import BaseModel
+from basicsr.utils import get_root_logger
+from basicsr.utils.dist_util import master_only
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from tlw_basicsr.checkpoint import check_fit, network_state, save_file
+from tlw_basicsr.errors import UserError
+
+
+class TrainingMixin(BaseModel):
+    """Checkpoints and devices of a BasicSR model; goes before the model's own class."""
+
+    def model_to_device(self, net: nn.Module) -> nn.Module:
+        """As BasicSR's; distributed on CPU processes too."""
+        if self.opt["dist"] and self.device.type == "cpu":
+            unused = self.opt.get("find_unused_parameters", False)
+            return DistributedDataParallel(net, find_unused_parameters=unused)
+        return super().model_to_device(net)
+
+    @master_only
+    def save_network(
+        self,
+        net: nn.Module | list[nn.Module],
+        net_label: str,
+        current_iter: int,
+        param_key: str | list[str] = "params",
+    ) -> None:
+        """Write ``{net_label}_{current_iter}.pth`` in BasicSR's format, whole or not at all (-1 is ``latest``)."""
+        nets = net if isinstance(net, list) else [net]
+        keys = param_key if isinstance(param_key, list) else [param_key]
+        content = {
+            key: {name: tensor.detach().cpu() for name, tensor in self.get_bare_model(one).state_dict().items()}
+            for key, one in zip(keys, nets, strict=True)
+        }
+        label = "latest" if current_iter == -1 else current_iter
+        save_file(content, Path(self.opt["path"]["models"], f"{net_label}_{label}.pth"))
+
+    def load_network(
+        self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = "params"
+    ) -> None:
+        """Load a network in BasicSR's format.
+
+        Raises:
+            UserError: the file is missing, damaged, or of another network.
+        """
+        net = self.get_bare_model(net)
+        what = "pretrained network"
+        state = network_state(load_path, param_key, what)
+        check_fit(state, net, strict, load_path, what)
+        if not strict:
+            own = net.state_dict()
+            state = {name: v for name, v in state.items() if name in own and own[name].shape == v.shape}
+        get_root_logger().info(f"Loading {type(net).__name__} from {load_path}, param key [{param_key}].")
+        net.load_state_dict(state, strict=strict)
+
+    def training_state(self) -> dict[str, Any]:
+        """What a resumed training needs beside the networks, optimisers and schedulers."""
+        return {
+            "random": random_state(),
+            "best_metric_results": getattr(self, "best_metric_results", {}),
+        }
+
+    @master_only
+    def save_training_state(self, epoch: int, current_iter: int) -> None:
+        """Write ``{current_iter}.state``: BasicSR's entries and :meth:`training_state`; nothing at -1."""
+        if current_iter == -1:
+            return
+        state = {
+            "epoch": epoch,
+            "iter": current_iter,
+            "optimizers": [o.state_dict() for o in self.optimizers],
+            "schedulers": [plain(s.state_dict()) for s in self.schedulers],
+            **self.training_state(),
+        }
+        save_file(state, Path(self.opt["path"]["training_states"], f"{current_iter}.state"))
+
+    def resume_training(self, resume_state: dict[str, Any]) -> None:
+        """Load optimisers and schedulers, and the best metrics so far.
+
+        Raises:
+            UserError: the state is of a training with other optimisers.
+        """
+        for name in ("optimizers", "schedulers"):
+            theirs, ours = len(resume_state[name]), len(getattr(self, name))
+            if theirs != ours:
+                raise UserError(
+                    f"path.resume_state: the state holds {theirs} {name}, this training has {ours}: "
+                    "it was written by a training with other options"
+                )
+        try:
+            super().resume_training(resume_state)
+        except ValueError as error:
+            raise UserError(f"path.resume_state: the state is of other networks ({error})") from error
+        if resume_state.get("best_metric_results"):
+            self.best_metric_results = resume_state["best_metric_results"]
+
+
+@cache
+def with_training(base: type[BaseModel]) -> type[BaseModel]:
+    """``base`` with :class:`TrainingMixin` before it, under its own name."""
+    return base if issubclass(base, TrainingMixin) else type(base.__name__, (TrainingMixin, base), {})
+
+
+def plain(value: Any) -> Any:
+    """``value`` with every mapping a dict, which ``weights_only`` loading knows (a scheduler holds a Counter)."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    return value
+
+
+def random_state() -> dict[str, Any]:
+    """State of the random generators of python, numpy and torch, in types that ``weights_only`` loading knows."""
+    kind, keys, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (kind, keys.tolist(), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Undo :func:`random_state`. The GPUs' part is left out where their number differs."""
+    random.setstate(state["python"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])

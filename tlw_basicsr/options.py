@@ -1,0 +1,568 @@
+"""BasicSR's command line and YAML, read safely and checked against what exists before anything runs."""
+
+import argparse
+import ast
+import difflib
+import importlib
+import inspect
+import random
+import re
+import sys
+from collections.abc import Callable, Collection, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+from basicsr.models import lr_scheduler
+from basicsr.utils import set_random_seed
+from basicsr.utils.registry import (
+    ARCH_REGISTRY,
+    DATASET_REGISTRY,
+    LOSS_REGISTRY,
+    METRIC_REGISTRY,
+    MODEL_REGISTRY,
+    Registry,
+)
+
+from tlw_basicsr.distributed import LAUNCHERS, init_distributed
+from tlw_basicsr.errors import UserError
+from tlw_basicsr.models.tlw_model import with_tlw
+
+Options = dict[str, Any]
+
+
+# ------------------------------------------------------------------------------------------------- reading
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, which also reads ``1e-4`` as a number and refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def load_yaml(text: str, name: str) -> Any:
+    """Parse YAML without running code.
+
+    Raises:
+        UserError: it is not YAML; the message has the line.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{name}, line {mark.line + 1}" if mark else name
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise UserError(f"{place}: not valid YAML: {problem}") from error
+
+
+def force_options(opt: Options, entries: list[str]) -> None:
+    """Apply ``--force_yml`` entries such as ``train:ema_decay=0.999`` to ``opt``. A value is YAML; so is ``none``.
+
+    The last key of an entry may be new; the sections before it must exist.
+    """
+    for entry in entries:
+        keys, separator, text = entry.partition("=")
+        if not separator:
+            raise UserError(f"--force_yml {entry}: expected key=value or section:key=value")
+        *sections, last = (key.strip() for key in keys.split(":"))
+        place = opt
+        for section in sections:
+            place = place.get(section)
+            if not isinstance(place, dict):
+                raise UserError(f"--force_yml {entry}: the options have no section {section!r}")
+        text = text.strip()
+        place[last] = None if text.lower() == "none" else load_yaml(text, f"--force_yml {entry}")
+
+
+def parse_options(root_path: str, is_train: bool = True, argv: list[str] | None = None) -> tuple[Options, Any]:
+    """BasicSR's ``parse_options``: the command line and its YAML to the options, checked.
+
+    Args:
+        root_path: folder in which ``experiments/`` or ``results/`` is.
+        is_train: for ``train.py`` or ``test.py``.
+        argv: the command line's arguments, ``sys.argv[1:]`` if None.
+
+    Returns:
+        The options, with BasicSR's additions, and the arguments.
+
+    Raises:
+        UserError: see :func:`check_options`.
+    """
+    parser = argparse.ArgumentParser(description="Train or test a BasicSR model, with or without TLW.")
+    parser.add_argument("-opt", required=True, help="path to the option YAML file")
+    parser.add_argument("--launcher", choices=LAUNCHERS, default="none", help="job launcher")
+    parser.add_argument("--auto_resume", action="store_true", help="resume from the newest training state")
+    parser.add_argument("--debug", action="store_true", help="log every iteration, validate and save every 8th")
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help="set by old launchers; not used")
+    parser.add_argument("--force_yml", nargs="+", default=[], help="options to set, such as train:ema_decay=0.999")
+    args = parser.parse_args(argv)
+
+    try:
+        text = Path(args.opt).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"-opt {args.opt}: can't be read as text ({type(error).__name__})") from error
+    opt = load_yaml(text, args.opt)
+    if not isinstance(opt, dict):
+        raise UserError(f"-opt {args.opt}: must hold options, 'key: value', not a {type(opt).__name__}")
+    force_options(opt, args.force_yml)
+    for name in opt.get("plugins") or []:
+        _import_plugin(name)
+
+    check_options(opt, is_train)
+    opt.update(auto_resume=args.auto_resume, is_train=is_train, dist=args.launcher != "none")
+    opt["rank"], opt["world_size"] = init_distributed(args.launcher, **(opt.get("dist_params") or {}))
+    if opt.get("manual_seed") is None:
+        opt["manual_seed"] = random.randint(1, 10000)
+    set_random_seed(opt["manual_seed"] + opt["rank"])
+    _complete(opt, Path(root_path), args.debug)
+    return opt, args
+
+
+def _import_plugin(name: str) -> None:
+    sys.path.append(str(Path.cwd()))
+    try:
+        importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(f"plugins: {name} can't be imported ({error})") from error
+    finally:
+        sys.path.pop()
+
+
+def _complete(opt: Options, root: Path, debug: bool) -> None:
+    """Add what BasicSR adds to the options it has read."""
+    if debug and not opt["name"].startswith("debug"):
+        opt["name"] = "debug_" + opt["name"]
+    if opt["num_gpu"] == "auto":
+        opt["num_gpu"] = torch.cuda.device_count()
+    for key, dataset in opt["datasets"].items():
+        dataset.update(phase=key.split("_")[0], scale=opt["scale"])
+        for root_key in [k for k in dataset if k.startswith("dataroot")]:
+            if isinstance(dataset[root_key], str):
+                dataset[root_key] = str(Path(dataset[root_key]).expanduser())
+    path = opt["path"]
+    for key, value in path.items():
+        if value is not None and ("resume_state" in key or "pretrain_network" in key):
+            path[key] = str(Path(value).expanduser())
+    if opt.get("val"):
+        # a bar is for a person to look at
+        opt["val"]["pbar"] = opt["val"].get("pbar", True) and sys.stderr.isatty()
+    if opt["is_train"]:
+        experiment = root / "experiments" / opt["name"]
+        path.update(
+            experiments_root=str(experiment),
+            models=str(experiment / "models"),
+            training_states=str(experiment / "training_states"),
+            log=str(experiment),
+            visualization=str(experiment / "visualization"),
+        )
+        if "debug" in opt["name"]:
+            opt["logger"].update(print_freq=1, save_checkpoint_freq=8)
+            if opt.get("val"):
+                opt["val"]["val_freq"] = 8
+    else:
+        results = root / "results" / opt["name"]
+        path.update(results_root=str(results), log=str(results), visualization=str(results / "visualization"))
+
+
+# ------------------------------------------------------------------------------------------------- kinds
+
+
+class Kind(NamedTuple):
+    """What an option may be, for a person and for the check."""
+
+    text: str
+    accepts: Callable[[Any], bool]
+
+
+def _whole(minimum: int) -> Kind:
+    return Kind(
+        f"a whole number of at least {minimum}",
+        lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= minimum,
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _one_of(*choices: Any) -> Kind:
+    return Kind("one of " + ", ".join(map(str, choices)), lambda v: v in choices)
+
+
+def _or_none(kind: Kind) -> Kind:
+    return Kind(kind.text + ", or ~", lambda v: v is None or kind.accepts(v))
+
+
+ANY = Kind("anything", lambda _: True)
+STR = Kind("text", lambda v: isinstance(v, str) and v != "")
+BOOL = Kind("true or false", lambda v: isinstance(v, bool))
+NUMBER = Kind("a number", _is_number)
+POSITIVE = Kind("a number above 0", lambda v: _is_number(v) and v > 0)
+NOT_NEGATIVE = Kind("a number of at least 0", lambda v: _is_number(v) and v >= 0)
+FRACTION = Kind("a number in (0, 1)", lambda v: _is_number(v) and 0 < v < 1)
+DICT = Kind("a section of 'key: value'", lambda v: isinstance(v, dict))
+LIST = Kind("a list", lambda v: isinstance(v, list))
+NAMES = Kind("a list of names", lambda v: isinstance(v, list) and all(isinstance(n, str) for n in v))
+FOLDER_NAME = Kind(
+    "a plain folder name, without / or ..", lambda v: isinstance(v, str) and v not in ("", "..") and Path(v).name == v
+)
+
+Schema = Mapping[str, Kind]
+
+
+def suggestion(word: str, choices: Collection[str]) -> str:
+    """`` (did you mean …?)``, or nothing."""
+    close = difflib.get_close_matches(str(word), sorted(map(str, choices)), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def check_section(
+    section: Any, where: str, schema: Schema, required: Collection[str] = (), others: Collection[str] = ()
+) -> None:
+    """Check a section of the options.
+
+    Args:
+        section: its keys and values.
+        where: its place, such as ``train.tlw``; empty for the top.
+        schema: the kinds of the known keys.
+        required: keys that must be there.
+        others: further keys, which may hold anything.
+
+    Raises:
+        UserError: a key is unknown or missing, or a value is of the wrong kind.
+    """
+    if not isinstance(section, dict):
+        raise UserError(f"{where}: expected a section of 'key: value', got {section!r}")
+    prefix = f"{where}." if where else ""
+    for key, value in section.items():
+        if key in schema:
+            if not schema[key].accepts(value):
+                raise UserError(f"{prefix}{key}: expected {schema[key].text}, got {value!r}")
+        elif key not in others:
+            known = sorted({*schema, *required})
+            raise UserError(
+                f"{prefix}{key}: unknown option{suggestion(key, [*known, *others])}; accepted are {', '.join(known)}"
+            )
+    for key in required:
+        if key not in section:
+            raise UserError(f"{prefix}{key}: missing; expected {schema.get(key, ANY).text}")
+
+
+def lookup(registry: Registry, section: Mapping[str, Any] | None, where: str, key: str = "type") -> Callable:
+    """The object that ``section[key]`` names in a BasicSR registry.
+
+    Raises:
+        UserError: nothing of that name is registered; the message lists what is.
+    """
+    if not isinstance(section, dict):
+        raise UserError(f"{where}: expected a section with '{key}', got {section!r}")
+    if key not in section:
+        raise UserError(f"{where}.{key}: missing; accepted are {', '.join(_names(registry))}")
+    name = section[key]
+    for candidate in (name, f"{name}_basicsr"):
+        if isinstance(name, str) and candidate in registry:
+            return dict(iter(registry))[candidate]
+    place = f"{where}.{key}" if where else key
+    raise UserError(
+        f"{place}: {name!r} is not registered{suggestion(name, _names(registry))}; "
+        f"accepted are {', '.join(_names(registry))}"
+    )
+
+
+def _names(registry: Registry) -> list[str]:
+    return sorted(name.removesuffix("_basicsr") for name in registry.keys())  # noqa: SIM118, a Registry is no dict
+
+
+def check_arguments(
+    section: Options, where: str, call: Callable, given: Collection[str] = ("type",), extra: Collection[str] = ()
+) -> None:
+    """Check options that become keyword arguments of ``call`` against its signature.
+
+    Args:
+        section: the options.
+        where: their place.
+        call: a class or function.
+        given: keys of the section that are not arguments.
+        extra: parameters that are not options.
+
+    Raises:
+        UserError: a key is no parameter, a parameter without default is missing, or a value can't be meant, going by
+            the parameter's annotation or default.
+    """
+    parameters = [p for p in inspect.signature(call).parameters.values() if p.name not in ("self", *extra)]
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    schema = dict.fromkeys(given, ANY) | {p.name: _kind_of(p) for p in named}
+    required = [p.name for p in named if p.default is p.empty]
+    others = mentioned(call) if open_ended else ()
+    check_section(section, where, schema, required, others)
+
+
+def _kind_of(parameter: inspect.Parameter) -> Kind:
+    """The kind of a parameter's values, from its annotation, else from its default."""
+    whole = Kind("a whole number", lambda v: isinstance(v, int) and not isinstance(v, bool))
+    types = {bool: BOOL, str: STR, int: whole, float: NUMBER}
+    if parameter.annotation in types:
+        return types[parameter.annotation]
+    default = parameter.default
+    if parameter.annotation is parameter.empty and type(default) in types:
+        if isinstance(default, bool):
+            return BOOL
+        # a default of 1 may well mean a float
+        return NUMBER if _is_number(default) else Kind("text or ~", lambda v: v is None or isinstance(v, str))
+    return ANY
+
+
+@cache
+def _literals(module: str) -> frozenset[str]:
+    """The string constants in a module's source."""
+    try:
+        tree = ast.parse(inspect.getsource(sys.modules[module]))
+    except (KeyError, OSError, TypeError):
+        return frozenset()
+    return frozenset(n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str))
+
+
+def mentioned(what: Callable) -> frozenset[str]:
+    """The words that the code of a class (and its bases) or function mentions: the options it may read are among them.
+
+    So third-party parts that take BasicSR's ``opt`` are checked for misspelt keys too.
+    """
+    modules = {c.__module__ for c in inspect.getmro(what)} if inspect.isclass(what) else {what.__module__}
+    return frozenset().union(*(_literals(m) for m in modules if m.split(".")[0] not in ("builtins", "torch")))
+
+
+# ------------------------------------------------------------------------------------------------- checks
+
+TOP = {
+    "name": FOLDER_NAME,
+    "model_type": STR,
+    "base_model": STR,
+    "scale": _whole(1),
+    "num_gpu": Kind("a whole number of at least 0, or auto", lambda v: v == "auto" or _whole(0).accepts(v)),
+    "manual_seed": _or_none(_whole(0)),
+    "plugins": _or_none(NAMES),
+    "datasets": DICT,
+    "path": DICT,
+    "train": DICT,
+    "val": _or_none(DICT),
+    "logger": DICT,
+    "dist_params": _or_none(DICT),
+    "find_unused_parameters": BOOL,
+}
+DATASET = {
+    "name": STR,
+    "type": STR,
+    "dataroot_gt": STR,
+    "dataroot_lq": STR,
+    "meta_info_file": _or_none(STR),
+    "io_backend": DICT,
+    "filename_tmpl": STR,
+    "gt_size": _or_none(_whole(1)),
+    "mod_crop": _or_none(_whole(1)),
+    "quantize_lq": BOOL,
+    "use_hflip": BOOL,
+    "use_rot": BOOL,
+    "use_shuffle": BOOL,
+    "batch_size_per_gpu": _whole(1),
+    "num_worker_per_gpu": _whole(0),
+    "dataset_enlarge_ratio": _whole(1),
+    "prefetch_mode": _or_none(_one_of("cpu", "cuda")),
+    "num_prefetch_queue": _whole(1),
+    "pin_memory": BOOL,
+    "persistent_workers": BOOL,
+    "color": _or_none(STR),
+    "mean": _or_none(LIST),
+    "std": _or_none(LIST),
+}
+TRAIN = {
+    "total_iter": POSITIVE,  # BasicSR writes 1e6 too
+    "warmup_iter": NUMBER,
+    "ema_decay": Kind("a number in [0, 1)", lambda v: _is_number(v) and 0 <= v < 1),
+    "scheduler": DICT,
+    "tlw": _or_none(DICT),
+}
+TLW = {
+    "k_start": FRACTION,
+    "k_end": FRACTION,
+    "k_decay": POSITIVE,
+    "k_unit": _one_of("epoch", "iter"),
+}
+VAL = {
+    "val_freq": POSITIVE,
+    "save_img": BOOL,
+    "pbar": BOOL,
+    "suffix": _or_none(STR),
+    "metrics": _or_none(DICT),
+}
+LOGGER = {
+    "print_freq": POSITIVE,
+    "save_checkpoint_freq": POSITIVE,
+    "use_tb_logger": BOOL,
+    "wandb": _or_none(DICT),
+}
+SCHEDULERS = {
+    "MultiStepLR": lr_scheduler.MultiStepRestartLR,
+    "MultiStepRestartLR": lr_scheduler.MultiStepRestartLR,
+    "CosineAnnealingRestartLR": lr_scheduler.CosineAnnealingRestartLR,
+}
+
+
+def check_options(opt: Options, is_train: bool) -> None:
+    """Check all options against what BasicSR, this package and loaded plugins have.
+
+    Raises:
+        UserError: a key is unknown or missing, a value is of the wrong kind, a name is not registered, or options do
+            not fit each other. One line that names the key and says what is accepted.
+    """
+    networks = [key for key in opt if str(key).startswith("network_")]
+    schema = TOP | dict.fromkeys(networks, DICT)
+    required = ["name", "model_type", "scale", "num_gpu", "datasets", "network_g", "path"]
+    required += ["train", "logger"] if is_train else ["val"]
+    model = _model_class(opt)
+    known = mentioned(model)
+    check_section(opt, "", schema, required, known)
+    devices = torch.cuda.device_count()
+    if opt["num_gpu"] != "auto" and opt["num_gpu"] > devices:
+        raise UserError(
+            f"num_gpu: {opt['num_gpu']}, but {devices} are visible here; accepted are 0 to {devices}, or auto"
+        )
+    for key in networks:
+        arch = lookup(ARCH_REGISTRY, opt[key], key)
+        check_arguments(opt[key], key, arch)
+    for key in ("upscale", "scale", "upscale_factor"):
+        factor = opt["network_g"].get(key)
+        if factor is not None and factor != opt["scale"]:
+            raise UserError(f"network_g.{key}: {factor} does not fit scale: {opt['scale']}")
+    _check_path(opt, networks, known)
+    _check_datasets(opt, is_train)
+    if opt.get("val"):
+        check_section(opt["val"], "val", VAL, ["val_freq", "save_img"] if is_train else ["save_img"], known)
+        for name, metric in (opt["val"].get("metrics") or {}).items():
+            where = f"val.metrics.{name}"
+            check_arguments(metric, where, lookup(METRIC_REGISTRY, metric, where), ("type", "better"), ("img", "img2"))
+            check_section(metric, where, {"better": _one_of("higher", "lower")}, (), metric)
+        if not is_train:
+            opt["val"].setdefault("suffix", None)
+    if is_train:
+        check_section(opt["logger"], "logger", LOGGER, ["print_freq", "save_checkpoint_freq", "use_tb_logger"], known)
+        _check_train(opt, model, known)
+
+
+def _model_class(opt: Options) -> type:
+    """The class of the model; for TLWModel, of its base model with TLW."""
+    model = lookup(MODEL_REGISTRY, opt, "", "model_type")
+    if opt["model_type"] != "TLWModel":
+        return model
+    base = lookup(MODEL_REGISTRY, {"base_model": "SRModel", **opt}, "", "base_model")
+    if base is model:
+        raise UserError("base_model: TLWModel can't stand on itself; name a BasicSR model such as SRModel")
+    return with_tlw(base)
+
+
+def _check_path(opt: Options, networks: list[str], known: Collection[str]) -> None:
+    schema = {"resume_state": _or_none(STR), "ignore_resume_networks": _or_none(NAMES)}
+    for network in networks:
+        label = network.removeprefix("network_")
+        schema |= {
+            f"pretrain_network_{label}": _or_none(STR),
+            f"strict_load_{label}": BOOL,
+            f"param_key_{label}": _or_none(STR),
+        }
+    schema |= {"strict_load": BOOL}
+    others = [key for key in known if key.startswith(("pretrain_network_", "strict_load_", "param_key_"))]
+    check_section(opt["path"], "path", schema, (), others)
+
+
+def _check_datasets(opt: Options, is_train: bool) -> None:
+    phases = ("train", "val") if is_train else ("test", "val")
+    for key, dataset in opt["datasets"].items():
+        where, phase = f"datasets.{key}", str(key).split("_")[0]
+        if phase not in phases:
+            raise UserError(f"{where}: unknown data set; accepted are {' and '.join(phases)}, also as {phases[1]}_2")
+        kind = lookup(DATASET_REGISTRY, dataset, where)
+        required = ["name", "type"]
+        if phase == "train":
+            required += ["batch_size_per_gpu", "num_worker_per_gpu"]
+        if kind.__name__ in ("BicubicSRDataset", "PairedImageDataset"):
+            required += ["dataroot_gt", "io_backend"]
+            if phase == "train":
+                required += ["gt_size"]
+        if kind.__name__ == "PairedImageDataset":
+            required += ["dataroot_lq"] + (["use_hflip", "use_rot"] if phase == "train" else [])
+        check_section(dataset, where, DATASET, required, {*mentioned(kind), "phase", "scale"})
+        if "io_backend" in dataset:
+            check_section(dataset["io_backend"], f"{where}.io_backend", {"type": _one_of("disk", "lmdb")}, ["type"])
+        gt_size = dataset.get("gt_size")
+        if phase == "train" and gt_size and gt_size % opt["scale"]:
+            raise UserError(f"{where}.gt_size: {gt_size} is not a multiple of the scale {opt['scale']}")
+        if phase == "train" and "gt_size" in dataset and not gt_size and kind.__name__ != "BicubicSRDataset":
+            raise UserError(
+                f"{where}.gt_size: expected a whole number of at least 1 for {kind.__name__}, got {gt_size!r}"
+            )
+        if dataset.get("prefetch_mode") == "cuda":
+            if not torch.cuda.is_available() or opt["num_gpu"] == 0:
+                raise UserError(f"{where}.prefetch_mode: cuda needs a GPU; accepted without one are cpu and ~")
+            if not dataset.get("pin_memory"):
+                raise UserError(f"{where}.prefetch_mode: cuda needs pin_memory: true")
+    if is_train and "train" not in opt["datasets"]:
+        raise UserError("datasets.train: missing; a training needs it")
+
+
+def _check_train(opt: Options, model: type, known: Collection[str]) -> None:
+    train = opt["train"]
+    optimisers = [key for key in train if str(key).startswith("optim_")]
+    losses = [key for key in train if str(key).endswith("_opt")]
+    schema = TRAIN | dict.fromkeys([*optimisers, *losses], DICT)
+    check_section(train, "train", schema, ["total_iter", "optim_g", "scheduler"], known)
+    for key in optimisers:
+        where = f"train.{key}"
+        if train[key].get("type") != "Adam":
+            raise UserError(f"{where}.type: {train[key].get('type')!r}; accepted is Adam, BasicSR's only optimiser")
+        check_arguments(train[key], where, torch.optim.Adam, extra=("params",))
+        if not POSITIVE.accepts(train[key].get("lr", 1e-3)):
+            raise UserError(f"{where}.lr: expected {POSITIVE.text}, got {train[key]['lr']!r}")
+    name = train["scheduler"].get("type")
+    if name not in SCHEDULERS:
+        raise UserError(f"train.scheduler.type: {name!r}; accepted are {', '.join(SCHEDULERS)}")
+    check_arguments(train["scheduler"], "train.scheduler", SCHEDULERS[name], extra=("optimizer", "last_epoch"))
+    for key in losses:
+        if train[key]:
+            check_arguments(train[key], f"train.{key}", lookup(LOSS_REGISTRY, train[key], f"train.{key}"))
+    _check_tlw(opt, train)
+
+
+def _check_tlw(opt: Options, train: Options) -> None:
+    """The parts of TLW need each other."""
+    pixel_type = (train.get("pixel_opt") or {}).get("type")
+    if opt["model_type"] != "TLWModel":
+        if pixel_type == "TLWLoss":
+            raise UserError("train.pixel_opt.type: TLWLoss needs model_type: TLWModel (and base_model, if not SRModel)")
+        return
+    if pixel_type != "TLWLoss":
+        raise UserError(f"train.pixel_opt.type: {pixel_type!r}; accepted with model_type: TLWModel is TLWLoss")
+    if "network_w" not in opt:
+        raise UserError("network_w: missing; TLWModel needs the weighting network, such as {type: TLWWeightNet}")
+    if "optim_w" not in train:
+        raise UserError(
+            "train.optim_w: missing; TLWModel needs the weighting network's optimiser, such as {type: Adam, lr: 1e-4}"
+        )
+    check_section(train.get("tlw") or {}, "train.tlw", TLW)
+    if opt["network_w"]["type"] == "TLWWeightNet" and not FRACTION.accepts(opt["network_w"].get("k", 0.3)):
+        raise UserError(f"network_w.k: expected {FRACTION.text}, got {opt['network_w']['k']!r}")
+    distance = train["pixel_opt"].get("distance")
+    if distance is not None:
+        where = "train.pixel_opt.distance"
+        check_arguments(distance, where, lookup(LOSS_REGISTRY, distance, where))

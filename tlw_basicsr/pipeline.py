@@ -1,0 +1,217 @@
+"""BasicSR's training and testing, as ``train.py`` and ``test.py`` run them."""
+
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from basicsr.data import build_dataloader, build_dataset
+from basicsr.data.prefetch_dataloader import CUDAPrefetcher
+from basicsr.train import init_tb_loggers
+from basicsr.utils import (
+    AvgTimer,
+    MessageLogger,
+    check_resume,
+    get_env_info,
+    get_root_logger,
+    get_time_str,
+    make_exp_dirs,
+    mkdir_and_rename,
+)
+from basicsr.utils.options import copy_opt_file, dict2str
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from tlw_basicsr.checkpoint import load_file
+from tlw_basicsr.data.resumable import ResumableSampler, SeededDataset
+from tlw_basicsr.errors import UserError
+from tlw_basicsr.models import build_model
+from tlw_basicsr.models.training import set_random_state
+from tlw_basicsr.options import Options, parse_options
+from tlw_basicsr.preflight import check_batch, check_files
+
+
+def train_pipeline(root_path: str, argv: list[str] | None = None) -> None:
+    """BasicSR's training, exact on resume: experiments, logs and TensorBoard files are made in ``root_path``.
+
+    Args:
+        root_path: the folder.
+        argv: the command line's arguments, ``sys.argv[1:]`` if None.
+
+    Raises:
+        UserError: an option, image or checkpoint is wrong. What can be known before training is checked first.
+    """
+    opt, args = parse_options(root_path, is_train=True, argv=argv)
+    opt["root_path"] = root_path
+    torch.backends.cudnn.benchmark = True
+    resume_state = load_resume_state(opt)
+    check_files(opt)
+    make_folders(opt, args.opt, resume_state is not None)
+
+    # The logger must not be used above: its file lies in the new folder.
+    log_file = Path(opt["path"]["log"], f"train_{opt['name']}_{get_time_str()}.log")
+    logger = get_root_logger(log_level=logging.INFO, log_file=str(log_file))
+    logger.info(get_env_info())
+    logger.info(dict2str(opt))
+    tb_logger = init_tb_loggers(opt)
+
+    model = build_model(opt)
+    loader, sampler = train_data(opt)
+    val_loaders = validation_data(opt)
+    total_iters = int(opt["train"]["total_iter"])
+    logger.info(
+        f"Training: {len(loader.dataset):,} images, {len(loader):,} iterations an epoch, {total_iters:,} in all, "
+        f"batch of {opt['datasets']['train']['batch_size_per_gpu']} on each of {opt['world_size']} processes."
+    )
+    current_iter = 0
+    if resume_state:
+        model.resume_training(resume_state)
+        current_iter = resume_state["iter"]
+        if "random" in resume_state and opt["rank"] == 0:
+            set_random_state(resume_state["random"])
+        logger.info(f"Resuming after iteration {current_iter:,}.")
+
+    def validate() -> None:
+        for val_loader in val_loaders:
+            model.validation(val_loader, current_iter, tb_logger, opt["val"]["save_img"])
+
+    message_logger = MessageLogger(opt, current_iter, tb_logger)
+    data_timer, iter_timer = AvgTimer(), AvgTimer()
+    show_bar = opt["rank"] == 0 and sys.stderr.isatty()
+    bar = tqdm(total=total_iters, initial=current_iter, unit="it", disable=not show_bar, dynamic_ncols=True)
+    with bar, logging_redirect_tqdm([logger]):
+        while current_iter < total_iters:
+            epoch, done = divmod(current_iter, len(loader))
+            sampler.set_position(epoch, done * loader.batch_size)
+            if hasattr(model, "set_epoch"):
+                model.set_epoch(epoch)
+            data_timer.start()
+            iter_timer.start()
+            for batch in batches(loader, opt):
+                data_timer.record()
+                current_iter += 1
+                model.update_learning_rate(current_iter, warmup_iter=opt["train"].get("warmup_iter", -1))
+                model.feed_data(batch)
+                model.optimize_parameters(current_iter)
+                iter_timer.record()
+                bar.update()
+                if current_iter % opt["logger"]["print_freq"] == 0:
+                    times = {"time": iter_timer.get_avg_time(), "data_time": data_timer.get_avg_time()}
+                    lrs = model.get_current_learning_rate()
+                    message_logger(
+                        {"epoch": epoch, "iter": current_iter, "lrs": lrs, **times, **model.get_current_log()}
+                    )
+                if current_iter % opt["logger"]["save_checkpoint_freq"] == 0:
+                    logger.info("Saving models and training states.")
+                    model.save(epoch, current_iter)
+                if val_loaders and current_iter % opt["val"]["val_freq"] == 0:
+                    validate()
+                if current_iter >= total_iters:
+                    break
+                data_timer.start()
+                iter_timer.start()
+
+    logger.info("End of training. Save the latest model.")
+    model.save(epoch=-1, current_iter=-1)
+    if val_loaders and current_iter % opt["val"]["val_freq"]:
+        validate()
+    if tb_logger:
+        tb_logger.close()
+
+
+def load_resume_state(opt: Options) -> dict[str, Any] | None:
+    """The training state to resume from, if any, and the networks' paths in ``opt`` set to those saved with it.
+
+    With ``--auto_resume`` it is the newest in ``experiments/{name}/training_states``.
+    """
+    path = opt["path"].get("resume_state")
+    if opt["auto_resume"]:
+        states = Path(opt["path"]["training_states"]).glob("*.state")
+        newest = max((s for s in states if s.stem.isdigit()), key=lambda s: int(s.stem), default=None)
+        path = str(newest) if newest else path
+    if not path:
+        return None
+    opt["path"]["resume_state"] = path
+    state = load_file(path, "path.resume_state")
+    if not {"iter", "optimizers", "schedulers"} <= state.keys():
+        raise UserError(f"path.resume_state: {path} is not a training state of BasicSR")
+    check_resume(opt, state["iter"])
+    return state
+
+
+def make_folders(opt: Options, yaml_path: str, resuming: bool) -> None:
+    """Make the experiment's folders and copy the YAML into them. An earlier run of the name is moved aside."""
+    if not resuming:
+        make_exp_dirs(opt)
+        if opt["logger"]["use_tb_logger"] and "debug" not in opt["name"] and opt["rank"] == 0:
+            mkdir_and_rename(str(Path(opt["root_path"], "tb_logger", opt["name"])))
+    elif opt["rank"] == 0:
+        for key in ("models", "training_states", "visualization"):
+            Path(opt["path"][key]).mkdir(parents=True, exist_ok=True)
+    copy_opt_file(yaml_path, opt["path"]["experiments_root"])
+
+
+def train_data(opt: Options) -> tuple[DataLoader, ResumableSampler]:
+    """The loader of the training data and its sampler."""
+    dataset_opt = opt["datasets"]["train"]
+    dataset = SeededDataset(build_dataset(dataset_opt), opt["manual_seed"])
+    check_batch(len(dataset), dataset_opt, opt["world_size"])
+    ratio = dataset_opt.get("dataset_enlarge_ratio", 1)
+    sampler = ResumableSampler(dataset, opt["world_size"], opt["rank"], ratio)
+    loader = build_dataloader(
+        dataset, dataset_opt, num_gpu=opt["num_gpu"], dist=opt["dist"], sampler=sampler, seed=opt["manual_seed"]
+    )
+    return loader, sampler
+
+
+def validation_data(opt: Options) -> list[DataLoader]:
+    """The loaders of the validation sets; none without a ``val`` section."""
+    if not opt.get("val"):
+        return []
+    sets = [options for options in opt["datasets"].values() if options["phase"] == "val"]
+    return [
+        build_dataloader(
+            build_dataset(options), options, num_gpu=opt["num_gpu"], dist=opt["dist"], seed=opt["manual_seed"]
+        )
+        for options in sets
+    ]
+
+
+def batches(loader: DataLoader, opt: Options) -> Iterator[dict[str, Any]]:
+    """The batches from the sampler's position to the end of the epoch, by the prefetcher of the options."""
+    if opt["datasets"]["train"].get("prefetch_mode") != "cuda":
+        yield from loader
+        return
+    prefetcher = CUDAPrefetcher(loader, opt)
+    while (batch := prefetcher.next()) is not None:
+        yield batch
+
+
+def test_pipeline(root_path: str, argv: list[str] | None = None) -> None:
+    """BasicSR's testing: images, metrics and the log go to ``results/{name}`` in ``root_path``.
+
+    Args:
+        root_path: the folder.
+        argv: the command line's arguments, ``sys.argv[1:]`` if None.
+
+    Raises:
+        UserError: an option, image or checkpoint is wrong.
+    """
+    opt, _ = parse_options(root_path, is_train=False, argv=argv)
+    check_files(opt)
+    make_exp_dirs(opt)
+    log_file = Path(opt["path"]["log"], f"test_{opt['name']}_{get_time_str()}.log")
+    logger = get_root_logger(log_level=logging.INFO, log_file=str(log_file))
+    logger.info(get_env_info())
+    logger.info(dict2str(opt))
+
+    model = build_model(opt)
+    for _, dataset_opt in sorted(opt["datasets"].items()):
+        loader = build_dataloader(
+            build_dataset(dataset_opt), dataset_opt, num_gpu=opt["num_gpu"], dist=opt["dist"], seed=opt["manual_seed"]
+        )
+        logger.info(f"Testing {dataset_opt['name']}: {len(loader.dataset)} images.")
+        model.validation(loader, current_iter=opt["name"], tb_logger=None, save_img=opt["val"]["save_img"])

@@ -1,0 +1,112 @@
+"""Checks of the files that the options name, before a folder is made or an iteration run."""
+
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import torch
+from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY
+
+from tlw_basicsr.checkpoint import check_fit, network_state
+from tlw_basicsr.data.bicubic_sr_dataset import check_sizes
+from tlw_basicsr.data.images import list_images
+from tlw_basicsr.errors import UserError, first_line
+from tlw_basicsr.losses.distance_loss import LPIPSDistance
+from tlw_basicsr.options import Options, lookup
+
+
+def check_files(opt: Options) -> None:
+    """Check images, checkpoints and the distance's weights.
+
+    Raises:
+        UserError: the first thing that is wrong, in one line that names the file.
+    """
+    for key, dataset_opt in opt["datasets"].items():
+        where = f"datasets.{key}"
+        check_folders(dataset_opt, where)
+        check_images(dataset_opt, where, opt["world_size"])
+    for key, value in opt["path"].items():
+        names_file = value is not None and key.startswith(("pretrain_network_", "resume_state"))
+        if names_file and not Path(value).is_file():
+            raise UserError(f"path.{key}: {value} is not a file")
+    for key in [k for k in opt if k.startswith("network_")]:
+        check_network(opt, key)
+    distance = ((opt.get("train") or {}).get("pixel_opt") or {}).get("distance") or {}
+    if distance.get("type") == "LPIPSDistance":
+        LPIPSDistance(**{k: v for k, v in distance.items() if k != "type"})
+
+
+def check_folders(opt: dict[str, Any], where: str) -> None:
+    """Check that the folders ``dataroot_*`` of a data set of any type exist."""
+    for key in [k for k in opt if k.startswith("dataroot") and opt[k] is not None]:
+        for folder in opt[key] if isinstance(opt[key], list) else [opt[key]]:
+            if not Path(folder).is_dir():
+                raise UserError(f"{where}.{key}: {folder} is not a folder")
+
+
+def check_batch(images: int, opt: dict[str, Any], world_size: int) -> None:
+    """Check that an epoch of ``images`` images fills at least one batch of a process (BasicSR would train nothing)."""
+    images = ceil(images * opt.get("dataset_enlarge_ratio", 1) / world_size)
+    if images < opt["batch_size_per_gpu"]:
+        raise UserError(
+            f"datasets.train.batch_size_per_gpu: {opt['batch_size_per_gpu']} is more than the {images} images of a "
+            "process in an epoch; lower it or raise dataset_enlarge_ratio"
+        )
+
+
+def check_images(opt: dict[str, Any], where: str, world_size: int) -> None:
+    """Check by the headers that the images of BicubicSRDataset and PairedImageDataset exist and fit the scale."""
+    kind = lookup(DATASET_REGISTRY, opt, where).__name__
+    if kind not in ("BicubicSRDataset", "PairedImageDataset"):
+        return
+    scale, train = opt["scale"], opt["phase"] == "train"
+    entries = list_images(opt, what=where)
+    mod_crop = scale if train else opt.get("mod_crop") or scale
+    check_sizes(entries, opt.get("gt_size") if train else None, mod_crop, scale, where)
+    if train:
+        check_batch(len(entries), opt, world_size)
+    if kind == "BicubicSRDataset":
+        return
+    lq_opt = {**opt, "meta_info_file": None}
+    lq_entries = {_stem(entry.path): entry for entry in list_images(lq_opt, "dataroot_lq", where)}
+    template = opt.get("filename_tmpl", "{}")
+    if len(lq_entries) != len(entries) and not opt.get("meta_info_file"):
+        raise UserError(f"{where}: {len(entries)} HR images, but {len(lq_entries)} LR images")
+    for gt in entries:
+        lq = lq_entries.get(template.format(_stem(gt.path)))
+        if lq is None:
+            raise UserError(f"{where}.dataroot_lq: no LR image for {gt.path}; expected is the name {template}")
+        fits = (gt.height, gt.width) == (lq.height * scale, lq.width * scale)
+        # BasicSR cuts HR to LR's size outside training
+        if not fits and (train or gt.height < lq.height * scale or gt.width < lq.width * scale):
+            raise UserError(
+                f"{where}: {gt.path} is {gt.height}×{gt.width}, which is not {scale} times the {lq.height}×{lq.width} "
+                f"of {lq.path}"
+            )
+
+
+def _stem(path: str) -> str:
+    name = path.replace("\\", "/").rsplit("/", 1)[-1]
+    return name.rsplit(".", 1)[0] if "." in name else name
+
+
+def check_network(opt: Options, key: str) -> None:
+    """Build network ``key`` without memory and compare the checkpoint that ``path`` names for it."""
+    arguments = {k: v for k, v in opt[key].items() if k != "type"}
+    arch = lookup(ARCH_REGISTRY, opt[key], key)
+    label = key.removeprefix("network_")
+    path = opt["path"].get(f"pretrain_network_{label}")
+    try:
+        with torch.device("meta"):
+            net = arch(**arguments)
+    except UserError:
+        raise
+    except NotImplementedError:
+        return  # it computes something from its weights as it is built; loading checks it too
+    except Exception as error:
+        raise UserError(f"{key}: {opt[key]['type']} can't be built from these options ({first_line(error)})") from error
+    if path is not None:
+        what = f"path.pretrain_network_{label}"
+        param_key = opt["path"].get(f"param_key_{label}", "params")
+        state = network_state(path, param_key, what)
+        check_fit(state, net, opt["path"].get(f"strict_load_{label}", True), path, what)
