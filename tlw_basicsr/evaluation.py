@@ -12,17 +12,18 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
 from tlw_basicsr.checkpoint import check_fit, network_state
-from tlw_basicsr.data.bicubic import imresize
+from tlw_basicsr.data.bicubic import imresize, to_8_bits
 
 Upscaler = Callable[[Tensor], Tensor]
 
 
-def bicubic(scale: int) -> Upscaler:
-    """MATLAB's bicubic as an upscaler of RGB images (1, 3, H, W) in [0, 1]."""
+def bicubic(scale: int, quantize: bool = True) -> Upscaler:
+    """MATLAB's bicubic as an upscaler of RGB images (1, 3, H, W) in [0, 1]; of 8-bit images with ``quantize``."""
 
     def upscale(lq: Tensor) -> Tensor:
-        image = lq[0].permute(1, 2, 0).cpu().numpy()
-        return torch.from_numpy(imresize(np.ascontiguousarray(image), scale)).permute(2, 0, 1)[None]
+        image = np.ascontiguousarray(lq[0].permute(1, 2, 0).cpu().numpy())
+        sr = imresize(to_8_bits(image * 255), scale).astype(np.float32) / 255 if quantize else imresize(image, scale)
+        return torch.from_numpy(sr).permute(2, 0, 1)[None]
 
     return upscale
 

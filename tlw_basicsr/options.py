@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Collection, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import torch
 import yaml
@@ -314,6 +314,8 @@ def _kind_of(parameter: inspect.Parameter) -> Kind:
     """The kind of a parameter's values, from its annotation, else from its default."""
     whole = Kind("a whole number", lambda v: isinstance(v, int) and not isinstance(v, bool))
     types = {bool: BOOL, str: STR, int: whole, float: NUMBER}
+    if get_origin(parameter.annotation) is Literal:
+        return _one_of(*get_args(parameter.annotation))
     if parameter.annotation in types:
         return types[parameter.annotation]
     default = parameter.default

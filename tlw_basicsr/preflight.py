@@ -11,7 +11,7 @@ from tlw_basicsr.checkpoint import check_fit, network_state
 from tlw_basicsr.data.bicubic_sr_dataset import check_sizes
 from tlw_basicsr.data.images import list_images
 from tlw_basicsr.errors import UserError, first_line
-from tlw_basicsr.losses.distance_loss import LPIPSDistance
+from tlw_basicsr.losses.tlw_loss import TLWLoss
 from tlw_basicsr.options import Options, lookup
 
 
@@ -31,9 +31,9 @@ def check_files(opt: Options) -> None:
             raise UserError(f"path.{key}: {value} is not a file")
     for key in [k for k in opt if k.startswith("network_")]:
         check_network(opt, key)
-    distance = ((opt.get("train") or {}).get("pixel_opt") or {}).get("distance") or {}
-    if distance.get("type") == "LPIPSDistance":
-        LPIPSDistance(**{k: v for k, v in distance.items() if k != "type"})
+    pixel_opt = (opt.get("train") or {}).get("pixel_opt") or {}
+    if pixel_opt.get("type") == "TLWLoss":
+        TLWLoss(**{key: value for key, value in pixel_opt.items() if key != "type"})
 
 
 def check_folders(opt: dict[str, Any], where: str) -> None:

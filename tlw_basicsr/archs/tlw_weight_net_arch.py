@@ -1,5 +1,7 @@
 """The weighting network g_φ."""
 
+from typing import Literal
+
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, cat, nn
 
@@ -42,7 +44,9 @@ class TLWWeightNet(nn.Module):
             BN weights N(0, 0.02), BN biases N(0.02, 1), conv biases torch's).
     """
 
-    def __init__(self, num_in_ch: int = 3, num_feat: int = 64, k: float = 0.3, init: str = "default") -> None:
+    def __init__(
+        self, num_in_ch: int = 3, num_feat: int = 64, k: float = 0.3, init: Literal["default", "paper"] = "default"
+    ) -> None:
         super().__init__()
         if init not in ("default", "paper"):
             raise ValueError(f"init must be 'default' or 'paper', got {init!r}")

@@ -9,7 +9,7 @@ from basicsr.utils import FileClient, img2tensor
 from basicsr.utils.registry import DATASET_REGISTRY
 from torch.utils import data
 
-from tlw_basicsr.data.bicubic import KERNEL_WIDTH, imresize
+from tlw_basicsr.data.bicubic import KERNEL_WIDTH, imresize, to_8_bits
 from tlw_basicsr.data.images import ImageEntry, list_images, read_image
 from tlw_basicsr.errors import UserError
 
@@ -24,7 +24,7 @@ def lq_of_crop(gt: np.ndarray, top: int, left: int, height: int, width: int, sca
         height: see ``top``.
         width: see ``top``.
         scale: of the super-resolution.
-        quantize: round to 8 bits and clamp to [0, 1], as an LR image on disk is.
+        quantize: resize the 8-bit image to 8 bits, as LR images on disk are made.
 
     Returns:
         (height, width, C), float32.
@@ -32,8 +32,10 @@ def lq_of_crop(gt: np.ndarray, top: int, left: int, height: int, width: int, sca
     margin = KERNEL_WIDTH // 2 + 1
     y0, x0 = max(top - margin, 0), max(left - margin, 0)
     region = gt[y0 * scale : (top + height + margin) * scale, x0 * scale : (left + width + margin) * scale]
+    if quantize:
+        region = to_8_bits(region * 255)
     lq = imresize(region, 1 / scale)[top - y0 :, left - x0 :][:height, :width]
-    return (lq.clip(0, 1) * 255).round() / 255 if quantize else lq
+    return lq.astype(np.float32) / 255 if quantize else lq
 
 
 @DATASET_REGISTRY.register()
@@ -55,7 +57,8 @@ class BicubicSRDataset(data.Dataset):
             - ``use_hflip``, ``use_rot`` (train): random flips and turns by 90 degrees, default false
             - ``mod_crop`` (val, test): cut HR from the top left to a multiple of it, a multiple of the scale and by
               default the scale; 28 is the paper's protocol
-            - ``quantize_lq``: LR rounded to 8 bits (default, the field's protocol) or the bare result (the paper's)
+            - ``quantize_lq``: LR of 8 bits, as MATLAB makes it of 8-bit images (default, the field's protocol), or
+              the bare result of the float image (the paper's)
 
     Raises:
         UserError: see :func:`tlw_basicsr.data.images.list_images` and :func:`check_sizes`.

@@ -65,10 +65,9 @@ def read_8bit(path: Path) -> np.ndarray:
 
 
 def downscale(image: np.ndarray, scale: int) -> np.ndarray:
-    """MATLAB's bicubic of an 8-bit image cut to a multiple of ``scale``, rounded to 8 bits."""
+    """MATLAB's bicubic of an 8-bit image cut to a multiple of ``scale``."""
     height, width = (side // scale * scale for side in image.shape[:2])
-    small = imresize(image[:height, :width].astype(np.float32), 1 / scale)
-    return small.clip(0, 255).round().astype(np.uint8)
+    return imresize(image[:height, :width], 1 / scale)
 
 
 def make_tiles(source: Path, out: Path, crop: int | None, step: int, threshold: int, multiple: int) -> int:

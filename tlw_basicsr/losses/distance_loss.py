@@ -7,7 +7,7 @@ Whoever compares many images with one ``gt`` computes ``features(gt)`` once.
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lpips
 import piq
@@ -66,7 +66,13 @@ class LPIPSDistance(FeatureDistance):
         UserError: the weights can't be had; the message says which file and where to put it.
     """
 
-    def __init__(self, net: str = "vgg", linear: bool = False, weights: str | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        net: Literal["vgg", "alex", "squeeze"] = "vgg",
+        linear: bool = False,
+        weights: str | None = None,
+        seed: int = 0,
+    ) -> None:
         super().__init__()
         if net not in TRUNK_WEIGHTS:
             raise UserError(f"LPIPSDistance: net must be one of {', '.join(TRUNK_WEIGHTS)}, got {net!r}")

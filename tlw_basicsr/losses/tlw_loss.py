@@ -1,8 +1,7 @@
 """The pixel loss with trainable weights: the paper's equations on BasicSR's images."""
 
-from typing import Any
+from typing import Any, Literal
 
-from basicsr.losses import build_loss
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 
@@ -42,7 +41,7 @@ class TLWLoss(nn.Module):
     def __init__(
         self,
         distance: dict[str, Any] | nn.Module | None = None,
-        base: str = "l1",
+        base: Literal["l1", "mse"] = "l1",
         stochastic: bool = True,
         num_samples: int = 3,
         loss_weight: float = 1.0,
@@ -52,9 +51,10 @@ class TLWLoss(nn.Module):
             raise UserError(f"TLWLoss: base must be one of {', '.join(BASES)}, got {base!r}")
         if num_samples < 1:
             raise UserError(f"TLWLoss: num_samples must be at least 1, got {num_samples}")
-        if distance is None:
-            distance = {"type": "LPIPSDistance", "net": "vgg"}
-        self.distance = distance if isinstance(distance, nn.Module) else build_loss(distance)
+        if not isinstance(distance, nn.Module):
+            options = {"type": "LPIPSDistance", "net": "vgg"} if distance is None else dict(distance)
+            distance = LOSS_REGISTRY.get(options.pop("type"))(**options)
+        self.distance = distance
         self.base = base
         self.stochastic = stochastic
         self.num_samples = num_samples

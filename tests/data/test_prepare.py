@@ -1,0 +1,104 @@
+import subprocess
+import sys
+from itertools import pairwise
+
+import cv2
+import numpy as np
+import pytest
+from basicsr.data import build_dataset
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.conftest import ROOT
+from tlw_basicsr import UserError, imresize
+from tlw_basicsr.data import prepare as module
+from tlw_basicsr.data.prepare import prepare, tile_starts
+
+
+@given(st.integers(1, 500), st.integers(1, 100), st.integers(0, 100))
+def test_tiles_do_not_overlap_and_stay_inside(length, crop, threshold):
+    starts = tile_starts(length, crop, crop, crop)
+    assert all(b - a == crop for a, b in pairwise(starts))
+    assert length <= crop or starts[-1] + crop <= length
+    assert length <= crop or length - (starts[-1] + crop) < crop
+    more = tile_starts(length, crop, crop, threshold)
+    assert length <= crop or length - (more[-1] + crop) <= threshold
+
+
+def listing(folder):
+    return {
+        p.relative_to(folder): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file() and p.suffix != ".mdb"
+    }
+
+
+def test_tiles_lr_folders_lmdb_and_meta_info(photographs, tmp_path):
+    out = tmp_path / "out"
+    made = prepare(photographs, out, crop_size=24, scales=[2, 3], lmdb=True, workers=2)
+    tiles = sum((side // 24) * 2 for side in range(48, 72, 4))  # of heights 48 to 68 and width 64
+    assert len(list((out / "HR").iterdir())) == tiles
+    assert made == {"images": 6, "tiles": tiles, "images_lq": 2 * tiles}
+    assert sorted(p.name for p in out.iterdir()) == [
+        "HR", "HR.lmdb", "LRbicx2", "LRbicx2.lmdb", "LRbicx3", "LRbicx3.lmdb", "meta_info.txt", "prepare_data.json",
+    ]  # fmt: skip
+    image = cv2.imread(str(photographs / "photo0.png"))
+    assert np.array_equal(cv2.imread(str(out / "HR/photo0_s004.png")), image[24:48, 24:48])
+    tile = cv2.imread(str(out / "HR/photo0_s004.png"))
+    lq = cv2.imread(str(out / "LRbicx3/photo0_s004.png"))
+    assert np.array_equal(lq, imresize(tile, 1 / 3))
+    assert (out / "meta_info.txt").read_text().splitlines()[0] == "photo0_s001.png (24,24,3)"
+
+    pairs = {
+        "name": "pairs",
+        "type": "PairedImageDataset",
+        "dataroot_gt": str(out / "HR.lmdb"),
+        "dataroot_lq": str(out / "LRbicx2.lmdb"),
+        "io_backend": {"type": "lmdb"},
+        "scale": 2,
+        "phase": "val",
+    }
+    item = build_dataset(pairs)[3]
+    assert item["lq"].shape == (3, 12, 12) and item["gt"].shape == (3, 24, 24)
+
+
+def test_a_stopped_run_is_continued(photographs, tmp_path, monkeypatch):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    prepare(photographs, whole, crop_size=24, scales=[2])
+    written = []
+
+    def stop_after_seven(image, path, write=module.write_image):
+        if len(written) == 7:
+            raise KeyboardInterrupt
+        written.append(path)
+        write(image, path)
+
+    monkeypatch.setattr(module, "write_image", stop_after_seven)
+    monkeypatch.setattr(module, "in_parallel", lambda work, paths, *_: [work(p) for p in paths])
+    with pytest.raises(KeyboardInterrupt):
+        prepare(photographs, stopped, crop_size=24, scales=[2])
+    monkeypatch.undo()
+    before = {path: path.stat().st_mtime_ns for path in written}
+    prepare(photographs, stopped, crop_size=24, scales=[2])
+    assert listing(stopped) == listing(whole)
+    assert sum(path.stat().st_mtime_ns == t for path, t in before.items()) >= 4  # only a torn image is cut again
+
+
+def test_other_settings_than_before_are_refused(photographs, tmp_path):
+    prepare(photographs, tmp_path / "out", crop_size=24)
+    with pytest.raises(UserError, match="made with other settings"):
+        prepare(photographs, tmp_path / "out", crop_size=32)
+
+
+def test_the_script(photographs, tmp_path):
+    command = [sys.executable, str(ROOT / "scripts/prepare_data.py"), "--gt", str(photographs), "--out", "tiles"]
+    done = subprocess.run(
+        [*command, "--crop-size", "32", "--scales", "4"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "HR tiles of 6 images" in done.stdout
+    wrong = subprocess.run(
+        [*command, "--crop-size", "33", "--scales", "4"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert wrong.returncode == 2
+    assert wrong.stderr.strip().splitlines() == [
+        "error: --crop-size: 33 is not a multiple of 4, the least common one of the scales"
+    ]

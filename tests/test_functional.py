@@ -1,0 +1,275 @@
+"""Each equation against a plain formulation of its own, written here with loops and float64."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from tlw_basicsr import (
+    FixedSum,
+    fixed_sum,
+    k_schedule,
+    marginal_pixel_loss,
+    relaxed_bernoulli,
+    sample_weights,
+    weight_criterion_loss,
+    weighted_pixel_loss,
+)
+
+KS = st.floats(0.01, 0.99)
+MAPS = arrays(np.float32, (1, 2, 5, 7), elements=st.floats(0, 1, width=32))
+
+
+def squared_distance(a, b):
+    return (a - b).square().flatten(1).mean(1)
+
+
+def images(n=2, size=6, seed=0, dtype=torch.float64):
+    g = torch.Generator().manual_seed(seed)
+    sr, gt = (torch.rand(n, 3, size, size, generator=g, dtype=dtype) * 2 - 1 for _ in range(2))
+    return sr, gt, torch.rand(n, 3, size, size, generator=g, dtype=dtype)
+
+
+def plain_fixed_sum(z, k):
+    out = np.array(z, dtype=np.float64)
+    n, c, h, w = out.shape
+    for i in range(n):
+        for j in range(c):
+            s, t = out[i, j].sum(), k * h * w
+            alpha = max((t - s) / (h * w - s), 0) if s < h * w else 0
+            beta = max((s - t) / s, 0) if s > 0 else 0
+            out[i, j] = out[i, j] + alpha * (1 - out[i, j]) - beta * out[i, j]
+    return out
+
+
+@given(MAPS, KS)
+def test_fixed_sum_is_the_formula(z, k):
+    np.testing.assert_allclose(fixed_sum(torch.from_numpy(z), k).numpy(), plain_fixed_sum(z, k), atol=2e-6)
+
+
+@given(MAPS, KS)
+def test_fixed_sum_has_mean_k_stays_in_bounds_and_keeps_the_order(z, k):
+    out = fixed_sum(torch.from_numpy(z), k)
+    assert torch.allclose(out.mean((2, 3)), torch.tensor(k), atol=2e-6)
+    assert out.min() >= 0 and out.max() <= 1
+    for before, after in zip(z.reshape(2, -1), out.reshape(2, -1).numpy(), strict=True):
+        assert (np.diff(after[np.argsort(before, kind="stable")]) >= -1e-6).all()
+
+
+@given(MAPS)
+def test_fixed_sum_is_the_identity_where_the_mean_is_k(z):
+    z = fixed_sum(torch.from_numpy(z), 0.4)
+    assert torch.allclose(fixed_sum(z, 0.4), z, atol=2e-6)
+
+
+@pytest.mark.parametrize("k", [1e-6, 0.3, 1 - 1e-6])
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.5, 1e-30, 1 - 2**-24])
+def test_fixed_sum_of_constants_is_k_with_finite_gradients(value, k):
+    z = torch.full((1, 1, 8, 8), value, requires_grad=True)
+    out = fixed_sum(z, k)
+    assert torch.allclose(out, torch.full_like(out, k), atol=1e-6)
+    (out * torch.rand_like(out)).sum().backward()
+    assert torch.isfinite(z.grad).all()
+
+
+def test_fixed_sum_is_exact_on_large_images_near_one():
+    z = 1 - 1e-4 * torch.rand(1, 1, 512, 512)
+    assert abs(fixed_sum(z, 0.99999).mean(dtype=torch.float64).item() - 0.99999) < 1e-6
+
+
+@pytest.mark.parametrize("k", [0, 1, -0.1, 1.1, float("nan")])
+def test_fixed_sum_refuses_k_outside_the_unit_interval(k):
+    with pytest.raises(ValueError, match="k must be in"):
+        fixed_sum(torch.rand(1, 1, 2, 2), k)
+
+
+def test_fixed_sum_is_float32_under_autocast_and_for_half():
+    z = torch.rand(1, 1, 16, 16).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = FixedSum(0.7)(z)
+    assert out.dtype == torch.float32
+    assert abs(out.mean().item() - 0.7) < 1e-6
+
+
+@given(
+    arrays(np.float64, 8, elements=st.floats(0, 1)),
+    arrays(np.float64, 8, elements=st.floats(0, 1, exclude_max=True)),
+)
+def test_relaxed_bernoulli_is_the_formula(p, u):
+    ours = relaxed_bernoulli(torch.from_numpy(p), torch.from_numpy(u)).numpy()
+    p, u = 0.999 * p + 0.0005, 0.999 * u + 0.0005
+    z = 10 * (np.log(p / (1 - p)) + np.log(u / (1 - u)))
+    np.testing.assert_allclose(ours, 1 / (1 + np.exp(-z)), rtol=1e-9, atol=1e-12)
+
+
+def test_relaxed_bernoulli_is_one_as_often_as_p_says():
+    for p in (0.1, 0.5, 0.9):
+        b = relaxed_bernoulli(torch.full((200_000,), p))
+        assert abs((b > 0.5).float().mean().item() - p) < 0.005
+        assert ((b < 0.01) | (b > 0.99)).float().mean() > 0.75  # a temperature of 0.1 is nearly binary
+
+
+def test_relaxed_bernoulli_is_finite_at_the_ends():
+    p = torch.tensor([0.0, 0.0, 1.0, 1.0], requires_grad=True)
+    b = relaxed_bernoulli(p, torch.tensor([0.0, 1 - 2**-24, 0.0, 1 - 2**-24]))
+    b.sum().backward()
+    assert torch.isfinite(b).all() and torch.isfinite(p.grad).all()
+
+
+def test_relaxed_bernoulli_refuses_a_temperature_of_zero():
+    with pytest.raises(ValueError, match="temperature"):
+        relaxed_bernoulli(torch.rand(3), temperature=0)
+
+
+def test_sample_weights_draws_independent_samples_of_the_same_map():
+    w = torch.rand(2, 3, 8, 8)
+    ws = sample_weights(w, 4)
+    assert ws.shape == (4, 2, 3, 8, 8)
+    assert not torch.equal(ws[0], ws[1])
+    assert torch.equal(
+        sample_weights(w, 1, noise=torch.full((1, 2, 3, 8, 8), 0.3))[0], relaxed_bernoulli(w, torch.full_like(w, 0.3))
+    )
+
+
+@pytest.mark.parametrize("eps", [1e-3, 0.0])
+def test_weight_criterion_loss_is_the_formula(eps):
+    sr, gt, w = images()
+    total = 0.0
+    for n in range(2):
+        x, y, v = gt[n].numpy(), sr[n].numpy(), w[n].numpy()
+        d_w = np.mean((v * x + (1 - v) * y - x) ** 2)
+        d_1w = np.mean(((1 - v) * x + v * y - x) ** 2)
+        total += (math.log(d_w + eps) - math.log(d_1w + eps)) / 2
+    assert weight_criterion_loss(squared_distance, sr, gt, w, eps).item() == pytest.approx(total, rel=1e-9)
+
+
+def test_weight_criterion_loss_gives_no_gradient_to_the_image():
+    sr, gt, w = images()
+    sr.requires_grad_()
+    w.requires_grad_()
+    weight_criterion_loss(squared_distance, sr, gt, w).backward()
+    assert sr.grad is None
+    assert w.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("base", ["l1", "mse"])
+def test_weighted_pixel_loss_is_the_formula(base):
+    sr, gt, w = images()
+    error = np.abs(sr.numpy() - gt.numpy())
+    pixel = error if base == "l1" else error**2 / (error + 0.1)
+    expected = np.mean(w.numpy() * pixel)
+    assert weighted_pixel_loss(sr, gt, w, base).item() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("base", ["l1", "mse"])
+@pytest.mark.parametrize("importance", [True, False])
+def test_marginal_pixel_loss_is_the_formula(base, importance):
+    sr, gt, _ = images()
+    ws = torch.rand(3, 2, 3, 6, 6, dtype=torch.float64)
+    total = 0.0
+    for n in range(2):
+        x, y = gt[n].numpy(), sr[n].numpy()
+        above = below = 0.0
+        for s in range(3):
+            v = ws[s, n].numpy()
+            r = np.mean(((1 - v) * x + v * y - x) ** 2) / (np.mean((v * x + (1 - v) * y - x) ** 2) + 1e-3)
+            r = r if importance else 1.0
+            error = np.abs(y - x)
+            e = np.mean(v * (error if base == "l1" else error**2 / (error + 0.2)))
+            above += r * math.exp(-e)
+            below += r
+        total -= math.log(above / below) / 2
+    ours = marginal_pixel_loss(squared_distance if importance else None, sr, gt, ws, base)
+    assert ours.item() == pytest.approx(total, rel=1e-9)
+
+
+def test_marginal_pixel_loss_holds_for_errors_of_any_size():
+    sr, gt, _ = images()
+    ws = torch.rand(3, 2, 3, 6, 6, dtype=torch.float64)
+    loss = marginal_pixel_loss(None, sr * 1e4, gt, ws)
+    e = torch.stack([(w * (sr * 1e4 - gt).abs()).mean((1, 2, 3)) for w in ws])
+    assert loss.item() == pytest.approx((e.min(0).values + math.log(3)).mean().item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("base", ["l1", "mse"])
+def test_gradients_in_double(base):
+    sr, gt, w = images(n=2, size=3)
+    ws = torch.rand(3, 2, 3, 3, 3, dtype=torch.float64)
+    leaf = w.clone().requires_grad_()
+    noise = torch.rand_like(w)
+    assert torch.autograd.gradcheck(lambda z: fixed_sum(z, 0.3), leaf)
+    assert torch.autograd.gradcheck(lambda z: fixed_sum(z, 0.8), leaf)
+    assert torch.autograd.gradcheck(lambda z: relaxed_bernoulli(z, noise), leaf)
+    assert torch.autograd.gradcheck(lambda z: weight_criterion_loss(squared_distance, sr, gt, z), leaf)
+    if base == "l1":  # the mse holds a stop-gradient, which finite differences do not see
+        y = sr.clone().requires_grad_()
+        assert torch.autograd.gradcheck(lambda z: weighted_pixel_loss(z, gt, w), y)
+        assert torch.autograd.gradcheck(lambda z: marginal_pixel_loss(None, z, gt, ws), y)
+
+
+def test_gradient_of_the_mse_takes_its_divisor_as_constant():
+    sr, gt, w = images()
+    sr.requires_grad_()
+    weighted_pixel_loss(sr, gt, w, "mse").backward()
+    error = (sr - gt).detach()
+    expected = w * 2 * error / (error.abs() + 0.1) / error.numel()
+    assert torch.allclose(sr.grad, expected)
+
+
+def test_no_gradient_reaches_the_weights_in_the_m_step():
+    sr, gt, w = images()
+    w.requires_grad_()
+    sr.requires_grad_()
+    weighted_pixel_loss(sr, gt, w).backward()
+    marginal_pixel_loss(squared_distance, sr, gt, w[None]).backward()
+    assert w.grad is None
+
+
+@pytest.mark.parametrize("stochastic", [True, False])
+@pytest.mark.parametrize("base", ["l1", "mse"])
+@pytest.mark.parametrize("w_value", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("equal", [True, False])
+def test_losses_and_gradients_are_finite_at_the_ends(stochastic, base, w_value, equal):
+    gt = torch.full((2, 3, 8, 8), 0.25)
+    sr = (gt if equal else gt - 0.5).clone().requires_grad_()
+    w = torch.full_like(gt, w_value).requires_grad_()
+    l_w = weight_criterion_loss(squared_distance, sr, gt, w, 1e-3 if stochastic else 0.0)
+    if stochastic:
+        loss = marginal_pixel_loss(squared_distance, sr, gt, w.detach().expand(3, *w.shape), base)
+    else:
+        loss = weighted_pixel_loss(sr, gt, w, base)
+    (l_w + loss).backward()
+    assert torch.isfinite(l_w) and torch.isfinite(loss)
+    assert torch.isfinite(sr.grad).all() and torch.isfinite(w.grad).all()
+
+
+def test_losses_are_float32_under_autocast():
+    sr, gt, w = images(dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = marginal_pixel_loss(squared_distance, sr.bfloat16(), gt, w[None])
+        full = marginal_pixel_loss(squared_distance, sr.bfloat16().float(), gt, w[None])
+    assert low.dtype == torch.float32
+    assert torch.equal(low, full)
+
+
+def test_an_unknown_base_is_refused():
+    sr, gt, w = images()
+    with pytest.raises(ValueError, match="l1, mse"):
+        weighted_pixel_loss(sr, gt, w, "l2")
+
+
+@settings(max_examples=30)
+@given(st.floats(0, 500), st.floats(0.05, 0.95), st.floats(0.05, 0.95), st.floats(1, 1000))
+def test_k_schedule_goes_from_start_to_end(t, start, end, decay):
+    k = k_schedule(t, start, end, decay)
+    assert min(start, end) <= k <= max(start, end)
+    assert k_schedule(0, start, end, decay) == start
+    assert k_schedule(1e9, start, end, decay) == pytest.approx(end)
+
+
+def test_k_schedule_is_the_published_one():
+    assert k_schedule(50) == pytest.approx(0.3 + 0.6 * (1 - math.exp(-0.5)))

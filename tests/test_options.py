@@ -1,0 +1,345 @@
+"""Options: what BasicSR makes of them, and every bad input in one line that names the key."""
+
+import subprocess
+import sys
+from copy import deepcopy
+
+import pytest
+import torch
+from basicsr.utils.options import parse_options as basicsr_parse_options
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.conftest import ROOT, photograph, set_option, tiny_options, write_yaml
+from tlw_basicsr import UserError
+from tlw_basicsr.options import check_options, force_options, load_yaml, parse_options
+from tlw_basicsr.preflight import check_files
+
+YAMLS = sorted((ROOT / "options").rglob("*.yml"))
+
+
+def parse(tmp_path, opt, *arguments, is_train=True):
+    return parse_options(str(tmp_path), is_train, ["-opt", str(write_yaml(tmp_path, opt)), *arguments])[0]
+
+
+@pytest.mark.parametrize("is_train", [True, False])
+def test_the_options_are_what_basicsr_makes_of_them(photographs, tmp_path, monkeypatch, is_train):
+    opt = tiny_options(photographs)
+    if not is_train:
+        opt["datasets"] = {"test_1": opt["datasets"]["val"]}
+    path = write_yaml(tmp_path, opt)
+    forced = ["--force_yml", "train:ema_decay=0.5", "val:metrics=none", "name=other", "scale=2"]
+    monkeypatch.setattr(sys, "argv", ["train.py", "-opt", str(path), *forced])
+    theirs = basicsr_parse_options(str(tmp_path), is_train)[0]
+    ours = parse(tmp_path, opt, *forced, is_train=is_train)
+    # a bar only on a terminal, and val.suffix may be left out
+    theirs["val"] = {**theirs["val"], "pbar": False, **({} if is_train else {"suffix": None})}
+    assert plain(ours) == plain(theirs)
+
+
+def plain(value):
+    return {k: plain(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=lambda p: p.stem)
+def test_every_file_passes_the_check(path):
+    check_options(load_yaml(path.read_text("utf-8"), path.name), path.parts[-3] != "test")
+
+
+def test_the_files_are_the_generated_ones():
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts/generate_options.py"), "--check"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(YAMLS) >= 18
+
+
+@pytest.mark.parametrize("path", [p for p in YAMLS if p.parts[-3] == "train"], ids=lambda p: p.stem)
+def test_every_training_file_builds_its_networks(path):
+    from basicsr.archs import build_network
+
+    opt = load_yaml(path.read_text("utf-8"), path.name)
+    with torch.device("meta"):
+        nets = {key: build_network(opt[key]) for key in opt if key.startswith("network_")}
+    assert nets.keys() == ({"network_g", "network_w"} if "TLW" in path.stem else {"network_g"})
+
+
+# fmt: off
+WRONG = [
+    # place, value, what the message has
+    ("nmae", "x", "nmae: unknown option (did you mean name?)"),
+    ("name", ..., "name: missing"),
+    ("name", "../outside", "name: expected a plain folder name"),
+    ("model_type", "TLWModl", "model_type: 'TLWModl' is not registered (did you mean TLWModel?)"),
+    ("base_model", "SwinModel", "base_model: 'SwinModel' is not registered"),
+    ("base_model", "TLWModel", "base_model: TLWModel can't stand on itself"),
+    ("scale", "four", "scale: expected a whole number of at least 1, got 'four'"),
+    ("scale", ..., "scale: missing"),
+    ("num_gpu", 99, "num_gpu: 99, but"),
+    ("num_gpu", -1, "num_gpu: expected a whole number of at least 0, or auto"),
+    ("manual_seed", 1.5, "manual_seed: expected"),
+    ("datasets", [], "datasets: expected a section"),
+    ("datasets:train", ..., "datasets.train: missing"),
+    ("datasets:training", {"type": "BicubicSRDataset"}, "datasets.training: unknown data set"),
+    ("datasets:train:type", "BicubicDataset", "datasets.train.type: 'BicubicDataset' is not registered"),
+    ("datasets:train:dataroot", "x", "datasets.train.dataroot: unknown option (did you mean dataroot_"),
+    ("datasets:train:dataroot_gt", ..., "datasets.train.dataroot_gt: missing"),
+    ("datasets:train:dataroot_gt", "nowhere", "datasets.train.dataroot_gt: nowhere is not a folder"),
+    ("datasets:train:gt_size", 15, "datasets.train.gt_size: 15 is not a multiple of the scale 2"),
+    ("datasets:train:gt_size", "big", "datasets.train.gt_size: expected a whole number"),
+    ("datasets:train:gt_size", 64, "smaller than the 64×64 needed for gt_size"),
+    ("datasets:train:gt_size", ..., "datasets.train.gt_size: missing"),
+    ("datasets:train:batch_size_per_gpu", 0, "datasets.train.batch_size_per_gpu: expected a whole number of at least 1"),
+    ("datasets:train:batch_size_per_gpu", 7, "batch_size_per_gpu: 7 is more than the 6 images"),
+    ("datasets:train:use_hflip", "yes please", "datasets.train.use_hflip: expected true or false"),
+    ("datasets:train:io_backend", {"type": "tape"}, "datasets.train.io_backend.type: expected one of disk, lmdb"),
+    ("datasets:train:prefetch_mode", "cuda", "datasets.train.prefetch_mode: cuda needs a GPU"),
+    ("datasets:val:mod_crop", 7, "datasets.val.mod_crop: 7 is not a multiple of the scale"),
+    ("network_g", ..., "network_g: missing"),
+    ("network_g:type", "EDSRR", "network_g.type: 'EDSRR' is not registered (did you mean EDSR?)"),
+    ("network_g:num_feats", 4, "network_g.num_feats: unknown option (did you mean num_feat?)"),
+    ("network_g:num_feat", "many", "network_g.num_feat: expected a number, got 'many'"),
+    ("network_g:num_in_ch", ..., "network_g.num_in_ch: missing"),
+    ("network_g:upscale", 4, "network_g.upscale: 4 does not fit scale: 2"),
+    ("network_g:num_feat", -3, "network_g: EDSR can't be built from these options"),
+    ("network_w", ..., "network_w: missing"),
+    ("network_w:k", 1, "network_w.k: expected a number in (0, 1), got 1"),
+    ("network_w:init", "best", "network_w.init: expected one of default, paper"),
+    ("train:optim_w", ..., "train.optim_w: missing"),
+    ("train:optim_w:lr", "1e-4x", "train.optim_w.lr: expected a number above 0"),
+    ("train:optim_w:type", "Adan", "train.optim_w.type: 'Adan'; accepted is Adam"),
+    ("train:optim_g:betta", [0.5, 0.9], "train.optim_g.betta: unknown option (did you mean betas?)"),
+    ("train:optim_g", ..., "train.optim_g: missing"),
+    ("train:scheduler:type", "StepLR", "train.scheduler.type: 'StepLR'; accepted are MultiStepLR"),
+    ("train:scheduler:milestone", [1], "train.scheduler.milestone: unknown option (did you mean milestones?)"),
+    ("train:scheduler:milestones", ..., "train.scheduler.milestones: missing"),
+    ("train:total_iter", ..., "train.total_iter: missing"),
+    ("train:total_itr", 5, "train.total_itr: unknown option (did you mean total_iter?)"),
+    ("train:ema_decay", 1.5, "train.ema_decay: expected a number in [0, 1)"),
+    ("train:pixel_opt", {"type": "L1Loss"}, "train.pixel_opt.type: 'L1Loss'; accepted with model_type: TLWModel is TLWLoss"),
+    ("train:pixel_opt", ..., "train.pixel_opt.type: None; accepted with model_type: TLWModel is TLWLoss"),
+    ("train:pixel_opt:base", "l2", "train.pixel_opt.base: expected one of l1, mse"),
+    ("train:pixel_opt:num_sample", 3, "train.pixel_opt.num_sample: unknown option (did you mean num_samples?)"),
+    ("train:pixel_opt:num_samples", 0, "num_samples must be at least 1, got 0"),
+    ("train:pixel_opt:stochastic", 3, "train.pixel_opt.stochastic: expected true or false"),
+    ("train:pixel_opt:distance", {"type": "Nearness"}, "train.pixel_opt.distance.type: 'Nearness' is not registered"),
+    ("train:pixel_opt:distance", {"type": "LPIPSDistance", "nets": "vgg"}, "train.pixel_opt.distance.nets: unknown option"),
+    ("train:pixel_opt:distance", {"type": "LPIPSDistance", "net": "resnet"}, "distance.net: expected one of vgg, alex, squeeze"),
+    ("train:pixel_opt:distance", {"type": "LPIPSDistance", "weights": "no.pth"}, "no.pth does not exist"),
+    ("train:pixel_opt:distance", {"type": "SSIMDistance", "kernel_size": 4}, "kernel_size must be odd"),
+    ("train:tlw:k_start", 0, "train.tlw.k_start: expected a number in (0, 1), got 0"),
+    ("train:tlw:k_end", 1.2, "train.tlw.k_end: expected a number in (0, 1), got 1.2"),
+    ("train:tlw:k_decay", -5, "train.tlw.k_decay: expected a number above 0"),
+    ("train:tlw:k_unit", "day", "train.tlw.k_unit: expected one of epoch, iter"),
+    ("train:tlw:k_stop", 0.9, "train.tlw.k_stop: unknown option"),
+    ("model_type", "SRModel", "train.pixel_opt.type: TLWLoss needs model_type: TLWModel"),
+    ("val:metrics", {"psnr": {"type": "calculate_psn", "crop_border": 2}}, "val.metrics.psnr.type: 'calculate_psn'"),
+    ("val:metrics", {"psnr": {"type": "calculate_psnr"}}, "val.metrics.psnr.crop_border: missing"),
+    ("val:metrics", {"p": {"type": "calculate_psnr", "crop_border": 2, "better": "up"}}, "val.metrics.p.better: expected one of"),
+    ("val:val_freq", ..., "val.val_freq: missing"),
+    ("val:freq", 2, "val.freq: unknown option"),
+    ("logger:print_freq", ..., "logger.print_freq: missing"),
+    ("logger:print_frequency", 2, "logger.print_frequency: unknown option (did you mean print_freq?)"),
+    ("path:pretrain_network_g", "none.pth", "path.pretrain_network_g: none.pth is not a file"),
+    ("path:pretrain_networkg", "x", "path.pretrain_networkg: unknown option (did you mean pretrain_network_g?)"),
+    ("path:resume_state", "none.state", "path.resume_state: none.state is not a file"),
+    ("plugins", ["no_such_plugin"], "plugins: no_such_plugin can't be imported"),
+]
+# fmt: on
+
+
+@pytest.mark.parametrize(("place", "value", "message"), WRONG, ids=[f"{w[0]}={w[1]}"[:60] for w in WRONG])
+def test_a_wrong_option_is_one_line_that_names_it(photographs, tmp_path, place, value, message):
+    opt = tiny_options(photographs)
+    set_option(opt, place, value)
+    with pytest.raises(UserError) as error:
+        check_files(parse(tmp_path, opt))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert {p.name for p in tmp_path.iterdir()} == {"options.yml"}
+
+
+def test_right_options_pass(photographs, tmp_path):
+    check_files(parse(tmp_path, tiny_options(photographs)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_any_misspelt_key_is_found(photographs, data):
+    """One letter more in any key of a right file is an error that names it."""
+    opt = tiny_options(photographs)
+
+    def places(section, prefix=()):
+        for key, value in section.items():
+            yield (*prefix, key)
+            if isinstance(value, dict):
+                yield from places(value, (*prefix, key))
+
+    free = {("datasets", "val"), ("val", "metrics", "psnr")}  # names of the user's choice
+    place = data.draw(st.sampled_from([p for p in places(opt) if p not in free]))
+    section = opt
+    for key in place[:-1]:
+        section = section[key]
+    misspelt = place[-1] + data.draw(st.sampled_from("xqz"))
+    section[misspelt] = section.pop(place[-1])
+    with pytest.raises(UserError):
+        check_options(opt, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: [1, 2", "line 1"),
+        ("name: a\nname: b", "the key 'name' is given twice"),
+        ("- a\n- b", "must hold options"),
+        ("", "must hold options"),
+        ("name: !!python/object/apply:os.system ['echo run > run.txt']", "could not determine a constructor"),
+        ("a: &a [*a]\nb: \t x", "not valid YAML"),
+    ],
+)
+def test_files_that_are_no_options_are_refused_and_not_run(tmp_path, text, message, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "bad.yml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"bad\.yml") as error:
+        parse_options(str(tmp_path), True, ["-opt", str(path)])
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "run.txt").exists()
+
+
+def test_numbers_may_be_written_in_both_ways():
+    opt = load_yaml("a: 1e-4\nb: !!float 1e-4\nc: 1.5e3\nd: e5\ne: 12\nf: 1e5x", "x")
+    assert opt == {"a": 1e-4, "b": 1e-4, "c": 1500.0, "d": "e5", "e": 12, "f": "1e5x"}
+
+
+def test_force_yml():
+    opt = {"a": {"b": 1}, "c": None}
+    force_options(opt, ["a:b=!!float 1e-3", "a:new=[1, 2]", "c=True", "d=none", "e=x=y"])
+    assert opt == {"a": {"b": 1e-3, "new": [1, 2]}, "c": True, "d": None, "e": "x=y"}
+    for entry, message in [
+        ("a", "expected key=value"),
+        ("z:b=1", "no section 'z'"),
+        ("c:b=1", "no section 'c'"),
+        ("a:b=[", "not valid"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            force_options(opt, [entry])
+
+
+def save(path, content):
+    torch.save(content, path)
+    return str(path)
+
+
+def test_checkpoints_of_another_network_are_named(photographs, tmp_path):
+    from basicsr.archs import build_network
+
+    good = tiny_options(photographs)
+    state = build_network(good["network_g"]).state_dict()
+    other = {**state, "conv_first.weight": torch.zeros(5, 3, 3, 3)}
+    missing = {k: v for k, v in state.items() if k != "conv_last.bias"}
+    cases = {
+        "ok": ({"params": state}, None),
+        "module": ({"params": {f"module.{k}": v for k, v in state.items()}}, None),
+        "shape": ({"params": other}, "conv_first.weight is (5, 3, 3, 3), not (4, 3, 3, 3)"),
+        "missing": ({"params": missing}, "1 tensors missing, 0 unknown (conv_last.bias is missing)"),
+        "unknown": ({"params": {**state, "more": torch.zeros(1)}}, "more is not in EDSR"),
+        "bare": (state, "has no entry 'params'"),
+        "list": ([1, 2], "must hold a dict"),
+        "values": ({"params": {"a": 1}}, "does not hold a network's tensors"),
+    }
+    for name, (content, message) in cases.items():
+        opt = deepcopy(good)
+        opt["path"] = {"pretrain_network_g": save(tmp_path / f"{name}.pth", content)}
+        parsed = parse(tmp_path, opt)
+        if message is None:
+            check_files(parsed)
+            continue
+        with pytest.raises(UserError) as error:
+            check_files(parsed)
+        text = str(error.value)
+        assert message in text and f"{name}.pth" in text and "path.pretrain_network_g" in text and "\n" not in text
+
+
+class Evil:
+    def __reduce__(self):
+        import os
+
+        return os.mkdir, ("evil",)
+
+
+@pytest.mark.parametrize("content", ["text", "empty", "truncated", "code"])
+def test_damaged_and_dangerous_checkpoints_are_refused(photographs, tmp_path, monkeypatch, content):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "bad.pth"
+    if content == "text":
+        path.write_text("hello, I am a text")
+    elif content == "empty":
+        path.write_bytes(b"")
+    elif content == "truncated":
+        torch.save({"params": {"a": torch.rand(1000)}}, path)
+        path.write_bytes(path.read_bytes()[:-500])
+    else:
+        torch.save({"params": Evil()}, path)
+    opt = tiny_options(photographs, path={"pretrain_network_g": str(path)})
+    with pytest.raises(UserError, match=r"bad\.pth is no readable checkpoint") as error:
+        check_files(parse(tmp_path, opt))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "evil").exists()
+
+
+def paired(tmp_path, gt_shape, lq_shape, names=("a", "a")):
+    import cv2
+
+    for folder, name, (h, w) in (("gt", names[0], gt_shape), ("lq", names[1], lq_shape)):
+        (tmp_path / folder).mkdir()
+        cv2.imwrite(str(tmp_path / folder / f"{name}.png"), photograph(height=h, width=w))
+    return {
+        "type": "PairedImageDataset",
+        "dataroot_gt": str(tmp_path / "gt"),
+        "dataroot_lq": str(tmp_path / "lq"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("gt", "lq", "names", "message"),
+    [
+        ((32, 32), (16, 16), ("a", "a"), None),
+        ((32, 32), (15, 16), ("a", "a"), "is 32×32, which is not 2 times the 15×16"),
+        ((32, 32), (16, 16), ("a", "b"), "no LR image for"),
+    ],
+)
+def test_hr_and_lr_must_fit_the_scale(photographs, tmp_path, gt, lq, names, message):
+    opt = tiny_options(photographs, datasets__train__batch_size_per_gpu=1)
+    opt["datasets"]["train"] |= paired(tmp_path, gt, lq, names)
+    parsed = parse(tmp_path, opt)
+    if message is None:
+        check_files(parsed)
+        return
+    with pytest.raises(UserError, match=message):
+        check_files(parsed)
+
+
+def test_options_of_third_party_parts_are_checked_by_what_their_code_mentions(photographs, tmp_path, monkeypatch):
+    (tmp_path / "my_plugin.py").write_text(
+        "from basicsr.utils.registry import DATASET_REGISTRY, MODEL_REGISTRY\n"
+        "from basicsr.models.sr_model import SRModel\n"
+        "from tlw_basicsr import BicubicSRDataset\n"
+        "@DATASET_REGISTRY.register()\n"
+        "class PluginDataset(BicubicSRDataset):\n"
+        "    def __init__(self, opt):\n"
+        "        self.blur = opt.get('blur_sigma', 1)\n"
+        "        super().__init__(opt)\n"
+        "@MODEL_REGISTRY.register()\n"
+        "class PluginModel(SRModel):\n"
+        "    def optimize_parameters(self, current_iter):\n"
+        "        self.strength = self.opt['train'].get('plugin_strength')\n"
+        "        super().optimize_parameters(current_iter)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    opt = tiny_options(photographs, plugins=["my_plugin"], base_model="PluginModel", train__plugin_strength=2)
+    opt["datasets"]["train"] |= {"type": "PluginDataset", "blur_sigma": 2}
+    parse(tmp_path, deepcopy(opt))
+    opt["train"]["plugin_strenth"] = opt["train"].pop("plugin_strength")
+    with pytest.raises(UserError, match="did you mean plugin_strength"):
+        parse(tmp_path, opt)

@@ -1,0 +1,172 @@
+"""Trainings through YAML: logs, files, resume, both entry points."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from basicsr.archs import build_network
+
+from tests.conftest import ROOT, tiny_options, write_yaml
+from tlw_basicsr import UserError, k_schedule
+from tlw_basicsr.checkpoint import load_file
+
+
+def same(a, b):
+    """Bit-equal, through dicts and lists."""
+    if torch.is_tensor(a):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return a == b
+
+
+def log_lines(experiment):
+    """The iterations' values in the newest log."""
+    newest = max(experiment.glob("train_*.log"), key=lambda p: p.stat().st_mtime_ns)
+    lines = [line for line in newest.read_text().splitlines() if "iter:" in line and "epoch:" in line]
+    return [
+        dict(re.findall(r"(\w+): +([-\d.e+]+)", line.replace("iter:", " iter: ").replace(",", ""))) for line in lines
+    ]
+
+
+def test_a_training_writes_basicsrs_files_and_logs_tlws_values(photographs, train, tmp_path):
+    experiment = train(tiny_options(photographs))
+    names = {p.name for p in (experiment / "models").iterdir()}
+    assert names == {f"net_{n}_{i}.pth" for n in "gw" for i in ("4", "8", "latest")}
+    assert {p.name for p in (experiment / "training_states").iterdir()} == {"4.state", "8.state"}
+    assert (experiment / "options.yml").is_file()
+    assert not list(experiment.rglob("*.tmp"))
+
+    lines = log_lines(experiment)
+    assert [int(line["iter"]) for line in lines] == list(range(1, 9))
+    for line in lines:  # 3 iterations an epoch
+        expected = k_schedule((int(line["iter"]) - 1) // 3, k_decay=4)
+        assert float(line["k"]) == pytest.approx(expected, rel=1e-3)
+        assert float(line["w_mean"]) == pytest.approx(expected, rel=1e-3)
+        assert {"l_pix", "l_w", "wc", "w_std"} <= line.keys()
+    text = next(experiment.glob("train_*.log")).read_text()
+    assert text.count("Validation photos_val") == 2
+    assert "lr:(5.000e-04,)" in text  # the scheduler's milestone
+
+    saved = load_file(experiment / "models/net_g_8.pth", "test")
+    assert saved.keys() == {"params", "params_ema"}
+    assert not same(saved["params"], saved["params_ema"])
+    weights = load_file(experiment / "models/net_w_8.pth", "test")["params"]
+    build_network({"type": "TLWWeightNet", "num_feat": 4}).load_state_dict(weights)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("stop", [4, 6])
+def test_a_resumed_training_ends_with_the_same_bits(photographs, train, tmp_path, workers, stop):
+    changes = {"datasets__train__num_worker_per_gpu": workers, "logger__save_checkpoint_freq": 2}
+    whole = train(tiny_options(photographs, **changes), root=tmp_path / "whole")
+    train(tiny_options(photographs, train__total_iter=stop, **changes), root=tmp_path / "cut")
+    resumed = train(tiny_options(photographs, **changes), "--auto_resume", root=tmp_path / "cut")
+    for name in ("models/net_g_8.pth", "models/net_w_8.pth", "training_states/8.state"):
+        assert same(load_file(whole / name, ""), load_file(resumed / name, "")), name
+    assert [int(line["iter"]) for line in log_lines(resumed)] == list(range(stop + 1, 9))
+
+
+def test_auto_resume_without_a_state_starts_afresh(photographs, train):
+    experiment = train(tiny_options(photographs, train__total_iter=2), "--auto_resume")
+    assert (experiment / "models/net_g_latest.pth").is_file()
+
+
+def test_resuming_another_training_is_refused(photographs, train, tmp_path):
+    plain = tiny_options(
+        photographs,
+        model_type="SRModel",
+        network_w=...,
+        train__optim_w=...,
+        train__tlw=...,
+        train__pixel_opt={"type": "L1Loss"},
+    )
+    train(plain)
+    with pytest.raises(UserError, match=r"net_w_8\.pth is not a file"):
+        train(tiny_options(photographs), "--auto_resume")
+
+
+def test_same_seed_means_same_start_values_with_and_without_tlw(photographs, train, tmp_path):
+    nothing = {
+        "train__optim_g__lr": 1e-12,
+        "train__total_iter": 2,
+        "logger__save_checkpoint_freq": 2,
+        "train__ema_decay": 0,
+    }
+    tlw = train(tiny_options(photographs, **nothing), root=tmp_path / "a")
+    plain = tiny_options(
+        photographs,
+        model_type="SRModel",
+        network_w=...,
+        train__optim_w=...,
+        train__tlw=...,
+        train__pixel_opt={"type": "L1Loss"},
+        **nothing,
+    )
+    l1 = train(plain, root=tmp_path / "b")
+    a, b = (load_file(e / "models/net_g_2.pth", "")["params"] for e in (tlw, l1))
+    assert all(torch.allclose(a[n], b[n], atol=1e-8) for n in a)
+
+
+def test_an_image_damaged_while_training_is_named(photographs, train, tmp_path):
+    import shutil
+
+    copy = tmp_path / "photos"
+    shutil.copytree(photographs, copy)
+    content = (copy / "photo2.png").read_bytes()
+    (copy / "photo2.png").write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=r"photo2\.png: not an image that can be read"):
+        train(tiny_options(photographs, datasets__train__dataroot_gt=str(copy), datasets__train__num_worker_per_gpu=1))
+
+
+def program(*arguments, cwd, name="train", module=False):
+    target = ["-m", f"tlw_basicsr.{name}"] if module else [str(ROOT / "tlw_basicsr" / f"{name}.py")]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)} if module else os.environ
+    return subprocess.run(
+        [sys.executable, *target, *arguments], cwd=cwd, env=env, capture_output=True, text=True, check=False
+    )
+
+
+def test_both_entry_points_from_any_folder(photographs, tmp_path):
+    """Train as a file, resume as a module, test as a file; no terminal, so no progress bar."""
+    yaml = write_yaml(tmp_path, tiny_options(photographs, num_gpu="auto", train__total_iter=4))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    done = program("-opt", str(yaml), cwd=elsewhere)
+    assert done.returncode == 0, done.stderr
+    assert "it/s" not in done.stderr
+    again = program("-opt", str(yaml), "--auto_resume", "--force_yml", "train:total_iter=6", cwd=elsewhere, module=True)
+    assert again.returncode == 0, again.stderr
+    assert "Resuming after iteration 4" in again.stderr
+
+    opt = tiny_options(photographs, model_type="SRModel")
+    test_opt = {k: opt[k] for k in ("model_type", "scale", "num_gpu", "network_g")} | {
+        "name": "tiny_test",
+        "datasets": {"test_1": opt["datasets"]["val"]},
+        "path": {"pretrain_network_g": "experiments/tiny/models/net_g_latest.pth", "param_key_g": "params_ema"},
+        "val": {"save_img": True, "metrics": opt["val"]["metrics"]},
+    }
+    tested = program("-opt", str(write_yaml(tmp_path, test_opt, "test.yml")), cwd=elsewhere, name="test")
+    assert tested.returncode == 0, tested.stderr
+    results = elsewhere / "results/tiny_test"
+    assert len(list((results / "visualization/photos_val").glob("photo*_tiny_test.png"))) == 6
+    assert "psnr" in next(results.glob("test_*.log")).read_text()
+
+
+def test_a_wrong_option_is_one_line_and_exit_code_2_and_leaves_nothing(photographs, tmp_path):
+    yaml = write_yaml(tmp_path, tiny_options(photographs, train__tlw__k_start=0))
+    done = program("-opt", str(yaml), cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines() == ["error: train.tlw.k_start: expected a number in (0, 1), got 0"]
+    assert not (tmp_path / "experiments").exists()
+
+
+def test_debug_logs_every_iteration_and_ends_early(photographs, train):
+    opt = tiny_options(photographs, logger__print_freq=100)
+    experiment = train(opt, "--debug").with_name("debug_tiny")
+    assert len(log_lines(experiment)) == 8
