@@ -31,15 +31,19 @@ def seeded():
     torch.manual_seed(0)
 
 
-@pytest.fixture(autouse=True)
-def fresh_logger():
-    """BasicSR keeps one logger a process; give every test its own log file."""
-    yield
+def reset_logger():
+    """BasicSR keeps one logger a process; give every training its own log file."""
     logger = logging.getLogger("basicsr")
     for handler in list(logger.handlers):
         handler.close()
         logger.removeHandler(handler)
     basicsr_logger.initialized_logger.clear()
+
+
+@pytest.fixture(autouse=True)
+def fresh_logger():
+    yield
+    reset_logger()
 
 
 @pytest.fixture
@@ -160,6 +164,7 @@ def train(tmp_path, monkeypatch):
     from tlw_basicsr.pipeline import train_pipeline
 
     def run(opt, *arguments, root=tmp_path):
+        reset_logger()
         root.mkdir(exist_ok=True)
         monkeypatch.chdir(root)
         train_pipeline(str(root), ["-opt", str(write_yaml(root, opt)), *arguments])

@@ -21,7 +21,7 @@ from basicsr.utils import (
     mkdir_and_rename,
 )
 from basicsr.utils.options import copy_opt_file, dict2str
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -104,11 +104,11 @@ def train_pipeline(root_path: str, argv: list[str] | None = None) -> None:
                     message_logger(
                         {"epoch": epoch, "iter": current_iter, "lrs": lrs, **times, **model.get_current_log()}
                     )
-                if current_iter % opt["logger"]["save_checkpoint_freq"] == 0:
-                    logger.info("Saving models and training states.")
-                    model.save(epoch, current_iter)
                 if val_loaders and current_iter % opt["val"]["val_freq"] == 0:
                     validate()
+                if current_iter % opt["logger"]["save_checkpoint_freq"] == 0:  # the state holds the best metrics
+                    logger.info("Saving models and training states.")
+                    model.save(epoch, current_iter)
                 if current_iter >= total_iters:
                     break
                 data_timer.start()
@@ -161,23 +161,24 @@ def train_data(opt: Options) -> tuple[DataLoader, ResumableSampler]:
     check_batch(len(dataset), dataset_opt, opt["world_size"])
     ratio = dataset_opt.get("dataset_enlarge_ratio", 1)
     sampler = ResumableSampler(dataset, opt["world_size"], opt["rank"], ratio)
-    loader = build_dataloader(
-        dataset, dataset_opt, num_gpu=opt["num_gpu"], dist=opt["dist"], sampler=sampler, seed=opt["manual_seed"]
-    )
-    return loader, sampler
+    return data_loader(dataset, dataset_opt, opt, sampler), sampler
 
 
 def validation_data(opt: Options) -> list[DataLoader]:
     """The loaders of the validation sets; none without a ``val`` section."""
-    if not opt.get("val"):
-        return []
     sets = [options for options in opt["datasets"].values() if options["phase"] == "val"]
-    return [
-        build_dataloader(
-            build_dataset(options), options, num_gpu=opt["num_gpu"], dist=opt["dist"], seed=opt["manual_seed"]
-        )
-        for options in sets
-    ]
+    return [data_loader(build_dataset(options), options, opt) for options in sets] if opt.get("val") else []
+
+
+def data_loader(
+    dataset: Dataset, dataset_opt: Options, opt: Options, sampler: ResumableSampler | None = None
+) -> DataLoader:
+    """BasicSR's loader, with a random generator of its own: beginning to read it leaves the training's alone."""
+    loader = build_dataloader(
+        dataset, dataset_opt, num_gpu=opt["num_gpu"], dist=opt["dist"], sampler=sampler, seed=opt["manual_seed"]
+    )
+    loader.generator = torch.Generator().manual_seed(opt["manual_seed"])
+    return loader
 
 
 def batches(loader: DataLoader, opt: Options) -> Iterator[dict[str, Any]]:
@@ -210,8 +211,6 @@ def test_pipeline(root_path: str, argv: list[str] | None = None) -> None:
 
     model = build_model(opt)
     for _, dataset_opt in sorted(opt["datasets"].items()):
-        loader = build_dataloader(
-            build_dataset(dataset_opt), dataset_opt, num_gpu=opt["num_gpu"], dist=opt["dist"], seed=opt["manual_seed"]
-        )
+        loader = data_loader(build_dataset(dataset_opt), dataset_opt, opt)
         logger.info(f"Testing {dataset_opt['name']}: {len(loader.dataset)} images.")
         model.validation(loader, current_iter=opt["name"], tb_logger=None, save_img=opt["val"]["save_img"])

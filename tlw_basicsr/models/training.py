@@ -68,7 +68,7 @@ class TrainingMixin(BaseModel):
         """What a resumed training needs beside the networks, optimisers and schedulers."""
         return {
             "random": random_state(),
-            "best_metric_results": getattr(self, "best_metric_results", {}),
+            "best_metric_results": plain(getattr(self, "best_metric_results", {})),
         }
 
     @master_only
@@ -113,10 +113,12 @@ def with_training(base: type[BaseModel]) -> type[BaseModel]:
 
 
 def plain(value: Any) -> Any:
-    """``value`` with every mapping a dict, which ``weights_only`` loading knows (a scheduler holds a Counter)."""
+    """``value`` in types that ``weights_only`` loading knows: mappings as dict (a scheduler holds a Counter), numpy's
+    numbers (metrics) as python's.
+    """
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
-    return value
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def random_state() -> dict[str, Any]:
