@@ -170,3 +170,26 @@ def test_debug_logs_every_iteration_and_ends_early(photographs, train):
     opt = tiny_options(photographs, logger__print_freq=100)
     experiment = train(opt, "--debug").with_name("debug_tiny")
     assert len(log_lines(experiment)) == 8
+
+
+def test_tensorboard_gets_tlws_values(photographs, train, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(tiny_options(photographs, logger__use_tb_logger=True))
+    events = EventAccumulator(str(tmp_path / "tb_logger/tiny"))
+    events.Reload()
+    assert {"losses/l_pix", "losses/l_w", "wc", "k", "w_mean", "w_std"} <= set(events.Tags()["scalars"])
+    assert len(events.Scalars("wc")) == 8
+
+
+def test_a_terminal_gets_a_progress_bar(photographs, tmp_path):
+    yaml = write_yaml(tmp_path, tiny_options(photographs, train__total_iter=4))
+    command = f"cd {tmp_path}; stty rows 40 cols 120; exec {sys.executable} -m tlw_basicsr.train -opt {yaml}"
+    script = f"import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(['sh', '-c', {command!r}])))"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=env, stdin=subprocess.DEVNULL
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"4/4 \[", done.stdout)
+    assert "it/s" in done.stdout or "s/it" in done.stdout

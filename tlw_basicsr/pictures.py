@@ -45,5 +45,5 @@ def weights_figure(net_g: nn.Module, net_w: nn.Module, lq: Tensor, gt: Tensor, p
     for axis in axes:
         axis.set_axis_off()
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=80)
     plt.close(figure)

@@ -17,7 +17,7 @@ from tlw_basicsr.data.prepare import prepare, tile_starts
 
 @given(st.integers(1, 500), st.integers(1, 100), st.integers(0, 100))
 def test_tiles_do_not_overlap_and_stay_inside(length, crop, threshold):
-    starts = tile_starts(length, crop, crop, crop)
+    starts = tile_starts(length, crop, crop, None)
     assert all(b - a == crop for a, b in pairwise(starts))
     assert length <= crop or starts[-1] + crop <= length
     assert length <= crop or length - (starts[-1] + crop) < crop

@@ -25,19 +25,20 @@ from tlw_basicsr.errors import UserError
 COMPRESSION = [cv2.IMWRITE_PNG_COMPRESSION, 3]
 
 
-def tile_starts(length: int, crop: int, step: int, threshold: int) -> list[int]:
+def tile_starts(length: int, crop: int, step: int, threshold: int | None) -> list[int]:
     """Where the tiles of one side begin.
 
     Args:
         length: of the side, in pixels.
         crop: side of a tile; a shorter ``length`` is one tile.
         step: from one tile to the next; ``crop`` for tiles that do not overlap.
-        threshold: add a last tile that ends at the border if more than this many pixels are left there.
+        threshold: add a last tile that ends at the border if more than this many pixels are left there; None for
+            no such tile.
     """
     if length <= crop:
         return [0]
     starts = list(range(0, length - crop + 1, step))
-    if length - crop - starts[-1] > threshold:
+    if threshold is not None and length - crop - starts[-1] > threshold:
         starts.append(length - crop)
     return starts
 
@@ -70,7 +71,7 @@ def downscale(image: np.ndarray, scale: int) -> np.ndarray:
     return imresize(image[:height, :width], 1 / scale)
 
 
-def make_tiles(source: Path, out: Path, crop: int | None, step: int, threshold: int, multiple: int) -> int:
+def make_tiles(source: Path, out: Path, crop: int | None, step: int, threshold: int | None, multiple: int) -> int:
     """Cut one image into PNG tiles ``{name}_s001.png``, … in ``out``; the whole image is one without ``crop``.
 
     Every tile is cut to a multiple of ``multiple``. Returns how many tiles the image has.
@@ -146,7 +147,7 @@ def prepare(
         out: folder to fill. What is complete in it is kept; it must have been made with the same settings.
         crop_size: side of the tiles in pixels; None for whole images.
         step: from tile to tile; None for ``crop_size``.
-        threshold: see :func:`tile_starts`; None for ``crop_size``, which adds no overlapping last tile.
+        threshold: see :func:`tile_starts`.
         scales: of the LR folders.
         multiple: cut tiles to a multiple of it; None for the least common multiple of ``scales``.
         lmdb: also make LMDBs.
@@ -160,7 +161,7 @@ def prepare(
     """
     scales = sorted(set(scales))
     multiple = multiple or int(np.lcm.reduce(scales or [1]))
-    step, threshold = step or crop_size or 1, crop_size or 0 if threshold is None else threshold
+    step = step or crop_size or 1
     if crop_size and crop_size % multiple:
         raise UserError(f"--crop-size: {crop_size} is not a multiple of {multiple}, the least common one of the scales")
     sources = [Path(entry.path) for entry in _list(gt, "--gt")]
