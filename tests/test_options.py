@@ -72,7 +72,7 @@ WRONG = [
     ("name", "../outside", "name: expected a plain folder name"),
     ("model_type", "TLWModl", "model_type: 'TLWModl' is not registered (did you mean TLWModel?)"),
     ("base_model", "SwinModel", "base_model: 'SwinModel' is not registered"),
-    ("base_model", "TLWModel", "base_model: TLWModel can't stand on itself"),
+    ("base_model", "TLWModel", "base_model: TLWModel has no pixel loss; accepted are"),
     ("scale", "four", "scale: expected a whole number of at least 1, got 'four'"),
     ("scale", ..., "scale: missing"),
     ("num_gpu", 99, "num_gpu: 99, but"),

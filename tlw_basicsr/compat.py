@@ -6,12 +6,19 @@ BasicSR 1.4.2 imports two modules that newer libraries no longer have:
 - ``scipy.ndimage.filters`` (deprecated in SciPy): only ``convolve`` is used.
 
 Where one is missing, a module of that name with the one function takes its place.
+
+Some of its models name the GPU outright, see :class:`CudaMeans`.
 """
 
 import importlib
 import sys
 import types
 import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
 
 
 def _alias(name: str, source: str, attribute: str) -> None:
@@ -28,3 +35,28 @@ def _alias(name: str, source: str, attribute: str) -> None:
 
 _alias("torchvision.transforms.functional_tensor", "torchvision.transforms.functional", "rgb_to_grayscale")
 _alias("scipy.ndimage.filters", "scipy.ndimage", "convolve")
+
+
+class CudaMeans(TorchFunctionMode):
+    """Within it, ``.cuda()`` and ``device='cuda'`` mean ``device``.
+
+    BasicSR's Real-ESRGAN models call ``.cuda()`` in their constructors and queues, and its video models' validation
+    asks for ``device='cuda'``, also where a training runs on the CPU.
+
+    Args:
+        device: the device that the model is on.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.device = device
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.Tensor.cuda:
+            return args[0].to(self.device)
+        if str(kwargs.get("device", "")).startswith("cuda"):
+            kwargs["device"] = self.device
+        return func(*args, **kwargs)

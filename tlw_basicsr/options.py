@@ -393,6 +393,8 @@ TRAIN = {
     "total_iter": POSITIVE,  # BasicSR writes 1e6 too
     "warmup_iter": NUMBER,
     "ema_decay": Kind("a number in [0, 1)", lambda v: _is_number(v) and 0 <= v < 1),
+    "accumulation_steps": _whole(1),
+    "clip_grad_norm": _or_none(POSITIVE),
     "scheduler": DICT,
     "tlw": _or_none(DICT),
 }
@@ -401,6 +403,7 @@ TLW = {
     "k_end": FRACTION,
     "k_decay": POSITIVE,
     "k_unit": _one_of("epoch", "iter"),
+    "sync_bn": BOOL,
 }
 VAL = {
     "val_freq": POSITIVE,
@@ -469,9 +472,15 @@ def _model_class(opt: Options) -> type:
     if opt["model_type"] != "TLWModel":
         return model
     base = lookup(MODEL_REGISTRY, {"base_model": "SRModel", **opt}, "", "base_model")
-    if base is model:
-        raise UserError("base_model: TLWModel can't stand on itself; name a BasicSR model such as SRModel")
+    if not has_pixel_loss(base):
+        choices = [name for name, kind in MODEL_REGISTRY if has_pixel_loss(kind)]
+        raise UserError(f"base_model: {opt['base_model']} has no pixel loss; accepted are {', '.join(sorted(choices))}")
     return with_tlw(base)
+
+
+def has_pixel_loss(model: type) -> bool:
+    """Whether a model class or one of its bases calls ``self.cri_pix``, which is where TLW stands."""
+    return any("self.cri_pix(" in inspect.getsource(c) for c in inspect.getmro(model) if c.__module__ != "builtins")
 
 
 def _check_path(opt: Options, networks: list[str], known: Collection[str]) -> None:
@@ -543,6 +552,12 @@ def _check_train(opt: Options, model: type, known: Collection[str]) -> None:
     for key in losses:
         if train[key]:
             check_arguments(train[key], f"train.{key}", lookup(LOSS_REGISTRY, train[key], f"train.{key}"))
+    steps = train.get("accumulation_steps", 1)
+    if opt["logger"]["save_checkpoint_freq"] % steps:
+        raise UserError(
+            f"train.accumulation_steps: {steps} does not divide logger.save_checkpoint_freq "
+            f"{opt['logger']['save_checkpoint_freq']}; a state between two steps could not be resumed"
+        )
     _check_tlw(opt, train)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from basicsr.data import build_dataloader, build_dataset
 from basicsr.data.prefetch_dataloader import CUDAPrefetcher
 from basicsr.train import init_tb_loggers
@@ -29,7 +30,6 @@ from tlw_basicsr.checkpoint import load_file
 from tlw_basicsr.data.resumable import ResumableSampler, SeededDataset
 from tlw_basicsr.errors import UserError
 from tlw_basicsr.models import build_model
-from tlw_basicsr.models.training import set_random_state
 from tlw_basicsr.options import Options, parse_options
 from tlw_basicsr.preflight import check_batch, check_files
 
@@ -49,7 +49,9 @@ def train_pipeline(root_path: str, argv: list[str] | None = None) -> None:
     torch.backends.cudnn.benchmark = True
     resume_state = load_resume_state(opt)
     check_files(opt)
+    wait_for_all(opt)  # one process moves folders that others may still be reading
     make_folders(opt, args.opt, resume_state is not None)
+    wait_for_all(opt)
 
     # The logger must not be used above: its file lies in the new folder.
     log_file = Path(opt["path"]["log"], f"train_{opt['name']}_{get_time_str()}.log")
@@ -70,8 +72,6 @@ def train_pipeline(root_path: str, argv: list[str] | None = None) -> None:
     if resume_state:
         model.resume_training(resume_state)
         current_iter = resume_state["iter"]
-        if "random" in resume_state and opt["rank"] == 0:
-            set_random_state(resume_state["random"])
         logger.info(f"Resuming after iteration {current_iter:,}.")
 
     def validate() -> None:
@@ -120,6 +120,12 @@ def train_pipeline(root_path: str, argv: list[str] | None = None) -> None:
         validate()
     if tb_logger:
         tb_logger.close()
+
+
+def wait_for_all(opt: Options) -> None:
+    """Wait until every process is here."""
+    if opt["dist"]:
+        dist.barrier()
 
 
 def load_resume_state(opt: Options) -> dict[str, Any] | None:

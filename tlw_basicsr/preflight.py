@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY
+from torch import nn
 
 from tlw_basicsr.checkpoint import check_fit, network_state
 from tlw_basicsr.data.bicubic_sr_dataset import check_sizes
@@ -91,22 +92,32 @@ def _stem(path: str) -> str:
 
 
 def check_network(opt: Options, key: str) -> None:
-    """Build network ``key`` without memory and compare the checkpoint that ``path`` names for it."""
-    arguments = {k: v for k, v in opt[key].items() if k != "type"}
-    arch = lookup(ARCH_REGISTRY, opt[key], key)
+    """Build network ``key``, and compare the checkpoint that ``path`` names for it."""
+    net = build(opt, key)
     label = key.removeprefix("network_")
     path = opt["path"].get(f"pretrain_network_{label}")
-    try:
-        with torch.device("meta"):
-            net = arch(**arguments)
-    except UserError:
-        raise
-    except NotImplementedError:
-        return  # it computes something from its weights as it is built; loading checks it too
-    except Exception as error:
-        raise UserError(f"{key}: {opt[key]['type']} can't be built from these options ({first_line(error)})") from error
     if path is not None:
         what = f"path.pretrain_network_{label}"
-        param_key = opt["path"].get(f"param_key_{label}", "params")
-        state = network_state(path, param_key, what)
+        state = network_state(path, opt["path"].get(f"param_key_{label}", "params"), what)
         check_fit(state, net, opt["path"].get(f"strict_load_{label}", True), path, what)
+
+
+def build(opt: Options, key: str) -> nn.Module:
+    """The network of section ``key``, without memory where it can be built so; random numbers are left alone.
+
+    Raises:
+        UserError: its class refuses the options.
+    """
+    arch = lookup(ARCH_REGISTRY, opt[key], key)
+    arguments = {k: v for k, v in opt[key].items() if k != "type"}
+    try:
+        with torch.random.fork_rng(devices=[]):
+            try:
+                with torch.device("meta"):
+                    return arch(**arguments)
+            except Exception:  # some compute with their weights as they are built
+                return arch(**arguments)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{key}: {opt[key]['type']} can't be built from these options ({first_line(error)})") from error

@@ -8,7 +8,7 @@ import torch
 from basicsr.archs import build_network
 from basicsr.models.base_model import BaseModel
 from basicsr.utils.registry import MODEL_REGISTRY
-from torch import Tensor
+from torch import Tensor, nn
 
 from tlw_basicsr.errors import UserError
 from tlw_basicsr.functional import k_schedule
@@ -24,19 +24,25 @@ class TLWMixin(TrainingMixin):
     weighted loss of the same SR image, of which the model's own code takes the gradient.
 
     Options: ``network_w``, ``train.optim_w``, ``train.pixel_opt`` (a ``TLWLoss``) and ``train.tlw`` with ``k_start``,
-    ``k_end``, ``k_decay`` and ``k_unit``, see :func:`tlw_basicsr.k_schedule`.
+    ``k_end``, ``k_decay`` and ``k_unit``, see :func:`tlw_basicsr.k_schedule`, and ``sync_bn`` (batch norm of the
+    weighting network over all processes).
     """
 
     def init_training_settings(self) -> None:
         """Build the weighting network, then what the base model builds, then take the place of its pixel loss."""
-        self.net_w = self.model_to_device(build_network(self.opt["network_w"]))
+        tlw_opt = dict(self.opt["train"].get("tlw") or {})
+        net_w = build_network(self.opt["network_w"])
+        if tlw_opt.pop("sync_bn", False):
+            if not self.opt["dist"] or self.device.type != "cuda":
+                raise UserError("train.tlw.sync_bn: true needs a distributed training on GPUs; accepted here is false")
+            net_w = nn.SyncBatchNorm.convert_sync_batchnorm(net_w)
+        self.net_w = self.model_to_device(net_w)
         self.print_network(self.net_w)
         load_path = self.opt["path"].get("pretrain_network_w")
         if load_path is not None:
             self.load_network(self.net_w, load_path, self.opt["path"].get("strict_load_w", True))
         self.net_w.train()
 
-        tlw_opt = dict(self.opt["train"].get("tlw") or {})
         self.k_unit = tlw_opt.pop("k_unit", "epoch")
         self.k_options = tlw_opt
         self.epoch: int | None = None

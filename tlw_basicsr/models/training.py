@@ -2,24 +2,67 @@
 
 import random
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from basicsr.models.base_model import BaseModel
 from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import master_only
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
 
 from tlw_basicsr.checkpoint import check_fit, network_state, save_file
+from tlw_basicsr.compat import CudaMeans
 from tlw_basicsr.errors import UserError
 
 
 class TrainingMixin(BaseModel):
-    """Checkpoints and devices of a BasicSR model; goes before the model's own class."""
+    """Checkpoints, devices and optimiser steps of a BasicSR model; goes before the model's own class.
+
+    Options: ``train.accumulation_steps`` (iterations to a step of every optimiser, default 1) and
+    ``train.clip_grad_norm`` (the largest norm of an optimiser's gradient, default none).
+    """
+
+    def __init__(self, opt: dict[str, Any]) -> None:
+        with device_names(opt):
+            super().__init__(opt)
+
+    def feed_data(self, data: dict[str, Any]) -> None:
+        """As the model's own, on its device."""
+        # On the CPU `.to()` is no copy, and BasicSR's video validation squeezes the tensors that it has fed.
+        data = {key: value.detach() if torch.is_tensor(value) else value for key, value in data.items()}
+        with device_names(self.opt):
+            super().feed_data(data)
+
+    def validation(self, *args: Any, **kwargs: Any) -> None:
+        """As the model's own, on its device."""
+        with device_names(self.opt):
+            super().validation(*args, **kwargs)
+
+    def get_optimizer(self, optim_type: str, params: Any, lr: float, **kwargs: Any) -> Optimizer:
+        """BasicSR's, with gradient accumulation and clipping by the options."""
+        optimizer = super().get_optimizer(optim_type, params, lr, **kwargs)
+        limit = self.opt["train"].get("clip_grad_norm")
+        if limit:
+
+            def clip(stepping: Optimizer, *_: Any) -> None:
+                clip_grad_norm_(parameters_of(stepping), limit)
+
+            optimizer.register_step_pre_hook(clip)
+        return accumulate(optimizer, self.opt["train"].get("accumulation_steps", 1))
+
+    def model_ema(self, decay: float = 0.999) -> None:
+        """BasicSR's, but not in iterations that only add to the gradient."""
+        if decay == 0 or not getattr(self.optimizers[0], "accumulated", 0):
+            super().model_ema(decay)
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
         """As BasicSR's; distributed on CPU processes too."""
@@ -65,13 +108,16 @@ class TrainingMixin(BaseModel):
         net.load_state_dict(state, strict=strict)
 
     def training_state(self) -> dict[str, Any]:
-        """What a resumed training needs beside the networks, optimisers and schedulers."""
+        """What a resumed training needs beside the networks, optimisers and schedulers; called by every process."""
+        random_states = [random_state()]
+        if self.opt["dist"]:
+            random_states = [None] * self.opt["world_size"]
+            dist.all_gather_object(random_states, random_state())
         return {
-            "random": random_state(),
+            "random": random_states,
             "best_metric_results": plain(getattr(self, "best_metric_results", {})),
         }
 
-    @master_only
     def save_training_state(self, epoch: int, current_iter: int) -> None:
         """Write ``{current_iter}.state``: BasicSR's entries and :meth:`training_state`; nothing at -1."""
         if current_iter == -1:
@@ -83,10 +129,11 @@ class TrainingMixin(BaseModel):
             "schedulers": [plain(s.state_dict()) for s in self.schedulers],
             **self.training_state(),
         }
-        save_file(state, Path(self.opt["path"]["training_states"], f"{current_iter}.state"))
+        if self.opt["rank"] == 0:
+            save_file(state, Path(self.opt["path"]["training_states"], f"{current_iter}.state"))
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
-        """Load optimisers and schedulers, and the best metrics so far.
+        """Load optimisers and schedulers, the best metrics so far and this process's random numbers.
 
         Raises:
             UserError: the state is of a training with other optimisers.
@@ -104,12 +151,52 @@ class TrainingMixin(BaseModel):
             raise UserError(f"path.resume_state: the state is of other networks ({error})") from error
         if resume_state.get("best_metric_results"):
             self.best_metric_results = resume_state["best_metric_results"]
+        random_states = resume_state.get("random", [])
+        if len(random_states) == self.opt["world_size"]:
+            set_random_state(random_states[self.opt["rank"]])
 
 
 @cache
 def with_training(base: type[BaseModel]) -> type[BaseModel]:
     """``base`` with :class:`TrainingMixin` before it, under its own name."""
     return base if issubclass(base, TrainingMixin) else type(base.__name__, (TrainingMixin, base), {})
+
+
+def device_names(opt: dict[str, Any]) -> AbstractContextManager:
+    """Where the options say the CPU, make what BasicSR's models call ``cuda`` mean that."""
+    return CudaMeans(torch.device("cpu")) if opt["num_gpu"] == 0 else nullcontext()
+
+
+def parameters_of(optimizer: Optimizer) -> list[Tensor]:
+    """All parameters of an optimiser."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def accumulate(optimizer: Optimizer, every: int) -> Optimizer:
+    """Let only every ``every``-th ``step()`` of ``optimizer`` step, with the mean of the gradients since the last.
+
+    In between ``zero_grad()`` keeps the gradients. ``optimizer.accumulated`` counts the gradients kept.
+    """
+    if every == 1:
+        return optimizer
+    plain_step, plain_zero_grad = optimizer.step, optimizer.zero_grad
+    optimizer.accumulated = 0
+
+    def step(self: Optimizer, closure: None = None) -> None:
+        self.accumulated = (self.accumulated + 1) % every
+        if self.accumulated == 0:
+            for p in parameters_of(self):
+                if p.grad is not None:
+                    p.grad.div_(every)
+            plain_step(closure)
+
+    def zero_grad(self: Optimizer, set_to_none: bool = True) -> None:
+        if self.accumulated == 0:
+            plain_zero_grad(set_to_none)
+
+    # the learning rate scheduler wants bound methods
+    optimizer.step, optimizer.zero_grad = MethodType(step, optimizer), MethodType(zero_grad, optimizer)
+    return optimizer
 
 
 def plain(value: Any) -> Any:
