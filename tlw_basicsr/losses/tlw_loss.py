@@ -36,6 +36,7 @@ class TLWLoss(nn.Module):
         stochastic: the variant with sampled weights, the paper's for its tables; else the deterministic one.
         num_samples: S, samples of the weights in one M step (stochastic variant).
         loss_weight: factor of L_θ.
+        reduction: ``'mean'`` is the only one; the option is there for YAML files of BasicSR's losses.
     """
 
     def __init__(
@@ -45,10 +46,13 @@ class TLWLoss(nn.Module):
         stochastic: bool = True,
         num_samples: int = 3,
         loss_weight: float = 1.0,
+        reduction: Literal["mean"] = "mean",
     ) -> None:
         super().__init__()
         if base not in BASES:
             raise UserError(f"TLWLoss: base must be one of {', '.join(BASES)}, got {base!r}")
+        if reduction != "mean":
+            raise UserError(f"TLWLoss: reduction must be mean, got {reduction!r}")
         if num_samples < 1:
             raise UserError(f"TLWLoss: num_samples must be at least 1, got {num_samples}")
         if not isinstance(distance, nn.Module):

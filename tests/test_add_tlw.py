@@ -1,0 +1,279 @@
+"""BasicSR-style files to their TLW version: only what must change changes."""
+
+import difflib
+import subprocess
+import sys
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.conftest import ROOT
+from tlw_basicsr import UserError
+from tlw_basicsr.add_tlw import add_tlw
+from tlw_basicsr.options import check_options, load_yaml
+
+PSNR = """\
+# general settings
+name: 001_EDSR_x4   # a comment
+model_type: SRModel
+scale: 4
+num_gpu: 1  # set num_gpu: 0 for cpu mode
+manual_seed: 0
+
+# dataset and data loader settings
+datasets:
+  train:
+    name: DIV2K
+    type: PairedImageDataset
+    dataroot_gt: datasets/DIV2K/DIV2K_train_HR_sub
+    dataroot_lq: datasets/DIV2K/sub
+    filename_tmpl: '{}'
+    io_backend: {type: disk}
+    gt_size: 192
+    use_hflip: true
+    use_rot: true
+    num_worker_per_gpu: 6
+    batch_size_per_gpu: 16
+
+# network structures
+network_g:
+  type: EDSR
+  num_in_ch: 3
+  num_out_ch: 3
+  rgb_mean: [0.4488, 0.4371, 0.4040]   # RGB
+
+# path
+path:
+  pretrain_network_g: ~
+  resume_state: ~
+
+# training settings
+train:
+  ema_decay: 0.999
+  optim_g:
+    type: Adam
+    lr: !!float 1e-4
+    betas: [0.9, 0.99]
+
+  scheduler:
+    type: MultiStepLR
+    milestones: [200000]
+    gamma: 0.5
+
+  total_iter: 300000
+  # losses
+  pixel_opt:
+    type: L1Loss  # the paper's
+    loss_weight: 1.0
+    reduction: mean
+
+logger:
+  print_freq: 100
+  save_checkpoint_freq: !!float 5e3
+  use_tb_logger: true
+"""
+
+GAN = """\
+name: gan
+model_type: ESRGANModel
+scale: 4
+num_gpu: auto
+datasets: {train: {name: x, type: PairedImageDataset}}
+network_g: {type: RRDBNet, num_in_ch: 3, num_out_ch: 3}   # one line
+network_d: {type: VGGStyleDiscriminator, num_in_ch: 3, num_feat: 64}
+path: {}
+train:
+  optim_g: &adam {type: Adam, lr: !!float 1e-4, betas: [0.9, 0.99]}
+  optim_d: *adam
+  scheduler: {type: MultiStepLR, milestones: [50000], gamma: 0.5}
+  total_iter: !!float 4e5
+  pixel_opt: {type: L1Loss, loss_weight: !!float 1e-2, reduction: mean}
+  perceptual_opt: {type: PerceptualLoss, layer_weights: {'conv5_4': 1}}
+  gan_opt: {type: GANLoss, gan_type: vanilla, loss_weight: !!float 5e-3}
+"""
+
+VIDEO = """\
+name: video
+model_type: EDVRModel
+scale: 4
+num_gpu: 8
+network_g:
+    type: EDVR
+    num_frame: 5
+train:
+    optim_g:
+        type: Adam
+        lr: !!float 4e-4
+    total_iter: 600000
+    pixel_opt:
+        type: CharbonnierLoss
+        loss_weight: 1.0
+        eps: !!float 1e-12   # of the root
+        reduction: sum
+    tsa_iter: 50000
+"""
+
+ANCHORS = """\
+defaults: &l1 {type: L1Loss, loss_weight: 1.0}
+name: anchors
+model_type: SRModel
+network_g: {type: EDSR}
+train:
+  optim_g: {type: Adam}
+  total_iter: 100
+  pixel_opt: *l1
+"""
+
+MERGED = ANCHORS.replace("pixel_opt: *l1", "pixel_opt:\n    <<: *l1\n    reduction: mean")
+
+ONE_LINE = (
+    "{name: all, model_type: SRModel, network_g: {type: EDSR},"
+    " train: {optim_g: {type: Adam}, total_iter: 9, pixel_opt: {eps: 1, type: MSELoss}}}\n"
+)
+
+FILES = {"psnr": PSNR, "gan": GAN, "video": VIDEO, "anchors": ANCHORS, "merged": MERGED, "one_line": ONE_LINE}
+
+
+def lines_out(before, after):
+    """Lines that are gone and lines that are new."""
+    diff = list(difflib.ndiff(before.splitlines(), after.splitlines()))
+    return [d[2:] for d in diff if d.startswith("- ")], [d[2:] for d in diff if d.startswith("+ ")]
+
+
+def test_the_diff_of_a_psnr_file():
+    gone, new = lines_out(PSNR, add_tlw(PSNR, "x"))
+    assert gone == ["model_type: SRModel", "    type: L1Loss  # the paper's"]
+    assert new == [
+        "model_type: TLWModel",
+        "network_w: {type: TLWWeightNet, num_feat: 64}",
+        "  optim_w: {type: Adam, lr: !!float 1e-4, betas: [0.5, 0.999]}",
+        "  tlw: {k_start: 0.3, k_end: 0.9, k_decay: 300000, k_unit: iter}",
+        "    type: TLWLoss  # the paper's",
+        "    base: l1",
+        "    num_samples: 3",
+        "    distance: {type: LPIPSDistance, net: vgg}",
+    ]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_all_else_stays_and_twice_is_once(name):
+    before = FILES[name]
+    after = add_tlw(before, name)
+    assert add_tlw(after, name) == after
+    for comment in [line.split("#", 1)[1] for line in before.splitlines() if "#" in line]:
+        assert f"#{comment}" in after or "of the root" in comment
+    old, new = yaml.safe_load(before), yaml.safe_load(after)
+    assert [k for k in new if k in old] == list(old)
+    changed = {"model_type", "base_model", "network_w", "train"}
+    assert {k: v for k, v in new.items() if k not in changed} == {k: v for k, v in old.items() if k not in changed}
+    changed = {"pixel_opt", "tlw", "optim_w"}
+    old_train, new_train = old["train"], new["train"]
+    assert {k: v for k, v in new_train.items() if k not in changed} == {
+        k: v for k, v in old_train.items() if k not in changed
+    }
+    assert new["model_type"] == "TLWModel"
+    assert new.get("base_model", "SRModel") == old["model_type"]
+    pixel = new_train["pixel_opt"]
+    assert pixel["type"] == "TLWLoss" and pixel["base"] == ("mse" if name == "one_line" else "l1")
+    assert pixel.get("loss_weight") == old_train["pixel_opt"].get("loss_weight")
+    assert "eps" not in pixel and pixel.get("reduction", "mean") == "mean"
+
+
+def test_the_result_passes_the_check_of_options():
+    check_options(load_yaml(add_tlw(PSNR.replace("num_gpu: 1 ", "num_gpu: 0 "), "x"), "x"), True)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_files_never_seen(data):
+    """Any indentation, order, comments, line ends and style of the sections."""
+    indent = data.draw(st.integers(1, 6))
+    newline = data.draw(st.sampled_from(["\n", "\r\n"]))
+    comment = st.sampled_from(["", "  # type: L1Loss", " # {", "  # pixel_opt: x", "   #"])
+    full_line = st.sampled_from(["", "# a line", "   # train:", "\n", "#"])
+
+    def section(items, depth):
+        lines = []
+        for key, value in data.draw(st.permutations(list(items.items()))):
+            lines += [line for line in [data.draw(full_line)] if line]
+            pad = " " * (indent * depth)
+            if isinstance(value, dict) and (not data.draw(st.booleans()) or (depth == 0 and key == "train")):
+                lines += [f"{pad}{key}:{data.draw(comment)}", *section(value, depth + 1)]
+            elif isinstance(value, dict):
+                lines.append(
+                    f"{pad}{key}: {yaml.safe_dump(value, default_flow_style=True, width=9999).strip()}{data.draw(comment)}"
+                )
+            else:
+                text = (
+                    "~"
+                    if value is None
+                    else data.draw(
+                        st.sampled_from([f"{value}", f"'{value}'" if isinstance(value, str) else f"{value}"])
+                    )
+                )
+                lines.append(f"{pad}{key}: {text}{data.draw(comment)}")
+        return lines
+
+    opt = {
+        "name": "n",
+        "model_type": data.draw(st.sampled_from(["SRModel", "SwinIRModel", "HATModel"])),
+        "scale": 4,
+        "network_g": {"type": "EDSR", "num_feat": 64},
+        "path": {"pretrain_network_g": None},
+        "train": {
+            "optim_g": {"type": "Adam", "lr": 0.1},
+            "total_iter": 1000,
+            "pixel_opt": {"type": data.draw(st.sampled_from(["L1Loss", "MSELoss"])), "loss_weight": 2.0},
+            "gan_opt": {"type": "GANLoss"},
+        },
+    }
+    text = "\n".join(section(opt, 0)).replace("\n", newline) + newline
+    after = add_tlw(text, "x")
+    assert add_tlw(after, "x") == after
+    assert ("\r" in after) == ("\r" in text)
+    _, new = yaml.safe_load(text), yaml.safe_load(after)
+    assert new["train"]["pixel_opt"]["type"] == "TLWLoss" and new["train"]["gan_opt"] == {"type": "GANLoss"}
+    assert {"network_w", "network_g", "path"} <= new.keys()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            PSNR.replace("pixel_opt:", "perceptual_opt:"),
+            "train.pixel_opt is missing; TLW takes the place of a pixel loss",
+        ),
+        (
+            PSNR.replace("  pixel_opt:\n    type: L1Loss", "  pixel_opt: ~\n  x:\n    type: L1Loss"),
+            "train.pixel_opt is missing",
+        ),
+        (PSNR.replace("L1Loss", "WeightedTVLoss"), "'WeightedTVLoss'; accepted are L1Loss, MSELoss, CharbonnierLoss"),
+        (PSNR[: PSNR.index("train:\n  ema")], "train is missing; expected is a training YAML"),
+        (PSNR.replace("model_type: SRModel\n", ""), "model_type is missing"),
+        (
+            PSNR.replace("pixel_opt:", "pixel_opt: &p").replace("\nlogger:", "\ncopy: *p\nlogger:"),
+            "can't be rewritten without changing other",
+        ),
+        ("name: [", "not valid YAML"),
+        ("just text", "must hold options"),
+    ],
+)
+def test_refusals(text, message):
+    with pytest.raises(UserError) as error:
+        add_tlw(text, "my.yml")
+    assert message in str(error.value) and "my.yml" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_script(tmp_path):
+    (tmp_path / "in.yml").write_text(GAN)
+    command = [sys.executable, str(ROOT / "scripts/add_tlw.py")]
+    done = subprocess.run([*command, "in.yml", "out.yml"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out.yml").read_text() == add_tlw(GAN, "x")
+    (tmp_path / "in.yml").write_text("train: {}")
+    done = subprocess.run([*command, "in.yml", "out.yml"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.strip() == "error: in.yml: model_type is missing; expected is a training YAML of BasicSR"
+    assert (tmp_path / "out.yml").read_text() == add_tlw(GAN, "x")

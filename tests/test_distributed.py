@@ -1,0 +1,250 @@
+"""Two CPU processes: the same networks on both, one set of files, exact gradients, and an end when one dies."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from tests.conftest import ROOT, tiny_options, write_yaml
+from tests.test_pipeline import log_lines, same
+from tlw_basicsr.checkpoint import load_file
+
+PLUGIN = """
+import os, pathlib, torch
+from basicsr.models.sr_model import SRModel
+from basicsr.utils.registry import MODEL_REGISTRY
+
+@MODEL_REGISTRY.register()
+class Watched(SRModel):
+    '''Writes what every process holds, and its process number.'''
+
+    def __init__(self, opt):
+        super().__init__(opt)
+        pathlib.Path(f"pid{opt['rank']}").write_text(str(os.getpid()))
+
+    def save(self, epoch, current_iter):
+        super().save(epoch, current_iter)
+        held = {n: {k: v.clone() for k, v in getattr(self, n).module.state_dict().items()} for n in ("net_g", "net_w")}
+        with torch.random.fork_rng(devices=[]):  # only a look at the random numbers
+            held["noise"] = torch.rand(4)
+        torch.save(held, f"held_{current_iter}_{self.opt['rank']}.pth")
+
+    def validation(self, *args, **kwargs):
+        pathlib.Path(f"validated{self.opt['rank']}").open("a").write("x")
+        super().validation(*args, **kwargs)
+"""
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def environment(**more):
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **more}
+
+
+def start(folder, *arguments):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
+    command += [str(ROOT / "tlw_basicsr/train.py"), "-opt", "options.yml", "--launcher", "pytorch", *arguments]
+    return subprocess.Popen(
+        command, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def torchrun(folder, *arguments):
+    process = start(folder, *arguments)
+    output = process.communicate(timeout=240)[0]
+    assert process.returncode == 0, output[-3000:]
+    return output
+
+
+def options(photographs, folder, **changes):
+    (folder / "watched.py").write_text(PLUGIN)
+    opt = tiny_options(
+        photographs,
+        plugins=["watched"],
+        base_model="Watched",
+        train__total_iter=50,
+        val__val_freq=25,
+        logger__save_checkpoint_freq=50,
+        logger__print_freq=10,
+        datasets__train__batch_size_per_gpu=1,
+    )
+    for place, value in changes.items():
+        *sections, last = place.split("__")
+        section = opt
+        for name in sections:
+            section = section[name]
+        section[last] = value
+    write_yaml(folder, opt)
+    return opt
+
+
+def test_two_processes_hold_the_same_networks_and_one_writes(photographs, tmp_path):
+    options(photographs, tmp_path, train__total_iter=50)
+    output = torchrun(tmp_path)
+    held = [load_file(tmp_path / f"held_50_{rank}.pth", "") for rank in (0, 1)]
+    assert same(held[0]["net_g"], held[1]["net_g"])
+    weights = [{k: v for k, v in h["net_w"].items() if "running" not in k} for h in held]
+    assert same(*weights)
+    assert not torch.equal(held[0]["noise"], held[1]["noise"])  # each draws noise of its own
+
+    experiment = tmp_path / "experiments/tiny"
+    assert len(list(experiment.glob("train_*.log"))) == 1
+    lines = log_lines(experiment)
+    assert [int(line["iter"]) for line in lines] == [10, 20, 30, 40, 50]
+    assert output.count("iter:      50") == 1
+    saved = load_file(experiment / "models/net_g_50.pth", "")["params"]
+    assert same(saved, held[0]["net_g"])
+    log = next(experiment.glob("train_*.log")).read_text()
+    assert log.count("Validation photos_val") == 2 and "k: " in log
+    assert "3 iterations an epoch" in log  # 6 images, 2 processes, a batch of 1 on each
+
+
+def test_two_processes_resume_with_the_same_bits(photographs, tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for folder in (whole, cut):
+        folder.mkdir()
+    changes = {"train__total_iter": 10, "logger__save_checkpoint_freq": 5, "val__val_freq": 100}
+    options(photographs, whole, **changes)
+    torchrun(whole)
+    options(photographs, cut, **{**changes, "train__total_iter": 5})
+    torchrun(cut)
+    options(photographs, cut, **changes)
+    assert "Resuming after iteration 5" in torchrun(cut, "--auto_resume")
+    for name in ("models/net_g_10.pth", "models/net_w_10.pth", "training_states/10.state"):
+        a, b = (load_file(folder / "experiments/tiny" / name, "") for folder in (whole, cut))
+        assert same(a, b), name
+
+
+def test_when_one_dies_the_others_end_and_the_last_checkpoint_is_whole(photographs, tmp_path):
+    options(photographs, tmp_path, train__total_iter=100_000, logger__save_checkpoint_freq=20, val__val_freq=10_000)
+    process = start(tmp_path)
+    states = tmp_path / "experiments/tiny/training_states"
+    deadline = time.time() + 120
+    while not list(states.glob("[0-9]*.state")):
+        assert time.time() < deadline and process.poll() is None
+        time.sleep(0.1)
+    victim, other = (int((tmp_path / f"pid{rank}").read_text()) for rank in (1, 0))
+    os.kill(victim, signal.SIGKILL)
+    killed = time.time()
+    output = process.communicate(timeout=60)[0]
+    assert time.time() - killed < 60
+    assert process.returncode != 0
+    assert "SIGKILL" in output or "Signal 9" in output  # the message says which process died of what
+    with pytest.raises(ProcessLookupError):
+        os.kill(other, 0)
+    newest = max(states.glob("[0-9]*.state"), key=lambda p: int(p.stem))
+    state = load_file(newest, "")
+    assert state["iter"] == int(newest.stem)
+    for net in "gw":
+        assert load_file(tmp_path / f"experiments/tiny/models/net_{net}_{newest.stem}.pth", "")["params"]
+
+
+WORKER = """
+import sys, torch, torch.distributed as dist
+import tlw_basicsr, yaml
+from tlw_basicsr.models import build_model
+from tlw_basicsr.distributed import init_distributed
+
+opt = yaml.safe_load(open("options.yml"))
+distributed = sys.argv[1] == "two"
+rank, world = init_distributed("pytorch" if distributed else "none")
+opt |= {"is_train": True, "dist": distributed, "rank": rank, "world_size": world}
+opt["path"] |= {"models": ".", "training_states": "."}
+torch.manual_seed(0)
+model = build_model(opt)
+model.set_epoch(0)
+model.net_w.eval()  # batch norm fixed
+generator = torch.Generator().manual_seed(1)
+lq, gt = torch.rand(4, 3, 8, 8, generator=generator), torch.rand(4, 3, 16, 16, generator=generator)
+rows = slice(2 * rank, 2 * rank + 2) if distributed else slice(0, 4)
+
+plain_rand, noise = torch.rand, torch.Generator().manual_seed(2)
+def rand(shape, **_):  # the noise of the joined batch, of which each process takes its rows
+    whole = plain_rand((shape[0], 4, *shape[2:]), generator=noise)
+    return whole[:, rows]
+torch.rand = rand
+
+gradients = {}
+def keep(name):
+    net = getattr(model, "net_" + name)
+    def hook(*_):
+        bare = model.get_bare_model(net)
+        gradients[name] = {n: p.grad.clone() for n, p in bare.named_parameters()}
+    return hook
+for name in "gw":
+    getattr(model, "optimizer_" + name).register_step_pre_hook(keep(name))
+model.feed_data({"lq": lq[rows], "gt": gt[rows]})
+model.optimize_parameters(1)
+if rank == 0:
+    torch.save(gradients, sys.argv[1] + ".pth")
+"""
+
+
+def test_gradients_of_both_networks_are_those_of_the_joined_batch(photographs, tmp_path):
+    write_yaml(tmp_path, tiny_options(photographs, train__ema_decay=0))
+    (tmp_path / "worker.py").write_text(WORKER)
+    env = environment()
+    subprocess.run([sys.executable, "worker.py", "one"], cwd=tmp_path, env=env, check=True, capture_output=True)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
+    subprocess.run([*command, "worker.py", "two"], cwd=tmp_path, env=env, check=True, capture_output=True)
+    one, two = (load_file(tmp_path / f"{name}.pth", "") for name in ("one", "two"))
+    for net in "gw":
+        for name, gradient in one[net].items():
+            scale = gradient.abs().max().item()
+            assert torch.allclose(two[net][name], gradient, rtol=1e-4, atol=1e-4 * scale + 1e-9), (net, name)
+
+
+def test_slurm(photographs, tmp_path):
+    """Two processes with slurm's variables, and a scontrol that names this machine."""
+    options(photographs, tmp_path, train__total_iter=3, logger__save_checkpoint_freq=3)
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text("#!/bin/sh\necho 127.0.0.1\necho 127.0.0.2\n")
+    scontrol.chmod(0o755)
+    shared = {
+        "PATH": f"{scontrol.parent}:{os.environ['PATH']}",
+        "SLURM_NTASKS": "2",
+        "SLURM_NODELIST": "local[1-2]",
+        "MASTER_PORT": str(free_port()),
+    }
+    command = [sys.executable, "-m", "tlw_basicsr.train", "-opt", "options.yml", "--launcher", "slurm"]
+    processes = [
+        subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            env=environment(**shared, SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank)),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
+    held = [load_file(tmp_path / f"held_3_{rank}.pth", "") for rank in (0, 1)]
+    assert same(held[0]["net_g"], held[1]["net_g"])
+
+
+@pytest.mark.parametrize(("launcher", "variable"), [("pytorch", "LOCAL_RANK"), ("slurm", "SLURM_NODELIST")])
+def test_a_launcher_without_its_variables_is_one_line(photographs, tmp_path, launcher, variable):
+    write_yaml(tmp_path, tiny_options(photographs))
+    env = {k: v for k, v in environment().items() if not k.startswith(("SLURM", "LOCAL_RANK", "RANK"))}
+    command = [sys.executable, "-m", "tlw_basicsr.train", "-opt", "options.yml", "--launcher", launcher]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert f"--launcher {launcher}: {variable} is not set" in done.stderr
+
+
+def test_synchronised_batch_norm_needs_gpus(photographs, train):
+    from tlw_basicsr import UserError
+
+    with pytest.raises(UserError, match=r"train\.tlw\.sync_bn: true needs a distributed training on GPUs"):
+        train(tiny_options(photographs, train__tlw__sync_bn=True))
