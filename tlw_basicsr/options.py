@@ -28,7 +28,7 @@ from basicsr.utils.registry import (
 
 from tlw_basicsr.distributed import LAUNCHERS, init_distributed
 from tlw_basicsr.errors import UserError
-from tlw_basicsr.models.tlw_model import with_tlw
+from tlw_basicsr.models.tlw_model import PRESETS, with_tlw
 
 Options = dict[str, Any]
 
@@ -393,6 +393,10 @@ TRAIN = {
     "total_iter": POSITIVE,  # BasicSR writes 1e6 too
     "warmup_iter": NUMBER,
     "ema_decay": Kind("a number in [0, 1)", lambda v: _is_number(v) and 0 <= v < 1),
+    "use_amp": _one_of(False, "bf16", "fp16"),
+    "use_channels_last": BOOL,
+    "use_compile": BOOL,
+    "use_tf32": BOOL,
     "accumulation_steps": _whole(1),
     "clip_grad_norm": _or_none(POSITIVE),
     "scheduler": DICT,
@@ -403,6 +407,12 @@ TLW = {
     "k_end": FRACTION,
     "k_decay": POSITIVE,
     "k_unit": _one_of("epoch", "iter"),
+    "preset": _one_of(*PRESETS),
+    "importance": BOOL,
+    "weight_interval": _whole(1),
+    "use_amp": _one_of(False, "bf16"),
+    "use_channels_last": BOOL,
+    "distance_chunk": _or_none(_whole(1)),
     "sync_bn": BOOL,
 }
 VAL = {

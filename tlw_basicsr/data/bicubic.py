@@ -47,12 +47,11 @@ def imresize(image: np.ndarray, scale: float, antialiasing: bool = True) -> np.n
     rows = resize_matrix(image.shape[0], scale, antialiasing)
     columns = resize_matrix(image.shape[1], scale, antialiasing)
     finish = to_8_bits if image.dtype == np.uint8 else np.asarray
-    channels = [image] if image.ndim == 2 else np.moveaxis(image, -1, 0)
-    resized = []
-    for channel in channels:
-        half = finish(rows @ np.ascontiguousarray(channel, np.float32)).astype(np.float32)
-        resized.append(finish((columns @ half.T).T))
-    return np.ascontiguousarray(resized[0] if image.ndim == 2 else np.stack(resized, axis=-1))
+    for matrix in (rows, columns):  # along the first axis, then with the axes swapped along the other
+        flat = np.ascontiguousarray(image).reshape(matrix.shape[1], -1).astype(np.float32, copy=False)
+        resized = finish(matrix @ flat).reshape(matrix.shape[0], *image.shape[1:])
+        image = resized.swapaxes(0, 1)
+    return np.ascontiguousarray(image)
 
 
 def to_8_bits(image: np.ndarray) -> np.ndarray:

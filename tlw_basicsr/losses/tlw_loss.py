@@ -1,7 +1,10 @@
 """The pixel loss with trainable weights: the paper's equations on BasicSR's images."""
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any, Literal
 
+import torch
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 
@@ -22,6 +25,31 @@ def signed(image: Tensor) -> Tensor:
     return 2 * image - 1
 
 
+class _EagerGradient(torch.autograd.Function):
+    """A distance whose gradient is computed together with its value, so that the graph of one is freed before the next.
+
+    Each sample's distance depends on that sample alone, so the gradient of their sum holds that of each.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, distance: Callable[[Tensor], Tensor]) -> Tensor:
+        if not ctx.needs_input_grad[0]:
+            return distance(a)
+        half = torch.is_autocast_enabled(a.device.type) and torch.get_autocast_dtype(a.device.type) == torch.float16
+        scale = 1024.0 if half else 1.0  # fp16 has no room for the small gradients of a mean over pixels
+        with torch.enable_grad():
+            leaf = a.detach().requires_grad_()
+            d = distance(leaf)
+            (gradient,) = torch.autograd.grad(d.sum() * scale, leaf)
+        ctx.save_for_backward(gradient / scale)
+        return d.detach()
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * upstream.view(-1, 1, 1, 1), None
+
+
 @LOSS_REGISTRY.register()
 class TLWLoss(nn.Module):
     """Trainable Loss Weights (arXiv:2301.10575): L_φ for the weighting network, L_θ for the SR network.
@@ -30,13 +58,19 @@ class TLWLoss(nn.Module):
     :meth:`weight_loss` in its E step and :meth:`forward` in its M step. Images are in [0, 1].
 
     Args:
-        distance: options of D, ``{type: a registered loss that gives one value per sample, …}``, or such a module;
-            None for the paper's, ``{type: LPIPSDistance, net: vgg}``.
+        distance: options of D, ``{type: a registered loss that gives one value per sample, …}``, or such a module. A
+            sample's value must depend on that sample alone. None for the paper's, ``{type: LPIPSDistance, net: vgg}``.
         base: ``'l1'`` or ``'mse'`` (the paper's l2).
         stochastic: the variant with sampled weights, the paper's for its tables; else the deterministic one.
         num_samples: S, samples of the weights in one M step (stochastic variant).
         loss_weight: factor of L_θ.
         reduction: ``'mean'`` is the only one; the option is there for YAML files of BasicSR's losses.
+
+    Attributes:
+        importance: take the ratios r_s into account in the M step (stochastic variant); without them (r_s = 1) it
+            needs no distance.
+        chunk: samples of a batch that go through the distance at a time, None for all: less memory, on a GPU for more
+            time, with the same result.
     """
 
     def __init__(
@@ -63,18 +97,34 @@ class TLWLoss(nn.Module):
         self.stochastic = stochastic
         self.num_samples = num_samples
         self.loss_weight = loss_weight
+        self.importance = True
+        self.chunk: int | None = None
 
     def distance_to(self, gt: Tensor) -> Distance:
-        """D(·, x) on [-1, 1] images, with the features of x = ``gt`` computed once, here.
+        """D(·, x) on [-1, 1] images, with the features of x = ``gt`` computed once, when they are first needed.
 
         The result is a ``distance(a, b)`` for this x alone: the equations compare with nothing else, so ``b`` is not
         looked at.
         """
+        parts = [self._distance_to_part(part) for part in gt.detach().split(self.chunk or len(gt))]
+
+        def distance(a: Tensor, _: Tensor) -> Tensor:
+            pieces = a.split(self.chunk or len(a))
+            return torch.cat([_EagerGradient.apply(piece, part) for part, piece in zip(parts, pieces, strict=True)])
+
+        return distance
+
+    def _distance_to_part(self, gt: Tensor) -> Callable[[Tensor], Tensor]:
         d = self.distance
         if not hasattr(d, "features"):
-            return lambda a, _: d((a + 1) / 2, gt)
-        reference = d.features(gt.detach())
-        return lambda a, _: d.compare(d.features((a + 1) / 2), reference)
+            return lambda a: d((a + 1) / 2, gt)
+
+        @cache
+        def reference() -> Any:
+            with torch.no_grad():
+                return d.features(gt)
+
+        return lambda a: d.compare(d.features((a + 1) / 2), reference())
 
     def weight_loss(self, sr: Tensor, gt: Tensor, w: Tensor, distance: Distance) -> Tensor:
         """L_φ of the weights ``w`` = g_φ(x, x̂), through one sample of them in the stochastic variant: scalar.
@@ -94,6 +144,6 @@ class TLWLoss(nn.Module):
         """
         if not self.stochastic:
             return self.loss_weight * weighted_pixel_loss(signed(sr), signed(gt), w, self.base)
-        distance = distance or self.distance_to(gt)
+        distance = (distance or self.distance_to(gt)) if self.importance else None
         ws = sample_weights(w.detach(), self.num_samples)
         return self.loss_weight * marginal_pixel_loss(distance, signed(sr), signed(gt), ws, self.base)

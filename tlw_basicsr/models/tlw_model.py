@@ -1,6 +1,8 @@
 """Training with Trainable Loss Weights on top of a BasicSR model."""
 
 from collections import OrderedDict
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -15,6 +17,47 @@ from tlw_basicsr.functional import k_schedule
 from tlw_basicsr.losses.tlw_loss import TLWLoss
 from tlw_basicsr.models.training import TrainingMixin
 
+PRESETS: dict[str, dict[str, Any]] = {"exact": {}, "fast": {"importance": False, "weight_interval": 2}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TLWOptions:
+    """The options ``train.tlw``.
+
+    Attributes:
+        preset: values of the options that are not given: ``exact``, the published mathematics, or ``fast``:
+            ``importance: false`` and ``weight_interval: 2``.
+        k_start: k = k_start + (k_end - k_start)·(1 - exp(-t / k_decay)), see :func:`tlw_basicsr.k_schedule`.
+        k_end: see ``k_start``.
+        k_decay: see ``k_start``.
+        k_unit: what t counts from 0: ``epoch`` (the paper's) or ``iter``.
+        importance: take the ratios r_s into account in the M step; false leaves them out, r_s = 1.
+        weight_interval: iterations from one E step to the next.
+        use_amp: ``bf16`` runs the distance and the weighting network under autocast; FixedSum, the losses and their
+            ratios stay in fp32. The SR network has ``train.use_amp``.
+        use_channels_last: weights of the distance and the weighting network in channels-last order, faster on GPUs.
+        distance_chunk: samples of a batch that go through the distance at a time: less memory for more time.
+        sync_bn: batch norm of the weighting network over all processes; GPUs only.
+    """
+
+    preset: str = "exact"
+    k_start: float = 0.3
+    k_end: float = 0.9
+    k_decay: float = 100
+    k_unit: str = "epoch"
+    importance: bool = True
+    weight_interval: int = 1
+    use_amp: str | bool = False
+    use_channels_last: bool = False
+    distance_chunk: int | None = None
+    sync_bn: bool = False
+
+    @classmethod
+    def of(cls, section: dict[str, Any] | None) -> "TLWOptions":
+        """From the YAML's section, on top of its preset."""
+        section = section or {}
+        return cls(**{**PRESETS[section.get("preset", "exact")], **section})
+
 
 class TLWMixin(TrainingMixin):
     """Puts the weighting network and its E step into a BasicSR model's own training step.
@@ -23,19 +66,20 @@ class TLWMixin(TrainingMixin):
     ``optimize_parameters``. That call is :meth:`tlw_pixel_loss` here: one step on the weighting network φ, then the
     weighted loss of the same SR image, of which the model's own code takes the gradient.
 
-    Options: ``network_w``, ``train.optim_w``, ``train.pixel_opt`` (a ``TLWLoss``) and ``train.tlw`` with ``k_start``,
-    ``k_end``, ``k_decay`` and ``k_unit``, see :func:`tlw_basicsr.k_schedule`, and ``sync_bn`` (batch norm of the
-    weighting network over all processes).
+    Options: ``network_w``, ``train.optim_w``, ``train.pixel_opt`` (a ``TLWLoss``) and ``train.tlw``, see
+    :class:`TLWOptions`.
     """
 
     def init_training_settings(self) -> None:
         """Build the weighting network, then what the base model builds, then take the place of its pixel loss."""
-        tlw_opt = dict(self.opt["train"].get("tlw") or {})
+        self.tlw = TLWOptions.of(self.opt["train"].get("tlw"))
         net_w = build_network(self.opt["network_w"])
-        if tlw_opt.pop("sync_bn", False):
+        if self.tlw.sync_bn:
             if not self.opt["dist"] or self.device.type != "cuda":
                 raise UserError("train.tlw.sync_bn: true needs a distributed training on GPUs; accepted here is false")
             net_w = nn.SyncBatchNorm.convert_sync_batchnorm(net_w)
+        if self.tlw.use_channels_last:
+            net_w = net_w.to(memory_format=torch.channels_last)
         self.net_w = self.model_to_device(net_w)
         self.print_network(self.net_w)
         load_path = self.opt["path"].get("pretrain_network_w")
@@ -43,8 +87,7 @@ class TLWMixin(TrainingMixin):
             self.load_network(self.net_w, load_path, self.opt["path"].get("strict_load_w", True))
         self.net_w.train()
 
-        self.k_unit = tlw_opt.pop("k_unit", "epoch")
-        self.k_options = tlw_opt
+        self.current_iter = 0
         self.epoch: int | None = None
         self.tlw_log: OrderedDict[str, Tensor] = OrderedDict()
 
@@ -52,6 +95,12 @@ class TLWMixin(TrainingMixin):
         if not isinstance(getattr(self, "cri_pix", None), TLWLoss):
             raise UserError("train.pixel_opt.type: TLWModel needs TLWLoss as the pixel loss")
         self.cri_tlw, self.cri_pix = self.cri_pix, self.tlw_pixel_loss
+        self.cri_tlw.importance = self.tlw.importance
+        self.cri_tlw.chunk = self.tlw.distance_chunk
+        if self.tlw.use_channels_last or self.opt["train"].get("use_channels_last"):
+            self.cri_tlw.to(memory_format=torch.channels_last)
+        if self.opt["train"].get("use_compile"):
+            self.cri_tlw.distance.compile()
 
     def setup_optimizers(self) -> None:
         """The base model's optimisers, then that of the weighting network."""
@@ -66,13 +115,15 @@ class TLWMixin(TrainingMixin):
 
     def optimize_parameters(self, current_iter: int) -> None:
         """The base model's step, with k of this iteration."""
-        if self.k_unit == "iter":
+        if self.tlw.k_unit == "iter":
             t = current_iter - 1
         elif self.epoch is not None:
             t = self.epoch
         else:
             raise UserError("train.tlw.k_unit: epoch needs tlw_basicsr's train.py; with another one, use k_unit: iter")
-        self.get_bare_model(self.net_w).k = self.k = k_schedule(t, **self.k_options)
+        self.k = k_schedule(t, self.tlw.k_start, self.tlw.k_end, self.tlw.k_decay)
+        self.get_bare_model(self.net_w).k = self.k
+        self.current_iter = current_iter
         super().optimize_parameters(current_iter)
 
     def tlw_pixel_loss(self, sr: Tensor, gt: Tensor, **_: Any) -> Tensor:
@@ -91,17 +142,26 @@ class TLWMixin(TrainingMixin):
         if sr.ndim == 5:
             sr, gt = sr.flatten(0, 1), gt.flatten(0, 1)
         fixed_sr = sr.detach()
-        distance = self.cri_tlw.distance_to(gt)
+        with self.tlw_autocast():
+            distance = self.cri_tlw.distance_to(gt)
+            if (self.current_iter - 1) % self.tlw.weight_interval == 0:
+                l_w = self.cri_tlw.weight_loss(fixed_sr, gt, self.net_w(fixed_sr, gt), distance)
+                self.optimizer_w.zero_grad()
+                l_w.backward()
+                self.optimizer_w.step()
+                self.tlw_log["l_w"] = l_w.detach()
 
-        l_w = self.cri_tlw.weight_loss(fixed_sr, gt, self.net_w(fixed_sr, gt), distance)
-        self.optimizer_w.zero_grad()
-        l_w.backward()
-        self.optimizer_w.step()
+            with torch.no_grad():
+                w = self.net_w(fixed_sr, gt)
+            self.tlw_log["w"] = w
+            return self.cri_tlw(sr, gt, w, distance)
 
-        with torch.no_grad():
-            w = self.net_w(fixed_sr, gt)
-        self.tlw_log = OrderedDict(l_w=l_w.detach(), w=w)
-        return self.cri_tlw(sr, gt, w, distance)
+    def tlw_autocast(self) -> AbstractContextManager:
+        """Autocast of the distance and the weighting network, if ``train.tlw.use_amp`` asks for it."""
+        if not self.tlw.use_amp:
+            return nullcontext()
+        # without a cache: it would hand the M step the weights from before the E step
+        return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
 
     def get_current_log(self) -> OrderedDict[str, float]:
         """The base model's log, and of the newest iteration with a pixel loss: L_φ, WC, k, mean and spread of w.

@@ -1,8 +1,9 @@
 """What a training needs of any BasicSR model and BasicSR's own lacks: files written whole, states that hold all."""
 
 import random
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from types import MethodType
@@ -16,8 +17,9 @@ from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import master_only
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.optim import Optimizer
+from torch.overrides import TorchFunctionMode
 
 from tlw_basicsr.checkpoint import check_fit, network_state, save_file
 from tlw_basicsr.compat import CudaMeans
@@ -27,11 +29,22 @@ from tlw_basicsr.errors import UserError
 class TrainingMixin(BaseModel):
     """Checkpoints, devices and optimiser steps of a BasicSR model; goes before the model's own class.
 
-    Options: ``train.accumulation_steps`` (iterations to a step of every optimiser, default 1) and
-    ``train.clip_grad_norm`` (the largest norm of an optimiser's gradient, default none).
+    Options in ``train``, all off by default:
+
+    - ``accumulation_steps``: iterations to a step of every optimiser;
+    - ``clip_grad_norm``: the largest norm of an optimiser's gradient;
+    - ``use_amp``: ``bf16`` or ``fp16``, see :class:`MixedPrecision`;
+    - ``use_channels_last``: networks' weights in channels-last order;
+    - ``use_compile``: ``torch.compile`` of the networks;
+    - ``use_tf32``: TensorFloat-32 in matrix products.
     """
 
     def __init__(self, opt: dict[str, Any]) -> None:
+        train = opt.get("train") or {}
+        device = "cpu" if opt["num_gpu"] == 0 else "cuda"
+        self.amp = MixedPrecision(device, train.get("use_amp") if opt["is_train"] else False)
+        if train.get("use_tf32"):
+            torch.set_float32_matmul_precision("high")
         with device_names(opt):
             super().__init__(opt)
 
@@ -57,7 +70,20 @@ class TrainingMixin(BaseModel):
                 clip_grad_norm_(parameters_of(stepping), limit)
 
             optimizer.register_step_pre_hook(clip)
+        self.amp.guard(optimizer)
         return accumulate(optimizer, self.opt["train"].get("accumulation_steps", 1))
+
+    def optimize_parameters(self, current_iter: int) -> None:
+        """As the model's own, in mixed precision by the options."""
+        with self.amp.step():
+            super().optimize_parameters(current_iter)
+
+    def get_current_log(self) -> OrderedDict[str, float]:
+        """The model's own, and in mixed precision the number of steps skipped for gradients that were not finite."""
+        log = OrderedDict(super().get_current_log())
+        if self.amp.dtype is not None:
+            log["skipped"] = self.amp.skipped
+        return log
 
     def model_ema(self, decay: float = 0.999) -> None:
         """BasicSR's, but not in iterations that only add to the gradient."""
@@ -65,7 +91,12 @@ class TrainingMixin(BaseModel):
             super().model_ema(decay)
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
-        """As BasicSR's; distributed on CPU processes too."""
+        """As BasicSR's, with ``use_channels_last`` and ``use_compile``; distributed on CPU processes too."""
+        train = (self.opt.get("train") or {}) if self.is_train else {}
+        if train.get("use_channels_last"):
+            net = net.to(memory_format=torch.channels_last)
+        if train.get("use_compile"):
+            net.compile()
         if self.opt["dist"] and self.device.type == "cpu":
             unused = self.opt.get("find_unused_parameters", False)
             return DistributedDataParallel(net, find_unused_parameters=unused)
@@ -115,6 +146,7 @@ class TrainingMixin(BaseModel):
             dist.all_gather_object(random_states, random_state())
         return {
             "random": random_states,
+            "amp": self.amp.state_dict(),
             "best_metric_results": plain(getattr(self, "best_metric_results", {})),
         }
 
@@ -151,9 +183,85 @@ class TrainingMixin(BaseModel):
             raise UserError(f"path.resume_state: the state is of other networks ({error})") from error
         if resume_state.get("best_metric_results"):
             self.best_metric_results = resume_state["best_metric_results"]
+        self.amp.load_state_dict(resume_state.get("amp", {}))
         random_states = resume_state.get("random", [])
         if len(random_states) == self.opt["world_size"]:
             set_random_state(random_states[self.opt["rank"]])
+
+
+class ScaledBackward(TorchFunctionMode):
+    """Within it, ``loss.backward()`` is that of the loss scaled by ``scaler``: BasicSR's models call it themselves."""
+
+    def __init__(self, scaler: torch.amp.GradScaler) -> None:
+        super().__init__()
+        self.scaler = scaler
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.Tensor.backward:
+            args = (self.scaler.scale(args[0]), *args[1:])
+        return func(*args, **(kwargs or {}))
+
+
+class MixedPrecision:
+    """Autocast around a model's training step, the loss scaled for fp16, and steps that are not finite left out.
+
+    Args:
+        device_type: ``'cpu'`` or ``'cuda'``.
+        use_amp: ``'bf16'``, ``'fp16'`` or False, which does nothing.
+    """
+
+    def __init__(self, device_type: str, use_amp: str | bool | None) -> None:
+        self.device_type = device_type
+        self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(use_amp or "")
+        self.scaler = torch.amp.GradScaler(device_type, enabled=self.dtype == torch.float16)
+        self.skipped = 0
+        self.unscaled = False
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """The context of one training step."""
+        if self.dtype is None:
+            yield
+            return
+        with ExitStack() as stack:
+            # without a cache: weights change within a training step
+            stack.enter_context(torch.autocast(self.device_type, self.dtype, cache_enabled=False))
+            if self.scaler.is_enabled():
+                stack.enter_context(ScaledBackward(self.scaler))
+            yield
+        if self.unscaled:
+            self.scaler.update()
+            self.unscaled = False
+
+    def guard(self, optimizer: Optimizer) -> None:
+        """Let ``optimizer.step()`` unscale the gradients, and do nothing but count where they are not finite."""
+        if self.dtype is None:
+            return
+        plain_step = optimizer.step
+
+        def step(stepping: Optimizer, closure: None = None) -> None:
+            if self.scaler.is_enabled():
+                self.scaler.unscale_(stepping)
+                self.unscaled = True
+            gradients = [p.grad for p in parameters_of(stepping) if p.grad is not None]
+            if torch.isfinite(get_total_norm(gradients)):
+                plain_step(closure)
+            else:
+                self.skipped += 1
+
+        optimizer.step = MethodType(step, optimizer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The loss scale and the count."""
+        return {"scaler": self.scaler.state_dict(), "skipped": self.skipped}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Undo :meth:`state_dict`; an empty state changes nothing."""
+        self.skipped = state.get("skipped", 0)
+        if state.get("scaler") and self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
 
 
 @cache
