@@ -157,6 +157,14 @@ def test_the_fast_preset_steps_the_weights_every_second_iteration(photographs, t
     assert "l_w" in model.get_current_log()
 
 
+def test_a_log_before_the_first_e_step_has_what_there_is(photographs, tmp_path, pair):
+    model = built(photographs, tmp_path, train__tlw__preset="fast")
+    model.feed_data(batch(pair))
+    model.optimize_parameters(2)  # as after a resume
+    log = model.get_current_log()
+    assert "w_mean" in log and "k" in log and "l_w" not in log
+
+
 def test_an_option_goes_before_the_preset(photographs, tmp_path):
     model = built(photographs, tmp_path, train__tlw={"preset": "fast", "importance": True, "k_unit": "iter"})
     assert model.tlw.importance and model.tlw.weight_interval == 2
@@ -250,11 +258,16 @@ def test_a_run_with_amp_resumes_with_its_scale(photographs, train, tmp_path):
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
 def test_compiled_networks_train_and_save_ordinary_files(photographs, train):
+    from torch._dynamo.utils import counters
+
     from tlw_basicsr.checkpoint import load_file
 
-    opt = tiny_options(photographs, train__use_compile=True, train__total_iter=2, datasets__val=..., val=...)
+    counters.clear()
+    opt = tiny_options(photographs, train__use_compile=True, train__total_iter=12, datasets__val=..., val=...)
+    opt["train"]["tlw"] |= {"k_unit": "iter"}  # another k in every iteration
     experiment = train(opt)
-    assert len(log_lines(experiment)) == 2
+    assert len({line["k"] for line in log_lines(experiment)}) == 12
+    assert counters["stats"]["unique_graphs"] <= 6  # of θ, and of φ with and without gradient; not one for every k
     names = load_file(experiment / "models/net_g_latest.pth", "")["params"]
     assert all("_orig_mod" not in name for name in names)
 

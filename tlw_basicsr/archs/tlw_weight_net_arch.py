@@ -3,7 +3,7 @@
 from typing import Literal
 
 from basicsr.utils.registry import ARCH_REGISTRY
-from torch import Tensor, cat, nn
+from torch import Tensor, cat, compiler, nn
 
 from tlw_basicsr.functional import at_least_fp32, fixed_sum, sample_weights
 
@@ -19,6 +19,7 @@ class FixedSum(nn.Module):
         super().__init__()
         self.k = k
 
+    @compiler.disable  # k changes while training: compiled in, each value would be compiled anew
     def forward(self, x: Tensor) -> Tensor:
         """Weights in [0, 1], (N, C, H, W), to weights of mean ``k`` in the same shape, float32."""
         return fixed_sum(x, self.k)

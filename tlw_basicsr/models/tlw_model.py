@@ -168,11 +168,16 @@ class TLWMixin(TrainingMixin):
 
         WC = exp(-L_φ) is the geometric mean over the batch of the weight criterion of the E step's sample.
         """
-        log = OrderedDict(super().get_current_log())
-        if self.tlw_log:
-            l_w, w = self.tlw_log["l_w"], self.tlw_log["w"]
-            log.update(self.reduce_loss_dict(OrderedDict(l_w=l_w, wc=(-l_w).exp(), w_mean=w.mean(), w_std=w.std())))
+        log, tensors = OrderedDict(super().get_current_log()), OrderedDict()
+        if "l_w" in self.tlw_log:
+            l_w = self.tlw_log["l_w"]
+            tensors.update(l_w=l_w, wc=(-l_w).exp())
+        if "w" in self.tlw_log:
+            w = self.tlw_log["w"]
+            tensors.update(w_mean=w.mean(), w_std=w.std())
             log["k"] = self.k
+        if tensors:
+            log.update(self.reduce_loss_dict(tensors))
         return log
 
     def save(self, epoch: int, current_iter: int) -> None:
