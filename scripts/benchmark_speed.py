@@ -26,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from basicsr.utils.registry import ARCH_REGISTRY
+from tlw_basicsr.errors import UserError, run
 from tlw_basicsr.functional import mix, relaxed_bernoulli
 from tlw_basicsr.losses.distance_loss import LPIPSDistance
 from tlw_basicsr.losses.tlw_loss import TLWLoss
@@ -42,11 +43,13 @@ NETWORKS = {
 def build_sr(name: str) -> nn.Module:
     """The SR network ×4."""
     if name == "hat":
-        from spandrel.architectures.HAT import HAT
-
+        try:
+            from spandrel.architectures.HAT import HAT
+        except ImportError:
+            raise UserError("--network hat: needs spandrel; pip install spandrel") from None
         return HAT(
-            upscale=4, embed_dim=96, depths=(6,) * 4, num_heads=(6,) * 4, window_size=8, compress_ratio=3,
-            squeeze_factor=30, conv_scale=0.01, overlap_ratio=0.5, mlp_ratio=4, upsampler="pixelshuffle",
+            upscale=4, embed_dim=96, depths=(6,) * 4, num_heads=(6,) * 4, window_size=7, compress_ratio=3,
+            squeeze_factor=30, conv_scale=0.01, overlap_ratio=0, mlp_ratio=4, upsampler="pixelshuffle",
             resi_connection="1conv", img_range=1.0,
         )  # fmt: skip
     options = dict(NETWORKS[name])
@@ -230,6 +233,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     args = parser.parse_args()
+    multiple = 28 if args.network == "hat" else 4
+    if args.patch % multiple:
+        raise UserError(f"--patch: {args.patch} is not a multiple of {multiple}, which {args.network} ×4 needs")
     bench = Bench(args)
     kinds = {"l1": bench.l1, "published": bench.published, "exact": bench.exact, "fast": bench.fast}
     share = {"fast": 2}  # iterations in one call
@@ -275,4 +281,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -148,6 +148,24 @@ def test_when_one_dies_the_others_end_and_the_last_checkpoint_is_whole(photograp
         assert load_file(tmp_path / f"experiments/tiny/models/net_{net}_{newest.stem}.pth", "")["params"]
 
 
+SWINIR = {
+    "type": "SwinIR", "upscale": 2, "in_chans": 3, "img_size": 8, "window_size": 4, "img_range": 1.0, "depths": [1],
+    "embed_dim": 8, "num_heads": [2], "mlp_ratio": 2, "upsampler": "pixelshuffledirect", "resi_connection": "1conv",
+}  # fmt: skip
+
+
+def test_one_process_validates_a_network_with_buffers(photographs, tmp_path):
+    """Without EMA the trained network itself is validated; its buffers must not wait for the other process."""
+    write_yaml(
+        tmp_path,
+        tiny_options(
+            photographs, base_model="SwinIRModel", network_g=SWINIR, train__ema_decay=0, train__total_iter=5,
+            val__val_freq=2, datasets__train__batch_size_per_gpu=1,
+        ),
+    )  # fmt: skip
+    assert torchrun(tmp_path).count("Validation photos_val") == 3
+
+
 WORKER = """
 import sys, torch, torch.distributed as dist
 import tlw_basicsr, yaml
@@ -156,7 +174,7 @@ from tlw_basicsr.distributed import init_distributed
 
 opt = yaml.safe_load(open("options.yml"))
 distributed = sys.argv[1] == "two"
-rank, world = init_distributed("pytorch" if distributed else "none")
+rank, world = init_distributed("pytorch" if distributed else "none", False)
 opt |= {"is_train": True, "dist": distributed, "rank": rank, "world_size": world}
 opt["path"] |= {"models": ".", "training_states": "."}
 torch.manual_seed(0)

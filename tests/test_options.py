@@ -90,7 +90,7 @@ WRONG = [
     ("datasets:train:gt_size", 64, "smaller than the 64×64 needed for gt_size"),
     ("datasets:train:gt_size", ..., "datasets.train.gt_size: missing"),
     ("datasets:train:batch_size_per_gpu", 0, "datasets.train.batch_size_per_gpu: expected a whole number of at least 1"),
-    ("datasets:train:batch_size_per_gpu", 7, "batch_size_per_gpu: 7 is more than the 6 images"),
+    ("datasets:train:batch_size_per_gpu", 7, "batch_size_per_gpu: a batch of 7 is more than the 6 images"),
     ("datasets:train:use_hflip", "yes please", "datasets.train.use_hflip: expected true or false"),
     ("datasets:train:io_backend", {"type": "tape"}, "datasets.train.io_backend.type: expected one of disk, lmdb"),
     ("datasets:train:prefetch_mode", "cuda", "datasets.train.prefetch_mode: cuda needs a GPU"),
@@ -143,6 +143,15 @@ WRONG = [
     ("path:pretrain_network_g", "none.pth", "path.pretrain_network_g: none.pth is not a file"),
     ("path:pretrain_networkg", "x", "path.pretrain_networkg: unknown option (did you mean pretrain_network_g?)"),
     ("path:resume_state", "none.state", "path.resume_state: none.state is not a file"),
+    ("dist_params", {"prot": 1}, "dist_params.prot: unknown option (did you mean port?)"),
+    ("train:scheduler:type", ["x"], "train.scheduler.type: ['x']; accepted are"),
+    ("train:pixel_opt:distance", {"type": "L1Loss"}, "expected a loss with one value per sample, got shape () for two"),
+    ("train:pixel_opt:distance", {"type": "LPIPSDistance", "weights": 5}, "train.pixel_opt.distance.weights: expected text"),
+    ("train:pixel_opt:distance", {"type": "SSIMDistance", "kernel_size": 33}, "fails on images of 16×16 pixels"),
+    ("val:metrics", {"p": {"type": "calculate_psnr", "crop_border": "4"}}, "val.metrics.p: calculate_psnr fails with these"),
+    ("val:metrics", {"p": {"type": "calculate_psnr", "crop_border": 2, "input_order": "XYZ"}}, "val.metrics.p: calculate_psnr"),
+    ("datasets:train:persistent_workers", True, "persistent_workers: true needs num_worker_per_gpu"),
+    ("datasets:train:gt_size", None, "gt_size: ~ with more than one image in a batch needs images of one size"),
     ("plugins", ["no_such_plugin"], "plugins: no_such_plugin can't be imported"),
 ]
 # fmt: on
@@ -157,6 +166,20 @@ def test_a_wrong_option_is_one_line_that_names_it(photographs, tmp_path, place, 
     assert message in str(error.value)
     assert "\n" not in str(error.value)
     assert {p.name for p in tmp_path.iterdir()} == {"options.yml"}
+
+
+def test_values_that_basicsr_takes_are_right(photographs, tmp_path):
+    opt = tiny_options(photographs, train__perceptual_opt=None, val__suffix="", manual_seed=None)
+    opt["path"] |= {"strict_load_g": None, "resume_state": None}
+    opt["dist_params"] = {"backend": "nccl", "port": 29500}
+    check_files(parse(tmp_path, opt))
+
+
+def test_a_loss_that_refuses_its_options_is_one_line(photographs, train):
+    for place, value in (("train__scheduler__milestones", 4), ("train__optim_w__betas", [0.9, 1.5])):
+        with pytest.raises(UserError, match="TLWModel can't be built from these options") as error:
+            train(tiny_options(photographs, **{place: value}))
+        assert "\n" not in str(error.value)
 
 
 def test_right_options_pass(photographs, tmp_path):

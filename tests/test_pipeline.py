@@ -72,6 +72,24 @@ def test_a_resumed_training_ends_with_the_same_bits(photographs, train, tmp_path
     assert [int(line["iter"]) for line in log_lines(resumed)] == list(range(stop + 1, 9))
 
 
+def test_a_resume_with_another_batch_size_goes_on_with_the_next_epoch(photographs, train, tmp_path):
+    """k must not jump because an epoch has another length."""
+    train(tiny_options(photographs, train__total_iter=4))  # 3 iterations an epoch: inside epoch 1
+    experiment = train(tiny_options(photographs, datasets__train__batch_size_per_gpu=1), "--auto_resume")
+    assert [float(line["k"]) for line in log_lines(experiment)] == pytest.approx(
+        [k_schedule(2, k_decay=4)] * 4, rel=1e-3
+    )
+    logs = "".join(log.read_text() for log in experiment.glob("train_*.log"))
+    assert "An epoch had 3 iterations, now 6; epoch 2 begins." in logs
+
+
+def test_without_a_seed_a_resume_takes_the_one_that_was_drawn(photographs, train, tmp_path):
+    train(tiny_options(photographs, manual_seed=None, train__total_iter=4), root=tmp_path)
+    resumed = train(tiny_options(photographs, manual_seed=None), "--auto_resume", root=tmp_path)
+    first, second = (load_file(resumed / f"training_states/{i}.state", "")["seed"] for i in (4, 8))
+    assert first == second
+
+
 def test_auto_resume_without_a_state_starts_afresh(photographs, train):
     experiment = train(tiny_options(photographs, train__total_iter=2), "--auto_resume")
     assert (experiment / "models/net_g_latest.pth").is_file()

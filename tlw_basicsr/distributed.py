@@ -11,11 +11,14 @@ from tlw_basicsr.errors import UserError
 LAUNCHERS = ("none", "pytorch", "slurm")
 
 
-def init_distributed(launcher: str, backend: str | None = None, port: int | None = None) -> tuple[int, int]:
+def init_distributed(
+    launcher: str, use_gpu: bool, backend: str | None = None, port: int | None = None
+) -> tuple[int, int]:
     """Join the process group of ``torchrun`` (``'pytorch'``) or ``srun`` (``'slurm'``).
 
     Args:
         launcher: one of :data:`LAUNCHERS`; ``'none'`` does nothing.
+        use_gpu: whether the networks are on GPUs.
         backend: of torch.distributed; None for nccl with a GPU and gloo without.
         port: of the first process, under slurm; default MASTER_PORT, else 29500.
 
@@ -31,7 +34,7 @@ def init_distributed(launcher: str, backend: str | None = None, port: int | None
         if launcher == "slurm":
             _environment_of_slurm(port)
         local_rank = int(os.environ["LOCAL_RANK"])
-        gpu = torch.cuda.is_available()
+        gpu = use_gpu and torch.cuda.is_available()
         if gpu:
             torch.cuda.set_device(local_rank % torch.cuda.device_count())
         if not gpu or backend is None:

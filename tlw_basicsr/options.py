@@ -122,7 +122,14 @@ def parse_options(root_path: str, is_train: bool = True, argv: list[str] | None 
 
     check_options(opt, is_train)
     opt.update(auto_resume=args.auto_resume, is_train=is_train, dist=args.launcher != "none")
-    opt["rank"], opt["world_size"] = init_distributed(args.launcher, **(opt.get("dist_params") or {}))
+    devices = torch.cuda.device_count()
+    if args.launcher == "none" and opt["num_gpu"] != "auto" and opt["num_gpu"] > devices:
+        raise UserError(
+            f"num_gpu: {opt['num_gpu']}, but {devices} are visible here; accepted are 0 to {devices}, or auto"
+        )
+    opt["rank"], opt["world_size"] = init_distributed(
+        args.launcher, opt["num_gpu"] != 0, **(opt.get("dist_params") or {})
+    )
     if opt.get("manual_seed") is None:
         opt["manual_seed"] = random.randint(1, 10000)
     set_random_seed(opt["manual_seed"] + opt["rank"])
@@ -146,6 +153,10 @@ def _complete(opt: Options, root: Path, debug: bool) -> None:
         opt["name"] = "debug_" + opt["name"]
     if opt["num_gpu"] == "auto":
         opt["num_gpu"] = torch.cuda.device_count()
+    train = opt.get("train") or {}
+    for key, used in (("use_amp", train), ("use_compile", train), ("tlw.use_amp", train.get("tlw") or {})):
+        if used.get(key.split(".")[-1]) and opt["num_gpu"] > 1 and not opt["dist"]:
+            raise UserError(f"train.{key}: needs a process for each GPU; start it by torchrun with --launcher pytorch")
     for key, dataset in opt["datasets"].items():
         dataset.update(phase=key.split("_")[0], scale=opt["scale"])
         for root_key in [k for k in dataset if k.startswith("dataroot")]:
@@ -318,12 +329,15 @@ def _kind_of(parameter: inspect.Parameter) -> Kind:
         return _one_of(*get_args(parameter.annotation))
     if parameter.annotation in types:
         return types[parameter.annotation]
+    if parameter.annotation == str | None:
+        return _or_none(STR)
     default = parameter.default
     if parameter.annotation is parameter.empty and type(default) in types:
         if isinstance(default, bool):
             return BOOL
-        # a default of 1 may well mean a float
-        return NUMBER if _is_number(default) else Kind("text or ~", lambda v: v is None or isinstance(v, str))
+        # a default of 1 may well mean a float, or one for each side
+        numbers = Kind(NUMBER.text, lambda v: _is_number(v) or isinstance(v, list))
+        return numbers if _is_number(default) else Kind("text or ~", lambda v: v is None or isinstance(v, str))
     return ANY
 
 
@@ -419,7 +433,7 @@ VAL = {
     "val_freq": POSITIVE,
     "save_img": BOOL,
     "pbar": BOOL,
-    "suffix": _or_none(STR),
+    "suffix": Kind("text, or ~", lambda v: v is None or isinstance(v, str)),
     "metrics": _or_none(DICT),
 }
 LOGGER = {
@@ -449,11 +463,7 @@ def check_options(opt: Options, is_train: bool) -> None:
     model = _model_class(opt)
     known = mentioned(model)
     check_section(opt, "", schema, required, known)
-    devices = torch.cuda.device_count()
-    if opt["num_gpu"] != "auto" and opt["num_gpu"] > devices:
-        raise UserError(
-            f"num_gpu: {opt['num_gpu']}, but {devices} are visible here; accepted are 0 to {devices}, or auto"
-        )
+    check_section(opt.get("dist_params") or {}, "dist_params", {"backend": _or_none(STR), "port": _or_none(_whole(1))})
     for key in networks:
         arch = lookup(ARCH_REGISTRY, opt[key], key)
         check_arguments(opt[key], key, arch)
@@ -490,7 +500,12 @@ def _model_class(opt: Options) -> type:
 
 def has_pixel_loss(model: type) -> bool:
     """Whether a model class or one of its bases calls ``self.cri_pix``, which is where TLW stands."""
-    return any("self.cri_pix(" in inspect.getsource(c) for c in inspect.getmro(model) if c.__module__ != "builtins")
+    if not inspect.isclass(model):
+        return False
+    try:
+        return any("self.cri_pix(" in inspect.getsource(c) for c in inspect.getmro(model) if c.__module__ != "builtins")
+    except (OSError, TypeError):  # no source to look at; the model itself will tell
+        return True
 
 
 def _check_path(opt: Options, networks: list[str], known: Collection[str]) -> None:
@@ -499,10 +514,10 @@ def _check_path(opt: Options, networks: list[str], known: Collection[str]) -> No
         label = network.removeprefix("network_")
         schema |= {
             f"pretrain_network_{label}": _or_none(STR),
-            f"strict_load_{label}": BOOL,
+            f"strict_load_{label}": _or_none(BOOL),
             f"param_key_{label}": _or_none(STR),
         }
-    schema |= {"strict_load": BOOL}
+    schema |= {"strict_load": _or_none(BOOL)}
     others = [key for key in known if key.startswith(("pretrain_network_", "strict_load_", "param_key_"))]
     check_section(opt["path"], "path", schema, (), others)
 
@@ -533,6 +548,8 @@ def _check_datasets(opt: Options, is_train: bool) -> None:
             raise UserError(
                 f"{where}.gt_size: expected a whole number of at least 1 for {kind.__name__}, got {gt_size!r}"
             )
+        if dataset.get("persistent_workers") and not dataset.get("num_worker_per_gpu"):
+            raise UserError(f"{where}.persistent_workers: true needs num_worker_per_gpu of at least 1")
         if dataset.get("prefetch_mode") == "cuda":
             if not torch.cuda.is_available() or opt["num_gpu"] == 0:
                 raise UserError(f"{where}.prefetch_mode: cuda needs a GPU; accepted without one are cpu and ~")
@@ -546,29 +563,39 @@ def _check_train(opt: Options, model: type, known: Collection[str]) -> None:
     train = opt["train"]
     optimisers = [key for key in train if str(key).startswith("optim_")]
     losses = [key for key in train if str(key).endswith("_opt")]
-    schema = TRAIN | dict.fromkeys([*optimisers, *losses], DICT)
+    schema = TRAIN | dict.fromkeys(optimisers, DICT) | dict.fromkeys(losses, _or_none(DICT))
     check_section(train, "train", schema, ["total_iter", "optim_g", "scheduler"], known)
     for key in optimisers:
         where = f"train.{key}"
+        if _overrides(model, "get_optimizer", "setup_optimizers") and train[key].get("type") != "Adam":
+            continue  # a plugin's own; BasicSR's models know one optimiser
         if train[key].get("type") != "Adam":
             raise UserError(f"{where}.type: {train[key].get('type')!r}; accepted is Adam, BasicSR's only optimiser")
         check_arguments(train[key], where, torch.optim.Adam, extra=("params",))
         if not POSITIVE.accepts(train[key].get("lr", 1e-3)):
             raise UserError(f"{where}.lr: expected {POSITIVE.text}, got {train[key]['lr']!r}")
     name = train["scheduler"].get("type")
-    if name not in SCHEDULERS:
+    if isinstance(name, str) and name in SCHEDULERS:
+        check_arguments(train["scheduler"], "train.scheduler", SCHEDULERS[name], extra=("optimizer", "last_epoch"))
+    elif not _overrides(model, "setup_schedulers"):
         raise UserError(f"train.scheduler.type: {name!r}; accepted are {', '.join(SCHEDULERS)}")
-    check_arguments(train["scheduler"], "train.scheduler", SCHEDULERS[name], extra=("optimizer", "last_epoch"))
     for key in losses:
         if train[key]:
             check_arguments(train[key], f"train.{key}", lookup(LOSS_REGISTRY, train[key], f"train.{key}"))
-    steps = train.get("accumulation_steps", 1)
-    if opt["logger"]["save_checkpoint_freq"] % steps:
-        raise UserError(
-            f"train.accumulation_steps: {steps} does not divide logger.save_checkpoint_freq "
-            f"{opt['logger']['save_checkpoint_freq']}; a state between two steps could not be resumed"
-        )
+    if train.get("accumulation_steps", 1) > 1 and train.get("use_amp") == "fp16":
+        raise UserError("train.accumulation_steps: with use_amp the scale of fp16 changes in between; accepted is bf16")
+    wandb = opt["logger"].get("wandb") or {}
+    if wandb.get("project") and not opt["logger"]["use_tb_logger"]:
+        raise UserError("logger.wandb.project: needs use_tb_logger: true")
     _check_tlw(opt, train)
+
+
+def _overrides(model: type, *methods: str) -> bool:
+    """Whether a plugin's class in the model's bases has one of the methods of its own."""
+    ours = ("basicsr.", "tlw_basicsr.")
+    return inspect.isclass(model) and any(
+        name in vars(c) for c in inspect.getmro(model) for name in methods if not c.__module__.startswith(ours)
+    )
 
 
 def _check_tlw(opt: Options, train: Options) -> None:

@@ -73,6 +73,15 @@ def train_pipeline(root_path: str, argv: list[str] | None = None) -> None:
         model.resume_training(resume_state)
         current_iter = resume_state["iter"]
         logger.info(f"Resuming after iteration {current_iter:,}.")
+    # An epoch begins anew where another batch size or number of processes has changed its length.
+    position = (resume_state or {}).get("position") or {"epoch": 0, "iter": 0, "iters_per_epoch": len(loader)}
+    if position["iters_per_epoch"] != len(loader):
+        epoch = resume_state["epoch"] + 1
+        logger.warning(
+            f"An epoch had {position['iters_per_epoch']} iterations, now {len(loader)}; epoch {epoch} begins."
+        )
+        position = {"epoch": epoch, "iter": current_iter, "iters_per_epoch": len(loader)}
+    model.position = position
 
     def validate() -> None:
         for val_loader in val_loaders:
@@ -84,7 +93,8 @@ def train_pipeline(root_path: str, argv: list[str] | None = None) -> None:
     bar = tqdm(total=total_iters, initial=current_iter, unit="it", disable=not show_bar, dynamic_ncols=True)
     with bar, logging_redirect_tqdm([logger]):
         while current_iter < total_iters:
-            epoch, done = divmod(current_iter, len(loader))
+            epoch, done = divmod(current_iter - position["iter"], len(loader))
+            epoch += position["epoch"]
             sampler.set_position(epoch, done * loader.batch_size)
             if hasattr(model, "set_epoch"):
                 model.set_epoch(epoch)
@@ -120,6 +130,7 @@ def train_pipeline(root_path: str, argv: list[str] | None = None) -> None:
         validate()
     if tb_logger:
         tb_logger.close()
+    wait_for_all(opt)  # the first process may still be validating
 
 
 def wait_for_all(opt: Options) -> None:
@@ -145,6 +156,7 @@ def load_resume_state(opt: Options) -> dict[str, Any] | None:
     if not {"iter", "optimizers", "schedulers"} <= state.keys():
         raise UserError(f"path.resume_state: {path} is not a training state of BasicSR")
     check_resume(opt, state["iter"])
+    opt["manual_seed"] = state.get("seed", opt["manual_seed"])  # the one drawn then, if none is given
     return state
 
 
@@ -164,7 +176,7 @@ def train_data(opt: Options) -> tuple[DataLoader, ResumableSampler]:
     """The loader of the training data and its sampler."""
     dataset_opt = opt["datasets"]["train"]
     dataset = SeededDataset(build_dataset(dataset_opt), opt["manual_seed"])
-    check_batch(len(dataset), dataset_opt, opt["world_size"])
+    check_batch(len(dataset), dataset_opt, opt)
     ratio = dataset_opt.get("dataset_enlarge_ratio", 1)
     sampler = ResumableSampler(dataset, opt["world_size"], opt["rank"], ratio)
     return data_loader(dataset, dataset_opt, opt, sampler), sampler

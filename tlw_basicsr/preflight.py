@@ -4,13 +4,15 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from basicsr.metrics import calculate_metric
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY
 from torch import nn
 
 from tlw_basicsr.checkpoint import check_fit, network_state
 from tlw_basicsr.data.bicubic_sr_dataset import check_sizes
-from tlw_basicsr.data.images import list_images
+from tlw_basicsr.data.images import ImageEntry, list_images
 from tlw_basicsr.errors import UserError, first_line
 from tlw_basicsr.losses.tlw_loss import TLWLoss
 from tlw_basicsr.options import Options, lookup
@@ -25,7 +27,7 @@ def check_files(opt: Options) -> None:
     for key, dataset_opt in opt["datasets"].items():
         where = f"datasets.{key}"
         check_folders(dataset_opt, where)
-        check_images(dataset_opt, where, opt["world_size"])
+        check_images(dataset_opt, where, opt)
     for key, value in opt["path"].items():
         names_file = value is not None and key.startswith(("pretrain_network_", "resume_state"))
         if names_file and not Path(value).is_file():
@@ -34,7 +36,36 @@ def check_files(opt: Options) -> None:
         check_network(opt, key)
     pixel_opt = (opt.get("train") or {}).get("pixel_opt") or {}
     if pixel_opt.get("type") == "TLWLoss":
-        TLWLoss(**{key: value for key, value in pixel_opt.items() if key != "type"})
+        check_distance(TLWLoss(**{key: value for key, value in pixel_opt.items() if key != "type"}), opt)
+    for name, metric in ((opt.get("val") or {}).get("metrics") or {}).items():
+        check_metric(metric, f"val.metrics.{name}")
+
+
+def check_distance(loss: TLWLoss, opt: Options) -> None:
+    """Check on noise of the training's size that the distance gives one value per sample."""
+    size = opt["datasets"]["train"].get("gt_size") or 64
+    images = torch.rand((2, 2, 3, size, size), generator=torch.Generator().manual_seed(0))
+    where = "train.pixel_opt.distance"
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            value = loss.distance(*images)
+    except Exception as error:
+        raise UserError(f"{where}: fails on images of {size}×{size} pixels ({first_line(error)})") from error
+    if not torch.is_tensor(value) or value.shape != (2,):
+        shape = tuple(getattr(value, "shape", ()))
+        raise UserError(f"{where}: expected a loss with one value per sample, got shape {shape} for two samples")
+
+
+def check_metric(metric: dict[str, Any], where: str) -> None:
+    """Check on two images of noise that a metric takes its options."""
+    image, other = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    options = {key: value for key, value in metric.items() if key != "better"}
+    if metric["type"] == "calculate_niqe":
+        return  # it needs larger images, and time
+    try:
+        calculate_metric({"img": image, "img2": other}, options)
+    except Exception as error:
+        raise UserError(f"{where}: {metric['type']} fails with these options ({first_line(error)})") from error
 
 
 def check_folders(opt: dict[str, Any], where: str) -> None:
@@ -45,17 +76,23 @@ def check_folders(opt: dict[str, Any], where: str) -> None:
                 raise UserError(f"{where}.{key}: {folder} is not a folder")
 
 
-def check_batch(images: int, opt: dict[str, Any], world_size: int) -> None:
+def batch_of_process(dataset_opt: dict[str, Any], opt: Options) -> int:
+    """Samples in a batch of one process, which without a launcher serves all GPUs."""
+    return dataset_opt["batch_size_per_gpu"] * (1 if opt["dist"] else max(opt["num_gpu"], 1))
+
+
+def check_batch(images: int, dataset_opt: dict[str, Any], opt: Options) -> None:
     """Check that an epoch of ``images`` images fills at least one batch of a process (BasicSR would train nothing)."""
-    images = ceil(images * opt.get("dataset_enlarge_ratio", 1) / world_size)
-    if images < opt["batch_size_per_gpu"]:
+    images = ceil(images * dataset_opt.get("dataset_enlarge_ratio", 1) / opt["world_size"])
+    batch = batch_of_process(dataset_opt, opt)
+    if images < batch:
         raise UserError(
-            f"datasets.train.batch_size_per_gpu: {opt['batch_size_per_gpu']} is more than the {images} images of a "
+            f"datasets.train.batch_size_per_gpu: a batch of {batch} is more than the {images} images of a "
             "process in an epoch; lower it or raise dataset_enlarge_ratio"
         )
 
 
-def check_images(opt: dict[str, Any], where: str, world_size: int) -> None:
+def check_images(opt: dict[str, Any], where: str, options: Options) -> None:
     """Check by the headers that the images of BicubicSRDataset and PairedImageDataset exist and fit the scale."""
     kind = lookup(DATASET_REGISTRY, opt, where).__name__
     if kind not in ("BicubicSRDataset", "PairedImageDataset"):
@@ -65,7 +102,9 @@ def check_images(opt: dict[str, Any], where: str, world_size: int) -> None:
     mod_crop = scale if train else opt.get("mod_crop") or scale
     check_sizes(entries, opt.get("gt_size") if train else None, mod_crop, scale, where)
     if train:
-        check_batch(len(entries), opt, world_size)
+        check_batch(len(entries), opt, options)
+        if not opt.get("gt_size") and batch_of_process(opt, options) > 1:
+            check_one_size(entries, opt, where)
     if kind == "BicubicSRDataset":
         return
     lq_opt = {**opt, "meta_info_file": None}
@@ -86,6 +125,19 @@ def check_images(opt: dict[str, Any], where: str, world_size: int) -> None:
             )
 
 
+def check_one_size(entries: list[ImageEntry], opt: dict[str, Any], where: str) -> None:
+    """Check that whole images can be joined to a batch."""
+    sizes = {(e.height // opt["scale"], e.width // opt["scale"]): e for e in entries}
+    if opt.get("use_rot"):
+        sizes |= {(w, h): e for (h, w), e in sizes.items()}
+    if len(sizes) > 1:
+        (_, a), (_, b) = list(sizes.items())[:2]
+        raise UserError(
+            f"{where}.gt_size: ~ with more than one image in a batch needs images of one size (square ones with "
+            f"use_rot); {a.path} is {a.height}×{a.width}, {b.path} is {b.height}×{b.width}"
+        )
+
+
 def _stem(path: str) -> str:
     name = path.replace("\\", "/").rsplit("/", 1)[-1]
     return name.rsplit(".", 1)[0] if "." in name else name
@@ -99,7 +151,7 @@ def check_network(opt: Options, key: str) -> None:
     if path is not None:
         what = f"path.pretrain_network_{label}"
         state = network_state(path, opt["path"].get(f"param_key_{label}", "params"), what)
-        check_fit(state, net, opt["path"].get(f"strict_load_{label}", True), path, what)
+        check_fit(state, net, opt["path"].get(f"strict_load_{label}") is not False, path, what)
 
 
 def build(opt: Options, key: str) -> nn.Module:

@@ -102,3 +102,17 @@ def test_the_script(photographs, tmp_path):
     assert wrong.stderr.strip().splitlines() == [
         "error: --crop-size: 33 is not a multiple of 4, the least common one of the scales"
     ]
+
+
+def test_photographs_turned_by_their_camera(tmp_path):
+    from PIL import Image
+
+    from tests.conftest import photograph
+
+    (tmp_path / "in").mkdir()
+    exif = Image.Exif()
+    exif[274] = 6  # a quarter turn
+    Image.fromarray(photograph(height=40, width=120)).save(tmp_path / "in/a.jpg", exif=exif)
+    prepare(tmp_path / "in", tmp_path / "out", crop_size=40)
+    assert len(list((tmp_path / "out/HR").iterdir())) == 3
+    assert cv2.imread(str(tmp_path / "in/a.jpg")).shape[:2] == (120, 40)

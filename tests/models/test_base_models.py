@@ -6,7 +6,7 @@ import torch
 from basicsr.utils.registry import MODEL_REGISTRY
 
 from tests.conftest import photograph, tiny_options
-from tests.test_pipeline import log_lines
+from tests.test_pipeline import log_lines, same
 from tlw_basicsr import UserError
 from tlw_basicsr.checkpoint import load_file
 from tlw_basicsr.models import training
@@ -304,3 +304,98 @@ def test_cuda_in_basicsrs_models_means_the_models_device():
         assert torch.zeros(2, device="cuda").device.type == "cpu"
         assert torch.zeros(2).cuda().device.type == "cpu"
         assert torch.nn.Linear(2, 2).cuda().weight.device.type == "cpu"
+
+
+def test_phi_learns_whenever_the_generator_does(photographs, tmp_path):
+    """net_d_iters 2 and weight_interval 2: counting iterations alone, the two would never meet."""
+    from tests.models.test_tlw_model import built
+
+    model = built(
+        photographs, tmp_path, base_model="ESRGANModel", train__tlw__preset="fast", train__net_d_iters=2, **GAN
+    )
+    stepped = []
+    for i in range(1, 9):
+        before = [p.detach().clone() for p in model.net_w.parameters()]
+        model.lq, model.gt = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 16, 16)
+        model.optimize_parameters(i)
+        stepped.append(any(not torch.equal(p, b) for p, b in zip(model.net_w.parameters(), before, strict=True)))
+    assert stepped == [False, True] * 4
+
+
+def test_accumulated_gradients_survive_a_resume(train, photographs, tmp_path):
+    """Checkpoints between two steps, of optimisers that step at different iterations."""
+    changes = {"train__accumulation_steps": 3, "train__tlw__weight_interval": 2, "logger__save_checkpoint_freq": 4}
+    whole = train(tiny_options(photographs, **changes), root=tmp_path / "whole")
+    train(tiny_options(photographs, train__total_iter=4, **changes), root=tmp_path / "cut")
+    assert load_file(tmp_path / "cut/experiments/tiny/training_states/4.state", "")["accumulated"][0]["count"] == 1
+    resumed = train(tiny_options(photographs, **changes), "--auto_resume", root=tmp_path / "cut")
+    for name in ("models/net_g_8.pth", "models/net_w_8.pth", "training_states/8.state"):
+        assert same(load_file(whole / name, ""), load_file(resumed / name, "")), name
+
+
+def test_a_function_may_be_registered_as_a_model(train, photographs):
+    from basicsr.models.sr_model import SRModel
+
+    def model_by_function(opt):
+        return SRModel(opt)
+
+    if "model_by_function" not in MODEL_REGISTRY:
+        MODEL_REGISTRY.register(model_by_function)
+    with pytest.raises(UserError, match="model_by_function has no pixel loss; accepted are"):
+        train(tiny_options(photographs, base_model="model_by_function"))
+    plain = tiny_options(
+        photographs, model_type="model_by_function", network_w=..., train__optim_w=..., train__tlw=...,
+        train__pixel_opt={"type": "L1Loss"}, train__total_iter=2,
+    )  # fmt: skip
+    train(plain)
+
+
+EVERY_BASE = {
+    "SRModel": {},
+    "SwinIRModel": {"network_g": {
+        "type": "SwinIR", "upscale": 2, "in_chans": 3, "img_size": 8, "window_size": 4, "img_range": 1.0, "depths": [1],
+        "embed_dim": 8, "num_heads": [2], "mlp_ratio": 2, "upsampler": "pixelshuffledirect", "resi_connection": "1conv",
+    }},
+    "SRGANModel": GAN,
+    "ESRGANModel": GAN,
+    "RealESRNetModel": {"gt_usm": True},
+    "RealESRGANModel": {**GAN, "l1_gt_usm": True, "percep_gt_usm": True, "gan_gt_usm": False},
+    "EDVRModel": {"scale": 4, "network_g": {
+        "type": "EDVR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_frame": 3, "deformable_groups": 1,
+        "num_extract_block": 1, "num_reconstruct_block": 1,
+    }},
+    "VideoRecurrentModel": {"scale": 4, "network_g": {"type": "BasicVSR", "num_feat": 8, "num_block": 1}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("base", EVERY_BASE)
+def test_sizes_accumulation_and_clipping_on_every_base_model(photographs, tmp_path, base):
+    """Batches of other sizes, two to a step, clipped, with EMA where the base has it."""
+    from tests.models.test_tlw_model import built
+
+    model = built(
+        photographs, tmp_path, base_model=base, train__accumulation_steps=2, train__clip_grad_norm=0.1,
+        train__ema_decay=0 if "V" in base else 0.9, **EVERY_BASE[base],
+    )  # fmt: skip
+    norms = []
+    model.optimizer_w.register_step_pre_hook(
+        lambda o, *_: norms.append(torch.cat([p.grad.flatten() for p in training.parameters_of(o)]).norm().item())
+    )
+    video = base in ("EDVRModel", "VideoRecurrentModel")
+    scale = 4 if video else 2
+    stepped = []
+    for i, (h, w) in enumerate(
+        [(64, 64), (64, 96), (96, 64), (64, 64)] if video else [(8, 8), (8, 12), (16, 8), (8, 8)], 1
+    ):
+        frames = (3,) if video else ()
+        model.lq = torch.rand(1, *frames, 3, h, w)
+        model.gt = torch.rand(1, *(frames if base == "VideoRecurrentModel" else ()), 3, scale * h, scale * w)
+        model.gt_usm = model.gt
+        before = [[p.detach().clone() for p in net.parameters()] for net in (model.net_g, model.net_w)]
+        model.optimize_parameters(i)
+        after = [list(net.parameters()) for net in (model.net_g, model.net_w)]
+        stepped.append(
+            [any(not torch.equal(a, b) for a, b in zip(*pair, strict=True)) for pair in zip(before, after, strict=True)]
+        )
+    assert stepped == [[False, False], [True, True]] * 2
+    assert len(norms) == 2 and all(norm <= 0.1 * 1.001 for norm in norms)

@@ -7,7 +7,7 @@ import lmdb
 import numpy as np
 from basicsr.data.data_util import paths_from_folder
 from basicsr.utils import FileClient, imfrombytes
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from tlw_basicsr.errors import UserError
 
@@ -54,7 +54,9 @@ def image_size(path: Path, key: str) -> tuple[int, int]:
     """Height and width of an image file, from its header."""
     try:
         with Image.open(path) as image:
-            return image.height, image.width
+            # decoding turns a camera's photograph upright; a PNG's EXIF would be sought behind all its pixels
+            turned = image.format != "PNG" and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            return (image.width, image.height) if turned else (image.height, image.width)
     except FileNotFoundError:
         raise UserError(f"{key}: {path} does not exist") from None
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

@@ -7,7 +7,7 @@ from basicsr.models.base_model import BaseModel
 from basicsr.utils import get_root_logger
 from basicsr.utils.registry import MODEL_REGISTRY
 
-from tlw_basicsr.errors import UserError
+from tlw_basicsr.errors import UserError, first_line
 from tlw_basicsr.models.tlw_model import TLWMixin, TLWModel, with_tlw
 from tlw_basicsr.models.training import TrainingMixin, with_training
 
@@ -22,11 +22,13 @@ def build_model(opt: dict[str, Any]) -> BaseModel:
     """
     opt = deepcopy(opt)
     model = MODEL_REGISTRY.get(opt["model_type"])
-    if issubclass(model, BaseModel):
+    if isinstance(model, type) and issubclass(model, BaseModel):
         model = with_training(model)
     try:
         built = model(opt)
     except KeyError as error:
         raise UserError(f"{opt['model_type']}: the option {error} is missing") from error
+    except (TypeError, ValueError, IndexError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"{opt['model_type']} can't be built from these options ({first_line(error)})") from error
     get_root_logger().info(f"Model [{type(built).__name__}] is created.")
     return built

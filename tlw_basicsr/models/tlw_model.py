@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tlw_basicsr.errors import UserError
 from tlw_basicsr.functional import k_schedule
 from tlw_basicsr.losses.tlw_loss import TLWLoss
-from tlw_basicsr.models.training import TrainingMixin
+from tlw_basicsr.models.training import TrainingMixin, channels_last
 
 PRESETS: dict[str, dict[str, Any]] = {"exact": {}, "fast": {"importance": False, "weight_interval": 2}}
 
@@ -79,15 +79,18 @@ class TLWMixin(TrainingMixin):
                 raise UserError("train.tlw.sync_bn: true needs a distributed training on GPUs; accepted here is false")
             net_w = nn.SyncBatchNorm.convert_sync_batchnorm(net_w)
         if self.tlw.use_channels_last:
-            net_w = net_w.to(memory_format=torch.channels_last)
+            channels_last(net_w)
         self.net_w = self.model_to_device(net_w)
         self.print_network(self.net_w)
         load_path = self.opt["path"].get("pretrain_network_w")
         if load_path is not None:
-            self.load_network(self.net_w, load_path, self.opt["path"].get("strict_load_w", True))
+            path = self.opt["path"]
+            self.load_network(
+                self.net_w, load_path, path.get("strict_load_w") is not False, path.get("param_key_w", "params")
+            )
         self.net_w.train()
 
-        self.current_iter = 0
+        self.current_iter, self.last_e_step = 0, None
         self.epoch: int | None = None
         self.tlw_log: OrderedDict[str, Tensor] = OrderedDict()
 
@@ -98,7 +101,7 @@ class TLWMixin(TrainingMixin):
         self.cri_tlw.importance = self.tlw.importance
         self.cri_tlw.chunk = self.tlw.distance_chunk
         if self.tlw.use_channels_last or self.opt["train"].get("use_channels_last"):
-            self.cri_tlw.to(memory_format=torch.channels_last)
+            channels_last(self.cri_tlw)
         if self.opt["train"].get("use_compile"):
             self.cri_tlw.distance.compile()
 
@@ -144,7 +147,9 @@ class TLWMixin(TrainingMixin):
         fixed_sr = sr.detach()
         with self.tlw_autocast():
             distance = self.cri_tlw.distance_to(gt)
-            if (self.current_iter - 1) % self.tlw.weight_interval == 0:
+            # a GAN's generator, and with it this call, may wait for iterations
+            if self.last_e_step is None or self.current_iter - self.last_e_step >= self.tlw.weight_interval:
+                self.last_e_step = self.current_iter
                 l_w = self.cri_tlw.weight_loss(fixed_sr, gt, self.net_w(fixed_sr, gt), distance)
                 self.optimizer_w.zero_grad()
                 l_w.backward()
@@ -186,14 +191,16 @@ class TLWMixin(TrainingMixin):
         super().save(epoch, current_iter)
 
     def training_state(self) -> dict[str, Any]:
-        """Also k."""
-        return {**super().training_state(), "tlw": {"k": self.get_bare_model(self.net_w).k}}
+        """Also k, and when φ was last stepped."""
+        tlw = {"k": self.get_bare_model(self.net_w).k, "last_e_step": self.last_e_step}
+        return {**super().training_state(), "tlw": tlw}
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
-        """Also k."""
+        """Also k, and when φ was last stepped."""
         super().resume_training(resume_state)
         if "tlw" in resume_state:
             self.get_bare_model(self.net_w).k = resume_state["tlw"]["k"]
+            self.last_e_step = resume_state["tlw"]["last_e_step"]
 
 
 @cache

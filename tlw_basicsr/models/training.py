@@ -56,9 +56,16 @@ class TrainingMixin(BaseModel):
             super().feed_data(data)
 
     def validation(self, *args: Any, **kwargs: Any) -> None:
-        """As the model's own, on its device."""
-        with device_names(self.opt):
-            super().validation(*args, **kwargs)
+        """As the model's own, on its device, by the bare network.
+
+        One process may validate alone, and a distributed network would wait for the others to share its buffers.
+        """
+        wrapped, self.net_g = self.net_g, self.get_bare_model(self.net_g)
+        try:
+            with device_names(self.opt):
+                super().validation(*args, **kwargs)
+        finally:
+            self.net_g = wrapped
 
     def get_optimizer(self, optim_type: str, params: Any, lr: float, **kwargs: Any) -> Optimizer:
         """BasicSR's, with gradient accumulation and clipping by the options."""
@@ -94,7 +101,7 @@ class TrainingMixin(BaseModel):
         """As BasicSR's, with ``use_channels_last`` and ``use_compile``; distributed on CPU processes too."""
         train = (self.opt.get("train") or {}) if self.is_train else {}
         if train.get("use_channels_last"):
-            net = net.to(memory_format=torch.channels_last)
+            channels_last(net)
         if train.get("use_compile"):
             net.compile()
         if self.opt["dist"] and self.device.type == "cpu":
@@ -147,6 +154,9 @@ class TrainingMixin(BaseModel):
         return {
             "random": random_states,
             "amp": self.amp.state_dict(),
+            "accumulated": [accumulated_gradients(o) for o in self.optimizers],
+            "position": getattr(self, "position", None),
+            "seed": self.opt.get("manual_seed"),
             "best_metric_results": plain(getattr(self, "best_metric_results", {})),
         }
 
@@ -184,6 +194,11 @@ class TrainingMixin(BaseModel):
         if resume_state.get("best_metric_results"):
             self.best_metric_results = resume_state["best_metric_results"]
         self.amp.load_state_dict(resume_state.get("amp", {}))
+        for optimizer, kept in zip(self.optimizers, resume_state.get("accumulated", []), strict=False):
+            if kept and hasattr(optimizer, "accumulated"):
+                optimizer.accumulated = kept["count"]
+                for p, gradient in zip(parameters_of(optimizer), kept["gradients"], strict=True):
+                    p.grad = None if gradient is None else gradient.to(p)
         random_states = resume_state.get("random", [])
         if len(random_states) == self.opt["world_size"]:
             set_random_state(random_states[self.opt["rank"]])
@@ -278,6 +293,19 @@ def device_names(opt: dict[str, Any]) -> AbstractContextManager:
 def parameters_of(optimizer: Optimizer) -> list[Tensor]:
     """All parameters of an optimiser."""
     return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def channels_last(net: nn.Module) -> None:
+    """Put the weights of 2-d convolutions in channels-last order; those of 3-d ones have another."""
+    for p in net.parameters():
+        if p.ndim == 4:
+            p.data = p.data.contiguous(memory_format=torch.channels_last)
+
+
+def accumulated_gradients(optimizer: Optimizer) -> dict[str, Any] | None:
+    """The gradients that ``optimizer`` keeps for a later step, and their number; None where there are none."""
+    count = getattr(optimizer, "accumulated", 0)
+    return {"count": count, "gradients": [p.grad for p in parameters_of(optimizer)]} if count else None
 
 
 def accumulate(optimizer: Optimizer, every: int) -> Optimizer:
