@@ -20,6 +20,8 @@ wanted="$(cat requirements.txt pyproject.toml | cksum)"
 stamp=".venv/installed$1"
 if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     echo "Installing into .venv (torch is large: minutes)"
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".$1"
+    # an old pip, such as Python 3.10 brings, builds basicsr in a way that fails
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+    .venv/bin/python -m pip install --quiet --editable ".$1"
     echo "$wanted" > "$stamp"
 fi
