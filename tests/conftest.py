@@ -11,6 +11,7 @@ import pytest
 import skimage.data
 import torch
 import yaml
+from hypothesis import settings
 
 import tlw_basicsr  # noqa: F401  before anything imports basicsr
 
@@ -22,6 +23,9 @@ ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("TLW_TEST_DATA", ROOT.parent / "shared" / "data"))
 
 torch.set_num_threads(2)
+# the same examples in every run, on slow machines too
+settings.register_profile("tlw", deadline=None, derandomize=True)
+settings.load_profile("tlw")
 
 
 @pytest.fixture(autouse=True)
