@@ -145,6 +145,13 @@ def tiny_options(photographs, **changes):
     return opt
 
 
+def plain_options(photographs, **changes):
+    """The same training by BasicSR's own SRModel and L1."""
+    without = {"network_w": ..., "train__optim_w": ..., "train__tlw": ...}
+    l1 = {"model_type": "SRModel", "train__pixel_opt": {"type": "L1Loss"}}
+    return tiny_options(photographs, **{**without, **l1, **changes})
+
+
 def set_option(opt, place, value):
     """Set ``section:key`` of a dict of options; ``...`` deletes it."""
     *sections, last = place.split(":")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from basicsr.archs import build_network
 
-from tests.conftest import ROOT, tiny_options, write_yaml
+from tests.conftest import ROOT, plain_options, tiny_options, write_yaml
 from tlw_basicsr import UserError, k_schedule
 from tlw_basicsr.checkpoint import load_file
 
@@ -96,14 +96,7 @@ def test_auto_resume_without_a_state_starts_afresh(photographs, train):
 
 
 def test_resuming_another_training_is_refused(photographs, train, tmp_path):
-    plain = tiny_options(
-        photographs,
-        model_type="SRModel",
-        network_w=...,
-        train__optim_w=...,
-        train__tlw=...,
-        train__pixel_opt={"type": "L1Loss"},
-    )
+    plain = plain_options(photographs)
     train(plain)
     with pytest.raises(UserError, match=r"net_w_8\.pth is not a file"):
         train(tiny_options(photographs), "--auto_resume")
@@ -117,15 +110,7 @@ def test_same_seed_means_same_start_values_with_and_without_tlw(photographs, tra
         "train__ema_decay": 0,
     }
     tlw = train(tiny_options(photographs, **nothing), root=tmp_path / "a")
-    plain = tiny_options(
-        photographs,
-        model_type="SRModel",
-        network_w=...,
-        train__optim_w=...,
-        train__tlw=...,
-        train__pixel_opt={"type": "L1Loss"},
-        **nothing,
-    )
+    plain = plain_options(photographs, **nothing)
     l1 = train(plain, root=tmp_path / "b")
     a, b = (load_file(e / "models/net_g_2.pth", "")["params"] for e in (tlw, l1))
     assert all(torch.allclose(a[n], b[n], atol=1e-8) for n in a)
