@@ -10,6 +10,7 @@ from tlw_basicsr.data.bicubic import imresize
 from tlw_basicsr.data.bicubic_sr_dataset import BicubicSRDataset
 from tlw_basicsr.errors import UserError
 from tlw_basicsr.functional import (
+    error_weights,
     fixed_sum,
     k_schedule,
     marginal_pixel_loss,
@@ -36,6 +37,7 @@ __all__ = [
     "TLWWeightNet",
     "UserError",
     "compat",
+    "error_weights",
     "fixed_sum",
     "imresize",
     "k_schedule",
