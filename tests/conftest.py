@@ -152,6 +152,12 @@ def plain_options(photographs, **changes):
     return tiny_options(photographs, **{**without, **l1, **changes})
 
 
+def control_options(photographs, weights, **changes):
+    """The same training with a control, ``weights`` without learning."""
+    without = {"network_w": ..., "train__optim_w": ..., "train__pixel_opt__distance": ...}
+    return tiny_options(photographs, **{**without, "train__pixel_opt__weights": weights, **changes})
+
+
 def set_option(opt, place, value):
     """Set ``section:key`` of a dict of options; ``...`` deletes it."""
     *sections, last = place.split(":")

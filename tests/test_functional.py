@@ -11,6 +11,7 @@ from hypothesis.extra.numpy import arrays
 
 from tlw_basicsr import (
     FixedSum,
+    error_weights,
     fixed_sum,
     k_schedule,
     marginal_pixel_loss,
@@ -79,6 +80,27 @@ def test_fixed_sum_of_constants_is_k_with_finite_gradients(value, k):
 def test_fixed_sum_is_exact_on_large_images_near_one():
     z = 1 - 1e-4 * torch.rand(1, 1, 512, 512)
     assert abs(fixed_sum(z, 0.99999).mean(dtype=torch.float64).item() - 0.99999) < 1e-6
+
+
+@given(arrays(np.float32, (2, 2, 2, 5, 7), elements=st.floats(-1, 1, width=32)), KS)
+def test_error_weights_are_the_formula(pair, k):
+    sr, gt = pair.astype(np.float64)
+    error = abs(sr - gt)
+    relative = np.zeros_like(error)
+    for n in range(2):
+        for c in range(2):
+            if error[n, c].max() > 0:
+                relative[n, c] = error[n, c] / error[n, c].max()
+    w = error_weights(torch.from_numpy(sr), torch.from_numpy(gt), k)
+    np.testing.assert_allclose(w.numpy(), plain_fixed_sum(relative, k), atol=1e-6)
+    # the range of the images does not matter
+    assert torch.allclose(error_weights(torch.from_numpy(sr + 1) / 2, torch.from_numpy(gt + 1) / 2, k), w, atol=1e-6)
+
+
+def test_error_weights_take_no_gradient_and_are_k_without_an_error():
+    sr, gt, _ = images()
+    assert not error_weights(sr.requires_grad_(), gt, 0.4).requires_grad
+    assert torch.allclose(error_weights(gt.half(), gt.half(), 0.4), torch.tensor(0.4), atol=1e-6)
 
 
 @pytest.mark.parametrize("k", [0, 1, -0.1, 1.1, float("nan")])

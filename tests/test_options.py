@@ -10,7 +10,7 @@ from basicsr.utils.options import parse_options as basicsr_parse_options
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.conftest import ROOT, photograph, set_option, tiny_options, write_yaml
+from tests.conftest import ROOT, control_options, photograph, set_option, tiny_options, write_yaml
 from tlw_basicsr import UserError
 from tlw_basicsr.options import check_options, force_options, load_yaml, parse_options
 from tlw_basicsr.preflight import check_files
@@ -121,6 +121,8 @@ WRONG = [
     ("train:pixel_opt:base", "l2", "train.pixel_opt.base: expected one of l1, mse"),
     ("train:pixel_opt:num_sample", 3, "train.pixel_opt.num_sample: unknown option (did you mean num_samples?)"),
     ("train:pixel_opt:num_samples", 0, "num_samples must be at least 1, got 0"),
+    ("train:pixel_opt:weights", "errors", "train.pixel_opt.weights: expected one of learned, random, error"),
+    ("train:pixel_opt:weights", "error", "network_w: not used with train.pixel_opt.weights: error; delete it"),
     ("train:pixel_opt:stochastic", 3, "train.pixel_opt.stochastic: expected true or false"),
     ("train:pixel_opt:distance", {"type": "Nearness"}, "train.pixel_opt.distance.type: 'Nearness' is not registered"),
     ("train:pixel_opt:distance", {"type": "LPIPSDistance", "nets": "vgg"}, "train.pixel_opt.distance.nets: unknown option"),
@@ -166,6 +168,22 @@ def test_a_wrong_option_is_one_line_that_names_it(photographs, tmp_path, place, 
     assert message in str(error.value)
     assert "\n" not in str(error.value)
     assert {p.name for p in tmp_path.iterdir()} == {"options.yml"}
+
+
+@pytest.mark.parametrize("weights", ["random", "error"])
+def test_a_control_takes_neither_weighting_network_nor_distance(photographs, tmp_path, weights):
+    check_files(parse(tmp_path, control_options(photographs, weights)))
+    for place, value, message in (
+        ("network_w", {"type": "TLWWeightNet"}, "network_w: not used"),
+        ("path__pretrain_network_w", "w.pth", "path.pretrain_network_w: not used"),
+        ("train__optim_w", {"type": "Adam"}, "train.optim_w: not used"),
+        ("train__pixel_opt__distance", {"type": "SSIMDistance"}, "train.pixel_opt.distance: not used"),
+        ("train__tlw__k_stop", 0.9, "train.tlw.k_stop: unknown option"),
+    ):
+        with pytest.raises(UserError, match=message):
+            parse(tmp_path, control_options(photographs, weights, **{place: value}))
+    with pytest.raises(UserError, match="stochastic must be true"):
+        check_files(parse(tmp_path, control_options(photographs, "random", train__pixel_opt__stochastic=False)))
 
 
 def test_values_that_basicsr_takes_are_right(photographs, tmp_path):

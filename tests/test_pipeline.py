@@ -9,7 +9,7 @@ import pytest
 import torch
 from basicsr.archs import build_network
 
-from tests.conftest import ROOT, plain_options, tiny_options, write_yaml
+from tests.conftest import ROOT, control_options, plain_options, tiny_options, write_yaml
 from tlw_basicsr import UserError, k_schedule
 from tlw_basicsr.checkpoint import load_file
 
@@ -70,6 +70,21 @@ def test_a_resumed_training_ends_with_the_same_bits(photographs, train, tmp_path
     for name in ("models/net_g_8.pth", "models/net_w_8.pth", "training_states/8.state"):
         assert same(load_file(whole / name, ""), load_file(resumed / name, "")), name
     assert [int(line["iter"]) for line in log_lines(resumed)] == list(range(stop + 1, 9))
+
+
+@pytest.mark.parametrize("weights", ["random", "error"])
+def test_a_resumed_control_ends_with_the_same_bits(photographs, train, tmp_path, weights):
+    whole = train(control_options(photographs, weights), root=tmp_path / "whole")
+    train(control_options(photographs, weights, train__total_iter=6), root=tmp_path / "cut")
+    resumed = train(control_options(photographs, weights), "--auto_resume", root=tmp_path / "cut")
+    assert [int(line["iter"]) for line in log_lines(resumed)] == list(range(5, 9))
+    for name in ("models/net_g_8.pth", "training_states/8.state"):
+        assert same(load_file(whole / name, ""), load_file(resumed / name, "")), name
+    assert not list(whole.rglob("net_w*"))
+    for line in log_lines(whole):  # 3 iterations an epoch
+        expected = k_schedule((int(line["iter"]) - 1) // 3, k_decay=4)
+        assert float(line["k"]) == pytest.approx(expected, rel=1e-3)
+        assert float(line["w_mean"]) == pytest.approx(expected, rel=1e-3)
 
 
 def test_a_resume_with_another_batch_size_goes_on_with_the_next_epoch(photographs, train, tmp_path):

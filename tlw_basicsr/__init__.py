@@ -11,6 +11,7 @@ from tlw_basicsr.data.bicubic import imresize
 from tlw_basicsr.data.bicubic_sr_dataset import BicubicSRDataset
 from tlw_basicsr.errors import UserError
 from tlw_basicsr.functional import (
+    error_weights,
     fixed_sum,
     k_schedule,
     marginal_pixel_loss,
@@ -48,6 +49,7 @@ __all__ = [
     "UncertaintyModel",
     "UserError",
     "compat",
+    "error_weights",
     "fixed_sum",
     "imresize",
     "k_schedule",

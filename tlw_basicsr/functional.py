@@ -94,6 +94,25 @@ def sample_weights(w: Tensor, num_samples: int, noise: Tensor | None = None, tem
     return relaxed_bernoulli(w.expand(shape), noise, temperature)
 
 
+@torch.no_grad()
+def error_weights(sr: Tensor, gt: Tensor, k: float) -> Tensor:
+    r"""Weights in proportion to the error, without learning: w = FixedSum_k(|x̂ - x| / max_{h,w} |x̂ - x|).
+
+    The maximum is that of each sample and channel; without any error the weights are ``k`` everywhere.
+
+    Args:
+        sr: x̂ (N, C, H, W).
+        gt: x (N, C, H, W), in the range of ``sr``, which may be any.
+        k: mean of the weights of every channel, in (0, 1).
+
+    Returns:
+        Weights in [0, 1], (N, C, H, W), at least float32, without gradient.
+    """
+    error = pixel_error(sr, gt, "l1", 0.0)
+    largest = error.amax(dim=(-2, -1), keepdim=True)
+    return fixed_sum(error / largest.clamp_min(torch.finfo(error.dtype).tiny), k)
+
+
 def mix(sr: Tensor, gt: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     """The two mixtures x_w = w·x + (1 - w)·x̂ and x_{1-w} = (1 - w)·x + w·x̂."""
     return w * gt + (1 - w) * sr, (1 - w) * gt + w * sr

@@ -615,13 +615,24 @@ def _check_tlw(opt: Options, train: Options) -> None:
         return
     if pixel_type != "TLWLoss":
         raise UserError(f"train.pixel_opt.type: {pixel_type!r}; accepted with model_type: TLWModel is TLWLoss")
+    check_section(train.get("tlw") or {}, "train.tlw", TLW)
+    weights = train["pixel_opt"].get("weights", "learned")
+    if weights != "learned":
+        for section, where, key in (
+            (opt, "", "network_w"),
+            (opt["path"], "path.", "pretrain_network_w"),
+            (train, "train.", "optim_w"),
+            (train["pixel_opt"], "train.pixel_opt.", "distance"),
+        ):
+            if key in section:
+                raise UserError(f"{where}{key}: not used with train.pixel_opt.weights: {weights}; delete it")
+        return
     if "network_w" not in opt:
         raise UserError("network_w: missing; TLWModel needs the weighting network, such as {type: TLWWeightNet}")
     if "optim_w" not in train:
         raise UserError(
             "train.optim_w: missing; TLWModel needs the weighting network's optimiser, such as {type: Adam, lr: 1e-4}"
         )
-    check_section(train.get("tlw") or {}, "train.tlw", TLW)
     if opt["network_w"]["type"] == "TLWWeightNet" and not FRACTION.accepts(opt["network_w"].get("k", 0.3)):
         raise UserError(f"network_w.k: expected {FRACTION.text}, got {opt['network_w']['k']!r}")
     distance = train["pixel_opt"].get("distance")

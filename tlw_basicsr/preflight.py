@@ -37,7 +37,9 @@ def check_files(opt: Options) -> None:
         check_network(opt, key)
     pixel_opt = (opt.get("train") or {}).get("pixel_opt") or {}
     if pixel_opt.get("type") == "TLWLoss":
-        check_distance(TLWLoss(**{key: value for key, value in pixel_opt.items() if key != "type"}), opt)
+        loss = TLWLoss(**{key: value for key, value in pixel_opt.items() if key != "type"})
+        if loss.weights == "learned":
+            check_distance(loss, opt)
     if opt["model_type"] == "UncertaintyModel":
         check_uncertainty(opt)
     for name, metric in ((opt.get("val") or {}).get("metrics") or {}).items():

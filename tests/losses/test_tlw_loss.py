@@ -6,6 +6,7 @@ from tlw_basicsr import (
     LPIPSDistance,
     TLWLoss,
     UserError,
+    error_weights,
     marginal_pixel_loss,
     sample_weights,
     weight_criterion_loss,
@@ -92,7 +93,35 @@ def test_gradient_goes_to_the_image_and_not_to_the_distance(pair, w, distance):
     assert w.grad is None
 
 
+@pytest.mark.parametrize("base", ["l1", "mse"])
+def test_controls_are_the_equations_without_a_distance(pair, base, monkeypatch):
+    monkeypatch.setattr(LPIPSDistance, "__init__", lambda *_: pytest.fail("a control built a distance"))
+    sr, gt = pair[0].clone().requires_grad_(), pair[1]
+    random = TLWLoss(base=base, weights="random", num_samples=4, loss_weight=2.0)
+    torch.manual_seed(1)
+    value = random(sr, gt, random.control_weights(sr, gt, 0.4))
+    torch.manual_seed(1)
+    ws = sample_weights(torch.full_like(gt, 0.4), 4)
+    expected = 2 * marginal_pixel_loss(None, 2 * sr - 1, 2 * gt - 1, ws, base)
+    assert value.item() == expected.item()
+    error = TLWLoss(base=base, weights="error")
+    w = error.control_weights(sr, gt, 0.4)
+    assert torch.equal(w, error_weights(sr, gt, 0.4))
+    value = error(sr, gt, w)
+    assert value.item() == weighted_pixel_loss(2 * sr - 1, 2 * gt - 1, w, base).item()
+    value.backward()
+    assert torch.isfinite(sr.grad).all() and sr.grad.abs().sum() > 0
+    assert random.distance is None and error.distance is None
+
+
 def test_wrong_options_are_refused():
+    for options, message in (
+        ({"weights": "errors"}, "learned, random, error"),
+        ({"weights": "error", "distance": {"type": "SSIMDistance"}}, "distance is not used"),
+        ({"weights": "random", "stochastic": False}, "stochastic must be true"),
+    ):
+        with pytest.raises(UserError, match=message):
+            TLWLoss(**options)
     with pytest.raises(UserError, match="l1, mse"):
         TLWLoss({"type": "SSIMDistance"}, base="l2")
     with pytest.raises(UserError, match="num_samples"):

@@ -1,18 +1,19 @@
 import math
+from functools import partial
 
 import pytest
 import torch
 from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import MODEL_REGISTRY
 
-from tests.conftest import tiny_options
-from tlw_basicsr import TLWMixin, UserError, k_schedule, with_tlw
+from tests.conftest import control_options, tiny_options
+from tlw_basicsr import TLWMixin, UserError, error_weights, k_schedule, weighted_pixel_loss, with_tlw
 from tlw_basicsr.models import build_model
 from tlw_basicsr.models.training import TrainingMixin, random_state, set_random_state
 
 
-def built(photographs, tmp_path, **changes):
-    opt = tiny_options(photographs, **changes)
+def built(photographs, tmp_path, options=tiny_options, **changes):
+    opt = options(photographs, **changes)
     opt |= {"is_train": True, "dist": False, "rank": 0, "world_size": 1}
     opt["path"] |= {"models": str(tmp_path), "training_states": str(tmp_path)}
     model = build_model(opt)
@@ -121,6 +122,38 @@ def test_k_follows_its_schedule(photographs, tmp_path, pair, unit, t):
     assert set(log) == {"l_pix", "l_w", "wc", "w_mean", "w_std", "k"}
     assert log["wc"] == pytest.approx(math.exp(-log["l_w"]), rel=1e-5)
     assert 0 < log["w_std"] < 0.5
+
+
+@pytest.mark.parametrize("weights", ["random", "error"])
+def test_a_control_steps_theta_alone_with_weights_of_mean_k(photographs, tmp_path, pair, weights):
+    model = built(photographs, tmp_path, partial(control_options, weights=weights), train__tlw__k_unit="iter")
+    assert model.net_w is None and model.cri_tlw.distance is None
+    assert model.optimizers == [model.optimizer_g]
+    model.feed_data(batch(pair))
+    theta = parameters(model.net_g)
+    with torch.no_grad():
+        sr = model.net_g(model.lq)
+    model.optimize_parameters(31)
+    assert changed(theta, model.net_g)
+    k = 0.3 + 0.6 * (1 - math.exp(-30 / 4))
+    log = model.get_current_log()
+    assert set(log) == {"l_pix", "w_mean", "w_std", "k"}
+    assert log["k"] == pytest.approx(k) and log["w_mean"] == pytest.approx(k, abs=1e-5)
+    if weights == "error":
+        expected = weighted_pixel_loss(2 * sr - 1, 2 * model.gt - 1, error_weights(sr, model.gt, k))
+        assert log["l_pix"] == pytest.approx(expected.item(), rel=1e-5)
+        assert log["w_std"] > 0.01
+
+
+@pytest.mark.parametrize("weights", ["random", "error"])
+def test_controls_train(photographs, tmp_path, pair, weights):
+    model = built(photographs, tmp_path, partial(control_options, weights=weights, train__pixel_opt__base="mse"))
+    model.feed_data(batch(pair))
+    losses = []
+    for i in range(1, 31):
+        model.optimize_parameters(i)
+        losses.append(model.get_current_log()["l_pix"])
+    assert sum(losses[-5:]) < sum(losses[:5])
 
 
 def test_epochs_without_our_loop_are_a_clear_error(photographs, tmp_path, pair):

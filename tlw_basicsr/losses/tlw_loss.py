@@ -13,11 +13,14 @@ from tlw_basicsr.functional import (
     BASES,
     EPS_DISTANCE,
     Distance,
+    error_weights,
     marginal_pixel_loss,
     sample_weights,
     weight_criterion_loss,
     weighted_pixel_loss,
 )
+
+WEIGHTS = ("learned", "random", "error")
 
 
 def signed(image: Tensor) -> Tensor:
@@ -57,11 +60,21 @@ class TLWLoss(nn.Module):
     It takes the weights as an argument and holds no weighting network: :class:`TLWModel` owns that, and calls
     :meth:`weight_loss` in its E step and :meth:`forward` in its M step. Images are in [0, 1].
 
+    Two controls without learning, at about the cost of plain L1, tell what the learning is worth. They have no
+    weighting network, no distance and no E step; their weights are :meth:`control_weights`:
+
+    - ``weights='random'``: ``num_samples`` relaxed Bernoulli samples of the constant map k, in the stochastic L_θ with
+      r_s = 1;
+    - ``weights='error'``: :func:`tlw_basicsr.error_weights` in the deterministic L_θ.
+
     Args:
         distance: options of D, ``{type: a registered loss that gives one value per sample, …}``, or such a module. A
             sample's value must depend on that sample alone. None for the paper's, ``{type: LPIPSDistance, net: vgg}``.
+            The controls have none.
         base: ``'l1'`` or ``'mse'`` (the paper's l2).
-        stochastic: the variant with sampled weights, the paper's for its tables; else the deterministic one.
+        weights: ``'learned'`` by the weighting network, or a control, ``'random'`` or ``'error'``.
+        stochastic: the variant with sampled weights, the paper's for its tables; else the deterministic one. Of learned
+            weights only.
         num_samples: S, samples of the weights in one M step (stochastic variant).
         loss_weight: factor of L_θ.
         reduction: ``'mean'`` is the only one; the option is there for YAML files of BasicSR's losses.
@@ -81,6 +94,7 @@ class TLWLoss(nn.Module):
         num_samples: int = 3,
         loss_weight: float = 1.0,
         reduction: Literal["mean"] = "mean",
+        weights: Literal["learned", "random", "error"] = "learned",
     ) -> None:
         super().__init__()
         if base not in BASES:
@@ -89,15 +103,23 @@ class TLWLoss(nn.Module):
             raise UserError(f"TLWLoss: reduction must be mean, got {reduction!r}")
         if num_samples < 1:
             raise UserError(f"TLWLoss: num_samples must be at least 1, got {num_samples}")
-        if not isinstance(distance, nn.Module):
+        if weights not in WEIGHTS:
+            raise UserError(f"TLWLoss: weights must be one of {', '.join(WEIGHTS)}, got {weights!r}")
+        learned = weights == "learned"
+        if not learned and distance is not None:
+            raise UserError(f"TLWLoss: distance is not used with weights: {weights}; delete it")
+        if weights == "random" and not stochastic:
+            raise UserError("TLWLoss: stochastic must be true with weights: random, which are sampled")
+        if learned and not isinstance(distance, nn.Module):
             options = {"type": "LPIPSDistance", "net": "vgg"} if distance is None else dict(distance)
             distance = LOSS_REGISTRY.get(options.pop("type"))(**options)
         self.distance = distance
         self.base = base
-        self.stochastic = stochastic
+        self.weights = weights
+        self.stochastic = stochastic and weights != "error"
         self.num_samples = num_samples
         self.loss_weight = loss_weight
-        self.importance = True
+        self.importance = learned
         self.chunk: int | None = None
 
     def distance_to(self, gt: Tensor) -> Distance:
@@ -126,6 +148,10 @@ class TLWLoss(nn.Module):
 
         return lambda a: d.compare(d.features((a + 1) / 2), reference())
 
+    def control_weights(self, sr: Tensor, gt: Tensor, k: float) -> Tensor:
+        """The weights of a control, of mean ``k``, for :meth:`forward`: (N, C, H, W); those of ``random`` are all k."""
+        return torch.full_like(gt, k) if self.weights == "random" else error_weights(sr, gt, k)
+
     def weight_loss(self, sr: Tensor, gt: Tensor, w: Tensor, distance: Distance) -> Tensor:
         """L_φ of the weights ``w`` = g_φ(x, x̂), through one sample of them in the stochastic variant: scalar.
 
@@ -140,7 +166,7 @@ class TLWLoss(nn.Module):
         """``loss_weight``·L_θ of the SR image under the weights ``w`` = g_φ(x, x̂), which get no gradient: scalar.
 
         ``sr``, ``gt`` in [0, 1] and ``w`` are (N, C, H, W); ``distance`` is :meth:`distance_to` of ``gt``, computed
-        here if None.
+        here if None and needed.
         """
         if not self.stochastic:
             return self.loss_weight * weighted_pixel_loss(signed(sr), signed(gt), w, self.base)

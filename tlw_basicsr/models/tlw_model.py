@@ -67,29 +67,16 @@ class TLWMixin(TrainingMixin):
     weighted loss of the same SR image, of which the model's own code takes the gradient.
 
     Options: ``network_w``, ``train.optim_w``, ``train.pixel_opt`` (a ``TLWLoss``) and ``train.tlw``, see
-    :class:`TLWOptions`.
+    :class:`TLWOptions`. With a control as the ``TLWLoss`` there is no weighting network and no E step: ``net_w`` is
+    None, the first two options are not there, and of ``train.tlw`` only k's schedule counts.
     """
 
     def init_training_settings(self) -> None:
         """Build the weighting network, then what the base model builds, then take the place of its pixel loss."""
         self.tlw = TLWOptions.of(self.opt["train"].get("tlw"))
-        net_w = build_network(self.opt["network_w"])
-        if self.tlw.sync_bn:
-            if not self.opt["dist"] or self.device.type != "cuda":
-                raise UserError("train.tlw.sync_bn: true needs a distributed training on GPUs; accepted here is false")
-            net_w = nn.SyncBatchNorm.convert_sync_batchnorm(net_w)
-        if self.tlw.use_channels_last:
-            channels_last(net_w)
-        self.net_w = self.model_to_device(net_w)
-        self.print_network(self.net_w)
-        load_path = self.opt["path"].get("pretrain_network_w")
-        if load_path is not None:
-            path = self.opt["path"]
-            self.load_network(
-                self.net_w, load_path, path.get("strict_load_w") is not False, path.get("param_key_w", "params")
-            )
-        self.net_w.train()
-
+        learned = self.opt["train"]["pixel_opt"].get("weights", "learned") == "learned"
+        self.net_w = self.weighting_network() if learned else None
+        self.k = self.tlw.k_start
         self.current_iter, self.last_e_step = 0, None
         self.epoch: int | None = None
         self.tlw_log: OrderedDict[str, Tensor] = OrderedDict()
@@ -98,6 +85,8 @@ class TLWMixin(TrainingMixin):
         if not isinstance(getattr(self, "cri_pix", None), TLWLoss):
             raise UserError("train.pixel_opt.type: TLWModel needs TLWLoss as the pixel loss")
         self.cri_tlw, self.cri_pix = self.cri_pix, self.tlw_pixel_loss
+        if not learned:
+            return
         self.cri_tlw.importance = self.tlw.importance
         self.cri_tlw.chunk = self.tlw.distance_chunk
         if self.tlw.use_channels_last or self.opt["train"].get("use_channels_last"):
@@ -105,9 +94,30 @@ class TLWMixin(TrainingMixin):
         if self.opt["train"].get("use_compile"):
             self.cri_tlw.distance.compile()
 
+    def weighting_network(self) -> nn.Module:
+        """The weighting network on its device, in train mode, with the start values of ``path.pretrain_network_w``."""
+        net_w = build_network(self.opt["network_w"])
+        if self.tlw.sync_bn:
+            if not self.opt["dist"] or self.device.type != "cuda":
+                raise UserError("train.tlw.sync_bn: true needs a distributed training on GPUs; accepted here is false")
+            net_w = nn.SyncBatchNorm.convert_sync_batchnorm(net_w)
+        if self.tlw.use_channels_last:
+            channels_last(net_w)
+        net_w = self.model_to_device(net_w)
+        self.print_network(net_w)
+        load_path = self.opt["path"].get("pretrain_network_w")
+        if load_path is not None:
+            path = self.opt["path"]
+            self.load_network(
+                net_w, load_path, path.get("strict_load_w") is not False, path.get("param_key_w", "params")
+            )
+        return net_w.train()
+
     def setup_optimizers(self) -> None:
         """The base model's optimisers, then that of the weighting network."""
         super().setup_optimizers()
+        if self.net_w is None:
+            return
         optim_opt = dict(self.opt["train"]["optim_w"])
         self.optimizer_w = self.get_optimizer(optim_opt.pop("type"), self.net_w.parameters(), **optim_opt)
         self.optimizers.append(self.optimizer_w)
@@ -125,7 +135,8 @@ class TLWMixin(TrainingMixin):
         else:
             raise UserError("train.tlw.k_unit: epoch needs tlw_basicsr's train.py; with another one, use k_unit: iter")
         self.k = k_schedule(t, self.tlw.k_start, self.tlw.k_end, self.tlw.k_decay)
-        self.get_bare_model(self.net_w).k = self.k
+        if self.net_w is not None:
+            self.get_bare_model(self.net_w).k = self.k
         self.current_iter = current_iter
         super().optimize_parameters(current_iter)
 
@@ -133,7 +144,8 @@ class TLWMixin(TrainingMixin):
         """One iteration of expectation-maximisation on the SR image x̂ = ``sr`` that the base model has computed.
 
         E: one step on φ with L_φ, x̂ detached. M: fresh weights of the updated φ without gradient, and L_θ of x̂,
-        whose step on θ is the base model's. The features of x are computed once for both.
+        whose step on θ is the base model's. The features of x are computed once for both. A control has the M step
+        alone, with its own weights.
 
         Args:
             sr: x̂ in [0, 1], (N, C, H, W), or (N, T, C, H, W) of a video, whose frames are taken as samples.
@@ -145,6 +157,9 @@ class TLWMixin(TrainingMixin):
         if sr.ndim == 5:
             sr, gt = sr.flatten(0, 1), gt.flatten(0, 1)
         fixed_sr = sr.detach()
+        if self.net_w is None:
+            w = self.tlw_log["w"] = self.cri_tlw.control_weights(fixed_sr, gt, self.k)
+            return self.cri_tlw(sr, gt, w)
         with self.tlw_autocast():
             distance = self.cri_tlw.distance_to(gt)
             # a GAN's generator, and with it this call, may wait for iterations
@@ -187,19 +202,21 @@ class TLWMixin(TrainingMixin):
 
     def save(self, epoch: int, current_iter: int) -> None:
         """``net_w_{current_iter}.pth``, then the base model's files, the training state last."""
-        self.save_network(self.net_w, "net_w", current_iter)
+        if self.net_w is not None:
+            self.save_network(self.net_w, "net_w", current_iter)
         super().save(epoch, current_iter)
 
     def training_state(self) -> dict[str, Any]:
         """Also k, and when φ was last stepped."""
-        tlw = {"k": self.get_bare_model(self.net_w).k, "last_e_step": self.last_e_step}
-        return {**super().training_state(), "tlw": tlw}
+        return {**super().training_state(), "tlw": {"k": self.k, "last_e_step": self.last_e_step}}
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
         """Also k, and when φ was last stepped."""
         super().resume_training(resume_state)
         if "tlw" in resume_state:
-            self.get_bare_model(self.net_w).k = resume_state["tlw"]["k"]
+            self.k = resume_state["tlw"]["k"]
+            if self.net_w is not None:
+                self.get_bare_model(self.net_w).k = self.k
             self.last_e_step = resume_state["tlw"]["last_e_step"]
 
 
