@@ -13,6 +13,7 @@ import torch
 from basicsr.metrics import calculate_psnr, calculate_ssim
 from basicsr.utils import FileClient, img2tensor, tensor2img
 from basicsr.utils.registry import ARCH_REGISTRY
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -112,17 +113,16 @@ def network_of(yaml: Path, checkpoint: Path, scale: int, param_key: str, device:
     return network(net, scale, opt["network_g"].get("window_size") or 1, device)
 
 
-def field_row(sr: Tensor, gt: Tensor, crop_border: int, grey_as_y: bool = False) -> Row:
+def field_row(sr: Tensor, gt: Tensor, crop_border: int, grey: bool = False) -> Row:
     """Y-PSNR (dB) and Y-SSIM of two images (1, 3, H, W), rounded to 8 bits, with a border removed.
 
     Args:
         sr: SR image, RGB in [0, 1].
         gt: HR image.
         crop_border: pixels to remove at every border, usually the scale.
-        grey_as_y: of a grey HR image take the levels themselves as Y, as the published values of Set14 do.
+        grey: take the grey levels themselves as Y.
     """
     images = [tensor2img(sr), tensor2img(gt)]
-    grey = grey_as_y and bool((images[1] == images[1][..., :1]).all())
     if grey:
         images = [np.round(image.mean(axis=2, keepdims=True)) for image in images]
     return {
@@ -160,10 +160,11 @@ def evaluate(
         upscalers: by the protocol's name, see :data:`PROTOCOLS`: LR (1, 3, H, W) to SR, RGB in [0, 1].
         gt_folder: of the HR images.
         scale: of the super-resolution.
-        lq_folder: of LR images, instead of those made by the protocol: ``NAME`` or ``NAMExS`` for HR's ``NAME``. HR is cut
-            to their size; with ``'field'`` only.
+        lq_folder: of LR images, instead of those made by the protocol: ``NAME`` or ``NAMExS`` for HR's ``NAME``. HR is
+            cut to their size; with ``'field'`` only.
         with_lpips: also LPIPS of VGG and AlexNet.
-        grey_as_y: see :func:`field_row`.
+        grey_as_y: of HR images with one channel take the levels as Y (``'field'``), as the published values of Set14
+            do; else they are expanded to RGB first, as BasicSR does.
         progress: show a bar.
 
     Returns:
@@ -179,7 +180,9 @@ def evaluate(
         check_sizes(entries, None, PROTOCOLS[name].mod_crop(scale), scale, "--gt")
         for entry in entries:
             if min(entry.height, entry.width) < smallest:
-                raise UserError(f"--gt: {entry.path} is {entry.height}×{entry.width}; SSIM needs {smallest} pixels a side")
+                raise UserError(
+                    f"--gt: {entry.path} is {entry.height}×{entry.width}; SSIM needs {smallest} pixels a side"
+                )
     client = FileClient("disk")
     rows = []
     for entry in tqdm(entries, unit="image", disable=not progress, leave=False):
@@ -202,8 +205,11 @@ def evaluate(
             except Exception as error:
                 raise UserError(f"the network fails on {entry.path} ({first_line(error)})") from error
             if sr.shape != gt.shape:
-                raise UserError(f"the network makes {tuple(sr.shape)} of {tuple(lq.shape)}; --scale {scale} does not fit")
-            row = field_row(sr, gt, scale, grey_as_y) if protocol.quantize else paper_row(sr, gt)
+                raise UserError(
+                    f"the network makes {tuple(sr.shape)} of {tuple(lq.shape)}; --scale {scale} does not fit"
+                )
+            grey = grey_as_y and Image.open(entry.path).mode.startswith(("L", "I"))
+            row = field_row(sr, gt, scale, grey) if protocol.quantize else paper_row(sr, gt)
             if with_lpips:
                 sr = torch.from_numpy(to_8_bits(sr.numpy() * 255)) / 255 if protocol.quantize else sr
                 row |= {f"lpips_{net}": lpips(sr, gt, net).item() for net in LPIPS_NETS}
