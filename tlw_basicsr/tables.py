@@ -165,8 +165,9 @@ def has_section(opt: Options, entry: str) -> bool:
 
 
 def check_forced(run: Run, cells: Sequence[Cell]) -> None:
-    """Raise a :class:`UserError` if an entry of ``--force_yml`` belongs to no cell."""
-    files = [cell_options(Run(run.out, run.data, sets=run.sets), cell) for cell in cells]
+    """Raise a :class:`UserError` if an entry of ``--force_yml`` belongs to no loss of the cells' networks."""
+    pairs = {(cell.network, cell.scale) for cell in cells}
+    files = [read_options(str(path)) for n, s in pairs for path in (run.options / n).glob(f"train_{n}_*_x{s}.yml")]
     for entry in run.forced:
         if not any(has_section(opt, entry) for opt in files):
             raise UserError(f"--force_yml {entry}: no cell has this section")
