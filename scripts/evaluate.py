@@ -43,6 +43,7 @@ def main() -> None:
         "--protocol", choices=[*PROTOCOLS, "both"], help="default: both, with --lq the field's (BasicSR's)"
     )
     parser.add_argument("--lpips", action="store_true", help="also LPIPS of VGG and AlexNet; needs their weights")
+    parser.add_argument("--perceptual", action="store_true", help="also GMSD, HaarPSI and VIF, which need no weights")
     parser.add_argument("--grey-as-y", action="store_true", help="take the levels of a grey HR image as Y (field)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, …; default: a GPU where there is one")
     parser.add_argument("--csv", type=Path, help="write the values of every image")
@@ -62,6 +63,7 @@ def main() -> None:
         args.scale,
         lq_folder=args.lq,
         with_lpips=args.lpips,
+        with_perceptual=args.perceptual,
         grey_as_y=args.grey_as_y,
         progress=sys.stderr.isatty(),
     )

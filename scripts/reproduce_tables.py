@@ -69,6 +69,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--distance", help="options of D, such as '{type: SSIMDistance}'; default: the paper's")
     parser.add_argument("--force_yml", nargs="+", default=[], help="options of every cell that has their section")
     parser.add_argument("--no-lpips", action="store_true", help="no LPIPS, and the last network instead of the best")
+    parser.add_argument("--perceptual", action="store_true", help="also GMSD, HaarPSI and VIF, which need no weights")
     parser.add_argument("--grey-as-y", action="store_true", help="take the levels of grey images as Y (field)")
     return parser.parse_args()
 
@@ -112,7 +113,7 @@ def main() -> None:
         raise UserError(f"--train-data: {args.train_data} is not a folder")
     run = Run(
         args.out, args.data, args.train_data, args.sets, args.iters, distance, args.force_yml, not args.no_lpips,
-        args.grey_as_y,
+        args.grey_as_y, args.perceptual,
     )  # fmt: skip
     if run.missing:
         print(f"Left out, not in {run.data}: {', '.join(run.missing)}")

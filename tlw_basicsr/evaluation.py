@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import piq
 import torch
 from basicsr.metrics import calculate_psnr, calculate_ssim
 from basicsr.utils import FileClient, img2tensor, tensor2img
@@ -30,6 +31,7 @@ Upscaler = Callable[[Tensor], Tensor]
 Row = dict[str, Any]
 
 LPIPS_NETS = ("vgg", "alex")
+PERCEPTUAL = {"gmsd": piq.gmsd, "haarpsi": piq.haarpsi, "vif": piq.vif_p}  # full-reference, without weights
 SSIM_WINDOW = 11  # pixels, of BasicSR's SSIM
 
 
@@ -122,7 +124,7 @@ def field_row(sr: Tensor, gt: Tensor, crop_border: int, grey: bool = False) -> R
         crop_border: pixels to remove at every border, usually the scale.
         grey: take the grey levels themselves as Y.
     """
-    images = [tensor2img(sr), tensor2img(gt)]
+    images = [tensor2img(image.clone()) for image in (sr, gt)]  # it clamps in place
     if grey:
         images = [np.round(image.mean(axis=2, keepdims=True)) for image in images]
     return {
@@ -151,6 +153,7 @@ def evaluate(
     *,
     lq_folder: str | Path | None = None,
     with_lpips: bool = False,
+    with_perceptual: bool = False,
     grey_as_y: bool = False,
     progress: bool = False,
 ) -> list[Row]:
@@ -163,6 +166,7 @@ def evaluate(
         lq_folder: of LR images, instead of those made by the protocol: ``NAME`` or ``NAMExS`` for HR's ``NAME``. HR is
             cut to their size; with ``'field'`` only.
         with_lpips: also LPIPS of VGG and AlexNet.
+        with_perceptual: also GMSD (lower is better), HaarPSI and VIF (higher is better) of the ``piq`` package, of RGB.
         grey_as_y: of HR images with one channel take the levels as Y (``'field'``), as the published values of Set14
             do; else they are expanded to RGB first, as BasicSR does.
         progress: show a bar.
@@ -210,8 +214,10 @@ def evaluate(
                 )
             grey = grey_as_y and Image.open(entry.path).mode.startswith(("L", "I"))
             row = field_row(sr, gt, scale, grey) if protocol.quantize else paper_row(sr, gt)
+            sr = torch.from_numpy(to_8_bits(sr.numpy() * 255)) / 255 if protocol.quantize else sr.clamp(0, 1)
+            if with_perceptual:
+                row |= {metric: call(sr, gt).item() for metric, call in PERCEPTUAL.items()}
             if with_lpips:
-                sr = torch.from_numpy(to_8_bits(sr.numpy() * 255)) / 255 if protocol.quantize else sr
                 row |= {f"lpips_{net}": lpips(sr, gt, net).item() for net in LPIPS_NETS}
             rows.append({"image": Path(entry.path).stem, "protocol": name, **row})
     return rows

@@ -31,6 +31,9 @@ METRICS = {  # name: (heading, digits, factor, whether higher is better)
     "ssim_y": ("SSIM", 4, 1, True),
     "lpips_vgg": ("LPIPS-vgg", 4, 1, False),
     "lpips_alex": ("LPIPS-alex", 4, 1, False),
+    "gmsd": ("GMSD", 4, 1, False),
+    "haarpsi": ("HaarPSI", 4, 1, True),
+    "vif": ("VIF", 4, 1, True),
     "l1": ("L1 ×10²", 3, 100, False),
     "mse": ("MSE ×10³", 3, 1000, False),
 }
@@ -92,7 +95,8 @@ class Run:
         distance: options of D; None for the options files', the paper's.
         forced: entries ``section:key=value`` for every cell that has the section.
         with_lpips: measure LPIPS, and keep the checkpoint with the best LPIPS-vgg on Set5; else the last one.
-        grey_as_y: see :func:`tlw_basicsr.evaluation.evaluate`.
+        grey_as_y: see :func:`tlw_basicsr.evaluation.evaluate`; likewise ``with_perceptual``.
+        with_perceptual: see ``grey_as_y``.
         options: folder of the options files.
     """
 
@@ -105,6 +109,7 @@ class Run:
     forced: Sequence[str] = ()
     with_lpips: bool = True
     grey_as_y: bool = False
+    with_perceptual: bool = False
     options: Path = ROOT / "options" / "train"
     missing: list[str] = field(default_factory=list)
 
@@ -117,7 +122,7 @@ class Run:
 
 def available_losses(options: Path, network: str, scale: int) -> list[str]:
     """Losses that have an options file for a network and a scale."""
-    return [path.stem.split("_")[2] for path in sorted((options / network).glob(f"train_{network}_*_x{scale}.yml"))]
+    return sorted(path.stem.split("_")[2] for path in (options / network).glob(f"train_{network}_*_x{scale}.yml"))
 
 
 # ------------------------------------------------------------------------------------------------- options
@@ -264,7 +269,8 @@ def measure(run: Run, name: str, scale: int, checkpoint: Path | None) -> dict[st
     """Measure a network, or bicubic, on the test sets that are not measured yet; returns the cell's record."""
     record = read_record(run, name)
     key = "bicubic" if checkpoint is None else hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:16]
-    settings = {"checkpoint": key, "lpips": run.with_lpips, "grey_as_y": run.grey_as_y}
+    asked = {"with_lpips": run.with_lpips, "with_perceptual": run.with_perceptual, "grey_as_y": run.grey_as_y}
+    settings = {"checkpoint": key, **asked}
     if record.get("settings") != settings:
         record.update(settings=settings, results={})
     upscalers: dict[str, Upscaler] | None = None
@@ -272,7 +278,7 @@ def measure(run: Run, name: str, scale: int, checkpoint: Path | None) -> dict[st
         if name_of_set in record["results"]:
             continue
         upscalers = upscalers or upscalers_of(run, name, scale, checkpoint)
-        rows = evaluate(upscalers, run.data / name_of_set, scale, with_lpips=run.with_lpips, grey_as_y=run.grey_as_y)
+        rows = evaluate(upscalers, run.data / name_of_set, scale, **asked)
         record["results"][name_of_set] = means(rows)
         record_path(run, name).parent.mkdir(parents=True, exist_ok=True)
         write_text(csv_text(rows), record_path(run, name).with_name(f"{name}_{name_of_set}.csv"))
