@@ -119,6 +119,11 @@ class Run:
         if not self.sets:
             raise UserError(f"--data: {self.data} has none of the test sets {', '.join(self.missing)}")
 
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the network counts that is best by LPIPS-vgg on Set5, not the last one."""
+        return self.with_lpips and (self.data / "Set5").is_dir()
+
 
 def available_losses(options: Path, network: str, scale: int) -> list[str]:
     """Losses that have an options file for a network and a scale."""
@@ -298,8 +303,7 @@ def upscalers_of(run: Run, name: str, scale: int, checkpoint: Path | None) -> di
 
 def checkpoint_of(run: Run, cell: Cell) -> Path:
     """The network that counts: the best one by LPIPS-vgg on Set5, or the last one."""
-    best = run.with_lpips and (run.data / "Set5").is_dir()
-    return run.out / "experiments" / cell.name / "models" / f"net_g_{'best' if best else 'latest'}.pth"
+    return run.out / "experiments" / cell.name / "models" / f"net_g_{'best' if run.keeps_best else 'latest'}.pth"
 
 
 # ------------------------------------------------------------------------------------------------- tables
@@ -402,7 +406,7 @@ def description(run: Run, rows: Sequence[TableRow], cells: Sequence[Cell]) -> li
         )
         lines.append(
             "The network that counts: "
-            + ("the one with the best LPIPS-vgg on Set5." if run.with_lpips and "Set5" in run.sets else "the last one.")
+            + ("the one with the best LPIPS-vgg on Set5." if run.keeps_best else "the last one.")
         )
     if distances:
         lines.append("Distance D of TLW: " + ", ".join(sorted(distances)) + ".")
