@@ -8,7 +8,7 @@ import inspect
 import random
 import re
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin
@@ -86,6 +86,25 @@ def force_options(opt: Options, entries: list[str]) -> None:
         place[last] = None if text.lower() == "none" else load_yaml(text, f"--force_yml {entry}")
 
 
+def read_options(path: str, forced: Sequence[str] = ()) -> Options:
+    """The options of a YAML file with ``forced`` entries applied, not checked yet; its plugins are imported.
+
+    Raises:
+        UserError: it can't be read, holds no options, or a plugin can't be imported.
+    """
+    try:
+        text = Path(path).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"-opt {path}: can't be read as text ({type(error).__name__})") from error
+    opt = load_yaml(text, path)
+    if not isinstance(opt, dict):
+        raise UserError(f"-opt {path}: must hold options, 'key: value', not a {type(opt).__name__}")
+    force_options(opt, list(forced))
+    for name in opt.get("plugins") or []:
+        _import_plugin(name)
+    return opt
+
+
 def parse_options(root_path: str, is_train: bool = True, argv: list[str] | None = None) -> tuple[Options, Any]:
     """BasicSR's ``parse_options``: the command line and its YAML to the options, checked.
 
@@ -109,17 +128,7 @@ def parse_options(root_path: str, is_train: bool = True, argv: list[str] | None 
     parser.add_argument("--force_yml", nargs="+", default=[], help="options to set, such as train:ema_decay=0.999")
     args = parser.parse_args(argv)
 
-    try:
-        text = Path(args.opt).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"-opt {args.opt}: can't be read as text ({type(error).__name__})") from error
-    opt = load_yaml(text, args.opt)
-    if not isinstance(opt, dict):
-        raise UserError(f"-opt {args.opt}: must hold options, 'key: value', not a {type(opt).__name__}")
-    force_options(opt, args.force_yml)
-    for name in opt.get("plugins") or []:
-        _import_plugin(name)
-
+    opt = read_options(args.opt, args.force_yml)
     check_options(opt, is_train)
     opt.update(auto_resume=args.auto_resume, is_train=is_train, dist=args.launcher != "none")
     devices = torch.cuda.device_count()
