@@ -25,8 +25,8 @@ class NetworkUpscaler:
     """A trained network as an upscaler of images of any size, in tiles that overlap if they are large.
 
     The image is padded by reflection to what the network takes (windows, pixel unshuffle), and the result cut. Where
-    tiles overlap, the outer quarter of the overlap, which has seen the tile's border most, is left out, and the results
-    are blended linearly over the half in the middle.
+    tiles overlap, the outer 3/8 of the overlap, which have seen the tile's border most, are left out, and the results
+    are blended linearly over the quarter in the middle.
 
     Args:
         net: SR network, in eval mode.
@@ -104,11 +104,11 @@ class NetworkUpscaler:
 
 
 def blend_weights(length: int, overlap: int, before: bool, after: bool) -> Tensor:
-    """Weights of a tile along one side, (length,): 0 in an overlap's outer quarter, then linear, 1 in its inner one.
+    """Weights of a tile along one side, (length,): 0 in an overlap's outer 3/8, then linear, 1 in its inner 3/8.
 
     Those of two neighbours add up to 1. ``before`` and ``after`` say where there is a neighbour.
     """
-    outer = overlap // 4
+    outer = overlap * 3 // 8
     inside = (torch.arange(length) + 0.5 - outer) / max(overlap - 2 * outer, 1)
     rising = inside.clamp(0, 1) if before else torch.ones(length)
     return rising * (inside.flip(0).clamp(0, 1) if after else 1)
@@ -161,19 +161,24 @@ def read_picture(path: Path) -> Picture:
         raw = cv2.imdecode(content, cv2.IMREAD_UNCHANGED)
         with Image.open(path) as header:
             grey = colour.ndim == 2 or header.mode == "LA"
-            # OpenCV leaves what has alpha as it lies in the file, except in TIFF
-            turn = 1 if header.format == "TIFF" else header.getexif().get(ExifTags.Base.Orientation, 1)
+            # OpenCV leaves what has alpha as it lies in the file
+            turn = header.getexif().get(ExifTags.Base.Orientation, 1)
+            kind = header.format
     except FileNotFoundError:
         raise UserError(f"{path}: does not exist") from None
     except (OSError, ValueError, SyntaxError, cv2.error, Image.DecompressionBombError) as error:
         raise UserError(f"{path}: not an image that can be read ({type(error).__name__})") from error
     if colour.dtype not in (np.uint8, np.uint16):
         raise UserError(f"{path}: its values are {colour.dtype}; accepted are 8 and 16 bits")
+    has_alpha = raw is not None and raw.ndim == 3 and raw.shape[2] == 4
+    if has_alpha and kind == "TIFF":
+        raise UserError(
+            f"{path}: a TIFF with alpha, whose colours are read multiplied by it; accepted are PNG and WebP"
+        )
     levels = np.iinfo(colour.dtype).max
     colour = np.atleast_3d(colour)
     image = colour[..., :1] if grey else cv2.cvtColor(colour, cv2.COLOR_BGR2RGB)
     image = torch.from_numpy(image.astype(np.float32) / levels).permute(2, 0, 1)[None]
-    has_alpha = raw is not None and raw.ndim == 3 and raw.shape[2] == 4
     alpha = turned(raw[..., 3], turn).astype(np.float32) / levels if has_alpha else None
     return Picture(image, alpha, levels)
 
