@@ -81,9 +81,10 @@ class NetworkUpscaler:
         return sr[..., : height * self.scale, : width * self.scale]
 
     def _run(self, lq: Tensor) -> Tensor:
+        # a copy, because some networks (spandrel's RCAN) write to their input;
         # autocast, because networks build some of their tensors in float32 whatever their weights are
         with torch.no_grad(), torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            return self.net(lq.to(self.device)).float().cpu()
+            return self.net(lq.to(self.device, copy=True)).float().cpu()
 
     def _run_tiles(self, lq: Tensor, progress: Callable[[Iterable], Iterable]) -> Tensor:
         s, (height, width) = self.scale, lq.shape[-2:]
