@@ -156,7 +156,7 @@ def main() -> None:
             frames.append(Frame(iteration, net_w.k, sr[part], w[part]))
     if args.strip:
         out = args.out or Path("weights_strip.png")
-        strip_figure(gt[part], frames, out, f"Weights over the training, {name}")
+        strip_figure(gt[part], frames, out, f"Error and weights over the training (means of RGB), {name}")
         print(f"{out}: iterations {', '.join(str(frame.iteration) for frame in frames)}")
         return
     options = {key: value for key, value in opt["distance"].items() if key != "type"}

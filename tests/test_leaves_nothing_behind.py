@@ -65,7 +65,7 @@ def test_what_tlw_has_trained_loads_in_spandrel_and_in_basicsr(
         descriptor = ModelLoader().load_from_file(str(file))
         assert descriptor.architecture.id == architecture
         assert descriptor.scale == scale
-        with torch.no_grad():
+        with torch.no_grad():  # copies, because RCAN writes to its input
             assert torch.allclose(descriptor.model.eval()(image.clone()), net(image.clone()), atol=1e-6)
 
 

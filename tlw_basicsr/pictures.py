@@ -193,7 +193,7 @@ def method_figure(
             weights = draw_weights(axes[row, 0], left[part][0])
         axes[row, 1].imshow(shown(mixture[part][0]))
         errors = draw_error(axes[row, 2], levels(mixture[part][0], gt[part][0]), limit)
-    figure.colorbar(weights, ax=axes[1:3, 0], location="left", label="weight (mean of RGB)", shrink=0.6)
+    figure.colorbar(weights, ax=axes[:3, 0], location="left", label="weight (mean of RGB)", shrink=0.6)
     bar = {"label": "error, levels of 255 (mean of RGB)", "extend": "max", "location": "right", "shrink": 0.6}
     figure.colorbar(errors, ax=axes[:3, 2], **bar)
     histograms = {
