@@ -3,6 +3,8 @@
 import logging
 import os
 import random
+import runpy
+import sys
 from pathlib import Path
 
 import cv2
@@ -188,3 +190,22 @@ def train(tmp_path, monkeypatch):
         return root / "experiments" / opt["name"]
 
     return run
+
+
+@pytest.fixture
+def script(tmp_path, monkeypatch, capfd):
+    """Run a script with arguments in this process, in ``tmp_path``; returns exit code, stdout and stderr."""
+
+    def call(name, *arguments):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        capfd.readouterr()
+        try:
+            runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        return code, *capfd.readouterr()
+
+    return call

@@ -4,6 +4,8 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -194,10 +196,29 @@ def test_tensorboard_gets_tlws_values(photographs, train, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     train(tiny_options(photographs, logger__use_tb_logger=True))
-    events = EventAccumulator(str(tmp_path / "tb_logger/tiny"))
+    events = EventAccumulator(str(tmp_path / "tb_logger/tiny"), size_guidance={"histograms": 0, "images": 0})
     events.Reload()
     assert {"losses/l_pix", "losses/l_w", "wc", "k", "w_mean", "w_std"} <= set(events.Tags()["scalars"])
     assert len(events.Scalars("wc")) == 8
+    assert [e.step for e in events.Images("weights/photos_val")] == [4, 8]  # val_freq
+    assert [e.step for e in events.Histograms("weights_histogram/photos_val")] == [4, 8]
+    image = events.Images("weights/photos_val")[0]
+    assert (image.height, image.width) == (48, 3 * 64)
+    histogram = events.Histograms("weights_histogram/photos_val")[0].histogram_value
+    assert histogram.num == 3 * 48 * 64
+    assert histogram.sum / histogram.num == pytest.approx(k_schedule(1, k_decay=4), abs=1e-5)
+
+
+@pytest.mark.parametrize("options", [tiny_options, partial(control_options, weights="error")], ids=["tlw", "control"])
+def test_tensorboards_pictures_leave_the_training_alone(photographs, train, tmp_path, options):
+    states = []
+    for use in (True, False):
+        experiment = train(options(photographs, logger__use_tb_logger=use), root=tmp_path / str(use))
+        files = sorted(p.relative_to(experiment) for p in experiment.rglob("*_8.pth"))
+        files += [Path("training_states/8.state")]  # with the random state
+        states.append({str(f): load_file(experiment / f, "") for f in files})
+    assert same(*states)
+    assert len(states[0]) == (3 if options is tiny_options else 2)
 
 
 def test_a_terminal_gets_a_progress_bar(photographs, tmp_path):

@@ -1,8 +1,10 @@
 """Files of tensors: read without running code, written whole or not at all."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -39,7 +41,14 @@ def load_file(path: str | Path, what: str) -> dict[str, Any]:
 
 
 def save_file(content: dict[str, Any], path: str | Path) -> None:
-    """Write ``content`` by ``torch.save`` to a temporary file beside ``path``, sync it, and rename it to ``path``.
+    """Write ``content`` by ``torch.save``, see :func:`written_whole`."""
+    with written_whole(path) as file:
+        torch.save(content, file)
+
+
+@contextmanager
+def written_whole(path: str | Path) -> Iterator[BinaryIO]:
+    """A temporary file beside ``path`` to write to, which is synced and renamed to ``path`` at the end.
 
     Raises:
         UserError: it can't be written (a full disk, a folder without permission); an earlier file is untouched.
@@ -49,7 +58,7 @@ def save_file(content: dict[str, Any], path: str | Path) -> None:
     try:
         try:
             with open(temporary, "wb") as file:
-                torch.save(content, file)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)

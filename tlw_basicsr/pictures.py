@@ -1,16 +1,60 @@
-"""Figures of learned weights."""
+"""Figures of learned weights: viridis for weights, magma for errors, both readable without seeing colours."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tlw_basicsr.functional import at_least_fp32
+from tlw_basicsr.archs.tlw_weight_net_arch import FixedSum
+from tlw_basicsr.errors import UserError
+from tlw_basicsr.functional import Distance, at_least_fp32, mix, sample_weights
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+ERROR, WEIGHT = "magma", "viridis"
+ALL = (slice(None), slice(None))
+
+
+def shown(image: Tensor) -> np.ndarray:
+    """An image (C, H, W) in [0, 1] as matplotlib takes it: (H, W, 3)."""
+    return image.clamp(0, 1).expand(3, -1, -1).permute(1, 2, 0).cpu().numpy()
+
+
+def levels(a: Tensor, b: Tensor) -> np.ndarray:
+    """|a - b| in levels of 255, mean of the channels: (C, H, W) in [0, 1] to (H, W)."""
+    return 255 * (a - b).abs().mean(0).cpu().numpy()
+
+
+def draw_error(axis: Axes, error: np.ndarray, limit: float) -> Any:
+    """An error map in levels of 255, on a scale from 0 to ``limit``."""
+    return axis.imshow(error, cmap=ERROR, vmin=0, vmax=max(limit, 1e-6))
+
+
+def draw_weights(axis: Axes, w: Tensor) -> Any:
+    """Weights (C, H, W), mean of the channels, on a scale from 0 to 1."""
+    return axis.imshow(w.mean(0).cpu().numpy(), cmap=WEIGHT, vmin=0, vmax=1)
+
+
+def save(figure: Figure, path: Path, dpi: int = 80) -> None:
+    """Write the figure in the format of the name's suffix, make its folder, and close it.
+
+    Raises:
+        UserError: it can't be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=dpi)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: the figure can't be written ({error})") from error
+    finally:
+        plt.close(figure)
 
 
 @torch.no_grad()
@@ -25,25 +69,183 @@ def weights_figure(net_g: nn.Module, net_w: nn.Module, lq: Tensor, gt: Tensor, p
         path: PNG to write.
         title: of the figure.
     """
-    sr = net_g(lq[None]).clamp(0, 1)
-    w = at_least_fp32(net_w(sr, gt[None]))[0].mean(0).cpu().numpy()
-    error = (sr[0].cpu() - gt.cpu()).abs().mean(0).numpy() * 255
-    height, width = w.shape
+    sr = net_g(lq[None])[0].clamp(0, 1)
+    w = at_least_fp32(net_w(sr[None], gt[None]))[0]
+    error = levels(sr, gt)
+    height, width = error.shape
     figure, axes = plt.subplots(2, 2, figsize=(11, 9 * height / width + 1.2), layout="constrained")
     figure.suptitle(title)
     axes = axes.ravel()
-    axes[0].imshow(gt.cpu().permute(1, 2, 0).numpy())
+    axes[0].imshow(shown(gt))
     axes[0].set_title("HR image x")
-    axes[1].imshow(sr[0].cpu().permute(1, 2, 0).numpy())
+    axes[1].imshow(shown(sr))
     axes[1].set_title("SR image x̂")
-    shown = axes[2].imshow(error, cmap="magma", vmin=0, vmax=np.percentile(error, 99))
+    drawn = draw_error(axes[2], error, np.percentile(error, 99))
     axes[2].set_title("error |x̂ − x|, mean of RGB")
-    figure.colorbar(shown, ax=axes[2], label="levels of 255", extend="max", orientation="horizontal", shrink=0.7)
-    shown = axes[3].imshow(w, cmap="viridis", vmin=0, vmax=1)
+    figure.colorbar(drawn, ax=axes[2], label="levels of 255", extend="max", orientation="horizontal", shrink=0.7)
+    drawn = draw_weights(axes[3], w)
     axes[3].set_title(f"weights w, mean of RGB (their mean is k = {w.mean():.2f})")
-    figure.colorbar(shown, ax=axes[3], label="weight", orientation="horizontal", shrink=0.7)
+    figure.colorbar(drawn, ax=axes[3], label="weight", orientation="horizontal", shrink=0.7)
     for axis in axes:
         axis.set_axis_off()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=80)
-    plt.close(figure)
+    save(figure, path)
+
+
+def weights_beside(gt: Tensor, sr: Tensor, w: Tensor) -> Tensor:
+    """x, x̂ and w (mean of the channels, viridis from 0 to 1) beside each other, for TensorBoard: (3, H, 3·W), uint8.
+
+    ``gt``, ``sr`` and ``w`` are (C, H, W) in [0, 1].
+    """
+    colours = matplotlib.colormaps[WEIGHT](w.mean(0).cpu().numpy())[..., :3]
+    beside = np.concatenate([shown(gt), shown(sr), colours], axis=1)
+    return torch.from_numpy((beside * 255).round().astype(np.uint8)).permute(2, 0, 1)
+
+
+@torch.no_grad()
+def before_fixed_sum(net_w: nn.Module, sr: Tensor, gt: Tensor) -> tuple[Tensor, Tensor]:
+    """The weights w = g_φ(x, x̂) and what they were before FixedSum, both (N, C, H, W).
+
+    Raises:
+        UserError: the network has no FixedSum.
+    """
+    inputs: list[Tensor] = []
+    hooks = [
+        module.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+        for module in net_w.modules()
+        if isinstance(module, FixedSum)
+    ]
+    if not hooks:
+        raise UserError(f"network_w: {type(net_w).__name__} has no FixedSum, so there are no weights before it to show")
+    try:
+        w = net_w(sr, gt)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return w, inputs[-1]
+
+
+@torch.no_grad()
+def method_figure(
+    net_w: nn.Module,
+    distance: Distance,
+    sr: Tensor,
+    gt: Tensor,
+    path: Path,
+    title: str = "",
+    crop: tuple[slice, slice] = ALL,
+) -> dict[str, float]:
+    """Write the figure that explains the method on one image: the weights and what the criterion makes of them.
+
+    From top to bottom: x, x̂ and the error; w, the mixture x_w and its error; 1 - w, x_{1-w} and its error; histograms
+    of the weights before FixedSum, after it, and of a sample. Above x̂ and the mixtures is their distance from x.
+
+    Args:
+        net_w: weighting network in eval mode, with its ``k`` set.
+        distance: D of images in [0, 1].
+        sr: x̂ (3, H, W) in [0, 1].
+        gt: x, likewise.
+        path: file to write; the suffix gives the format.
+        title: of the figure.
+        crop: rows and columns of the images to show; D, FixedSum and the histograms are of the whole image.
+
+    Returns:
+        ``d_sr`` = D(x̂, x), ``d_w`` = D(x_w, x), ``d_1w`` = D(x_{1-w}, x), ``wc`` = d_1w / d_w, and w's mean ``k``.
+    """
+    sr, gt = sr[None].clamp(0, 1), gt[None]
+    w, z = before_fixed_sum(net_w, sr, gt)
+    w = at_least_fp32(w)
+    x_w, x_1w = mix(sr, gt, w)
+    d_sr, d_w, d_1w = (distance(image, gt).item() for image in (sr, x_w, x_1w))
+    values = {"d_sr": d_sr, "d_w": d_w, "d_1w": d_1w, "wc": d_1w / d_w if d_w else float("inf"), "k": w.mean().item()}
+
+    part = (..., *crop)
+    rows = (
+        (gt, sr, "HR image $x$", rf"SR image $\hat{{x}}$:  $D(\hat{{x}}, x)$ = {d_sr:.4f}", r"error $|\hat{x} - x|$"),
+        (
+            w,
+            x_w,
+            f"weights $w$ of mean $k$ = {values['k']:.2f}",
+            rf"$x_w = w\,x + (1 - w)\,\hat{{x}}$:  $D(x_w, x)$ = {d_w:.4f}",
+            r"error $|x_w - x| = (1 - w)\,|\hat{x} - x|$",
+        ),
+        (
+            1 - w,
+            x_1w,
+            "$1 - w$",
+            rf"$x_{{1-w}} = (1 - w)\,x + w\,\hat{{x}}$:  $D(x_{{1-w}}, x)$ = {d_1w:.4f}",
+            r"error $|x_{1-w} - x| = w\,|\hat{x} - x|$",
+        ),
+    )
+    limit = np.percentile(levels(sr[part][0], gt[part][0]), 99)
+    height, width = gt[part].shape[-2:]
+    cell = 3.5 * min(height / width, 1.3)  # inches
+    figure, axes = plt.subplots(
+        4, 3, figsize=(14.5, 3 * (cell + 0.3) + 3.6), height_ratios=[cell] * 3 + [2.2], layout="constrained"
+    )
+    figure.suptitle(f"{title}\n$WC = D(x_{{1-w}}, x)\\;/\\;D(x_w, x)$ = {values['wc']:.2f}".lstrip(), fontsize=15)
+    for row, (left, mixture, *names) in enumerate(rows):
+        for axis, name in zip(axes[row], names, strict=True):
+            axis.set_axis_off()
+            axis.set_title(name, fontsize=12)
+        if row == 0:
+            axes[row, 0].imshow(shown(left[part][0]))
+        else:
+            weights = draw_weights(axes[row, 0], left[part][0])
+        axes[row, 1].imshow(shown(mixture[part][0]))
+        errors = draw_error(axes[row, 2], levels(mixture[part][0], gt[part][0]), limit)
+    figure.colorbar(weights, ax=axes[:3, 0], location="left", label="weight (mean of RGB)", shrink=0.6)
+    bar = {"label": "error, levels of 255 (mean of RGB)", "extend": "max", "location": "right", "shrink": 0.6}
+    figure.colorbar(errors, ax=axes[:3, 2], **bar)
+    histograms = {
+        "network's output, before FixedSum": z,
+        "weights $w$, after FixedSum": w,
+        "a sample of $w$ (relaxed Bernoulli)": sample_weights(w, 1),
+    }
+    colour = matplotlib.colormaps[WEIGHT](0.35)
+    for axis, (name, values_of) in zip(axes[3], histograms.items(), strict=True):
+        flat = values_of.flatten().float().cpu().numpy()
+        axis.hist(flat, bins=50, range=(0, 1), weights=np.full(flat.shape, 100 / flat.size), color=colour)
+        axis.axvline(flat.mean(), color="black", linestyle="--", label=f"mean {flat.mean():.2f}")
+        axis.set(xlim=(0, 1), title=name, xlabel="weight", ylabel="share of the values (%)")
+        axis.legend()
+    save(figure, path)
+    return values
+
+
+class Frame(NamedTuple):
+    """One moment of a training: iteration, k, x̂ and w (3, H, W)."""
+
+    iteration: int
+    k: float
+    sr: Tensor
+    w: Tensor
+
+
+def strip_figure(gt: Tensor, frames: Sequence[Frame], path: Path, title: str = "") -> None:
+    """Write a strip of a training: in the upper row x and the errors |x̂ - x|, in the lower one the weights, over time.
+
+    Args:
+        gt: x (3, H, W) in [0, 1].
+        frames: the moments, from left to right.
+        path: file to write; the suffix gives the format.
+        title: of the figure.
+    """
+    errors = [levels(frame.sr.clamp(0, 1), gt) for frame in frames]
+    limit = np.percentile(errors[-1], 99)
+    cell = 2.8 * min(gt.shape[1] / gt.shape[2], 1.5)
+    figure, axes = plt.subplots(
+        2, len(frames) + 1, figsize=(2.8 * (len(frames) + 1) + 1, 2 * (cell + 0.3) + 0.6), layout="constrained"
+    )
+    figure.suptitle(title, fontsize=14)
+    for axis in axes.ravel():
+        axis.set_axis_off()
+    axes[0, 0].imshow(shown(gt))
+    axes[0, 0].set_title("HR image $x$")
+    for column, (frame, error) in enumerate(zip(frames, errors, strict=True), 1):
+        error_map = draw_error(axes[0, column], error, limit)
+        axes[0, column].set_title(f"iteration {frame.iteration:,}")
+        weights = draw_weights(axes[1, column], frame.w)
+        axes[1, column].set_title(f"$k$ = {frame.k:.2f}")
+    figure.colorbar(error_map, ax=axes[0], label=r"$|\hat{x} - x|$, levels of 255", extend="max", location="right")
+    figure.colorbar(weights, ax=axes[1], label="weight $w$", location="right")
+    save(figure, path)

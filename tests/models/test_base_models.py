@@ -4,6 +4,7 @@ import cv2
 import pytest
 import torch
 from basicsr.utils.registry import MODEL_REGISTRY
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import photograph, tiny_options
 from tests.test_pipeline import log_lines, same
@@ -58,6 +59,7 @@ def run(train, photographs, base, **changes):
         photographs,
         base_model=base,
         train__total_iter=3,
+        logger__use_tb_logger=True,
         train__tlw__k_unit="iter",
         val__val_freq=3,
         logger__save_checkpoint_freq=3,
@@ -71,6 +73,8 @@ def run(train, photographs, base, **changes):
     assert f"Model [TLW{base}] is created" in text
     assert "# psnr:" in text
     assert (experiment / "models/net_w_3.pth").is_file()
+    events = EventAccumulator(str(experiment.parents[1] / "tb_logger" / experiment.name)).Reload()
+    assert len(events.Tags()["images"]) == 1 and events.Tags()["images"][0].startswith("weights/")
     return experiment, lines
 
 

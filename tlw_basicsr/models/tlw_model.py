@@ -11,6 +11,7 @@ from basicsr.archs import build_network
 from basicsr.models.base_model import BaseModel
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from tlw_basicsr.errors import UserError
 from tlw_basicsr.functional import k_schedule
@@ -70,6 +71,8 @@ class TLWMixin(TrainingMixin):
     :class:`TLWOptions`. With a control as the ``TLWLoss`` there is no weighting network and no E step: ``net_w`` is
     None, the first two options are not there, and of ``train.tlw`` only k's schedule counts.
     """
+
+    first_visuals: dict[str, Tensor] | None = None
 
     def init_training_settings(self) -> None:
         """Build the weighting network, then what the base model builds, then take the place of its pixel loss."""
@@ -176,6 +179,50 @@ class TLWMixin(TrainingMixin):
             self.tlw_log["w"] = w
             return self.cri_tlw(sr, gt, w, distance)
 
+    def get_current_visuals(self) -> OrderedDict[str, Tensor]:
+        """The base model's; the first image of a validation is kept for :meth:`log_weight_map`."""
+        visuals = super().get_current_visuals()
+        self.first_visuals = self.first_visuals or visuals
+        return visuals
+
+    def validation(
+        self, dataloader: DataLoader, current_iter: int | str, tb_logger: Any, save_img: bool = False
+    ) -> None:
+        """The base model's; of the first validation set TensorBoard also gets the weights of its first image."""
+        self.first_visuals = None
+        super().validation(dataloader, current_iter, tb_logger, save_img)
+        visuals, self.first_visuals = self.first_visuals or {}, None
+        first_set = next((d["name"] for d in self.opt["datasets"].values() if d["phase"] == "val"), None)
+        name = dataloader.dataset.opt["name"]
+        if tb_logger and name == first_set and "gt" in visuals:
+            self.log_weight_map(tb_logger, name, current_iter, visuals["result"], visuals["gt"])
+
+    @torch.no_grad()
+    def log_weight_map(self, tb_logger: Any, name: str, current_iter: int, sr: Tensor, gt: Tensor) -> None:
+        """Log x, x̂ and w of an image beside each other, its middle 512×512 pixels, and the histogram of w.
+
+        The weighting network is in eval mode for it: neither its batch norm nor random numbers change. Of a video it
+        is the first frame.
+
+        Args:
+            tb_logger: TensorBoard's ``SummaryWriter``.
+            name: of the image, in the tags ``weights/{name}`` and ``weights_histogram/{name}``.
+            current_iter: iteration.
+            sr: x̂ (…, C, H, W) in [0, 1].
+            gt: x, likewise.
+        """
+        from tlw_basicsr.pictures import weights_beside  # matplotlib is slow to import, and few runs need it
+
+        sr, gt = (middle(image.flatten(0, -4)[:1], 512).to(self.device) for image in (sr.clamp(0, 1), gt))
+        if self.net_w is None:
+            w = self.cri_tlw.control_weights(sr, gt, self.k)
+        else:
+            net_w = self.get_bare_model(self.net_w).eval()
+            w = net_w(sr, gt)
+            net_w.train()
+        tb_logger.add_image(f"weights/{name}", weights_beside(gt[0], sr[0], w[0]), current_iter)
+        tb_logger.add_histogram(f"weights_histogram/{name}", w, current_iter)
+
     def tlw_autocast(self) -> AbstractContextManager:
         """Autocast of the distance and the weighting network, if ``train.tlw.use_amp`` asks for it."""
         if not self.tlw.use_amp:
@@ -218,6 +265,13 @@ class TLWMixin(TrainingMixin):
             if self.net_w is not None:
                 self.get_bare_model(self.net_w).k = self.k
             self.last_e_step = resume_state["tlw"]["last_e_step"]
+
+
+def middle(image: Tensor, side: int) -> Tensor:
+    """The middle of ``image`` (N, C, H, W), at most ``side`` × ``side``."""
+    height, width = image.shape[-2:]
+    top, left = max(height - side, 0) // 2, max(width - side, 0) // 2
+    return image[..., top : top + side, left : left + side]
 
 
 @cache

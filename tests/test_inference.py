@@ -1,0 +1,277 @@
+"""Upscaling files by a trained network: every kind of image, tiles, exit codes."""
+
+import io
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from basicsr.archs import build_network
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from tests.conftest import as_tensor, photograph, tiny_options, write_yaml
+from tlw_basicsr import UserError, imresize
+from tlw_basicsr.inference import NetworkUpscaler, blend_weights, read_picture, turned
+
+EDSR = {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 4, "upscale": 2}
+SWINIR = {
+    "type": "SwinIR", "upscale": 2, "img_size": 32, "window_size": 8, "depths": [2], "embed_dim": 12, "num_heads": [2],
+    "mlp_ratio": 2, "upsampler": "pixelshuffle",
+}  # fmt: skip
+SHUFFLED = {"type": "RRDBNet", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 1, "scale": 2}
+
+
+def network(options):
+    return build_network(dict(options)).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def trained(photographs, tmp_path_factory):
+    """YAML and checkpoint of an EDSR ×2 that gives the nearest pixel's value and a little of its surroundings."""
+    folder = tmp_path_factory.mktemp("trained")
+    torch.manual_seed(0)
+    net = network(EDSR)
+    path = folder / "net_g.pth"
+    torch.save({"params": net.state_dict(), "params_ema": {k: v * 0.9 for k, v in net.state_dict().items()}}, path)
+    opt = tiny_options(photographs, network_g=EDSR, path={"pretrain_network_g": str(path)})
+    return write_yaml(folder, opt), path, net
+
+
+def write(path, image):
+    assert cv2.imwrite(str(path), image)
+    return path
+
+
+def as_levels(sr, levels):
+    """(1, C, H, W) in [0, 1] to whole levels, as OpenCV reads them."""
+    return np.floor(sr[0].clamp(0, 1).permute(1, 2, 0).numpy()[..., ::-1] * levels + 0.5)
+
+
+def test_files_folders_and_globs(trained, script, tmp_path):
+    yaml, checkpoint, net = trained
+    (tmp_path / "in").mkdir()
+    images = {
+        name: photograph(top=left, left=left, height=21, width=18)
+        for name, left in zip("abcd", (0, 90, 180, 270), strict=True)
+    }
+    for name, image in images.items():
+        write(tmp_path / "in" / f"{name}.png", image[..., ::-1])
+    (tmp_path / "in/notes.txt").write_text("no image")
+    one = write(tmp_path / "one.bmp", images["a"][..., ::-1])
+    code, out, err = script(
+        "inference.py",
+        one,
+        "in/[ab].png",
+        "in",
+        "--opt",
+        yaml,
+        "--param_key",
+        "params",
+        "--suffix",
+        "_x2",
+        "--out",
+        "o",
+    )
+    assert code == 0 and "5 written, 0 skipped" in out, err  # an image that is named twice is done once
+    assert {p.name for p in (tmp_path / "o").iterdir()} == {f"{n}_x2.png" for n in ("one", *"abcd")}
+    for name, image in images.items():
+        expected = as_levels(net(as_tensor(image)), 255)
+        assert abs(cv2.imread(str(tmp_path / f"o/{name}_x2.png")).astype(int) - expected).max() <= 1
+    # by options and checkpoint, the exponential moving average by default
+    code, _, err = script("inference.py", one, "--network", EDSR, "--checkpoint", checkpoint, "--out", "ema")
+    assert code == 0, err
+    assert not np.array_equal(cv2.imread(str(tmp_path / "ema/one.png")), cv2.imread(str(tmp_path / "o/one_x2.png")))
+
+
+def test_bit_depth_alpha_grey_and_palette_stay_what_they_are(trained, script, tmp_path):
+    yaml, _, net = trained
+    image = photograph(height=24, width=20)
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    deep = image.astype(np.uint16) * 257 + 3
+    alpha = np.full(image.shape[:2], 255, np.uint8)
+    alpha[:, 10:] = np.arange(10) * 20
+    rgba = np.dstack([image[..., ::-1], alpha])
+    (tmp_path / "in").mkdir()
+    folder = tmp_path / "in"
+    write(folder / "grey.png", grey)
+    write(folder / "deep.png", deep[..., ::-1])
+    write(folder / "deepgrey.png", deep[..., 0])
+    write(folder / "rgba.png", rgba)
+    write(folder / "deepalpha.png", rgba.astype(np.uint16) * 257)
+    palette = Image.fromarray(image).quantize(16)
+    palette.save(folder / "palette.png")
+    Image.fromarray(np.dstack([grey, alpha]), "LA").save(folder / "greyalpha.png")
+    code, _, err = script("inference.py", "in", "--opt", yaml, "--param_key", "params", "--out", "o")
+    assert code == 0, err
+    got = {p.stem: cv2.imread(str(p), cv2.IMREAD_UNCHANGED) for p in (tmp_path / "o").iterdir()}
+    kinds = {name: (result.dtype.name, result.shape[2:]) for name, result in got.items()}
+    assert kinds == {
+        "grey": ("uint8", ()), "deep": ("uint16", (3,)), "deepgrey": ("uint16", ()), "rgba": ("uint8", (4,)),
+        "deepalpha": ("uint16", (4,)), "palette": ("uint8", (3,)), "greyalpha": ("uint8", (4,)),
+    }  # fmt: skip
+    assert all(result.shape[:2] == (48, 40) for result in got.values())
+
+    signal = torch.from_numpy(deep.astype(np.float32) / 65535).permute(2, 0, 1)[None]
+    assert abs(got["deep"].astype(int) - as_levels(net(signal), 65535)).max() <= 2
+    expected = net(as_tensor(np.dstack([grey] * 3))).mean(1)[0]
+    assert abs(got["grey"].astype(int) - np.floor(expected.clamp(0, 1).numpy() * 255 + 0.5)).max() <= 1
+    assert abs(got["palette"].astype(int) - as_levels(net(as_tensor(np.array(palette.convert("RGB")))), 255)).max() <= 1
+    assert abs(got["rgba"][..., :3].astype(int) - as_levels(net(as_tensor(image)), 255)).max() <= 1
+    expected = imresize(alpha.astype(np.float32) / 255, 2).clip(0, 1) * 255
+    assert abs(got["rgba"][..., 3] - expected).max() <= 0.51
+    assert (got["rgba"][:, :12, 3] == 255).all()  # opaque stays opaque
+    assert abs(got["deepalpha"][..., 3] / 257 - expected).max() <= 0.01
+    assert np.ptp(got["greyalpha"][..., :3], axis=2).max() == 0
+    assert np.array_equal(got["greyalpha"][..., 0], got["grey"])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_photographs_are_turned_upright(tmp_path, orientation, kind):
+    image = Image.fromarray(
+        np.dstack([photograph(height=10, width=16), np.arange(160).reshape(10, 16).astype(np.uint8)])
+    )
+    image = image.convert("RGB") if kind == "JPEG" else image
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    content = io.BytesIO()
+    image.save(content, kind, exif=exif, **({"lossless": True, "exact": True} if kind == "WEBP" else {}))
+    path = tmp_path / "image"
+    path.write_bytes(content.getvalue())
+    upright = np.array(ImageOps.exif_transpose(Image.open(path)))
+    picture = read_picture(path)
+    got = (picture.image[0].permute(1, 2, 0).numpy() * 255).round()
+    assert got.shape == upright[..., :3].shape
+    assert abs(got - upright[..., :3]).max() <= (3 if kind == "JPEG" else 0)  # two decoders
+    if kind != "JPEG":
+        assert np.array_equal((picture.alpha * 255).round(), upright[..., 3])
+    plain = np.arange(6).reshape(2, 3)
+    assert turned(plain, orientation).shape == ((3, 2) if orientation > 4 else (2, 3))
+
+
+def test_what_cant_be_done_is_skipped_and_counted(trained, script, tmp_path):
+    yaml = trained[0]
+    good = write(tmp_path / "good.png", photograph(height=12, width=12))
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "text.jpg").write_text("not an image")
+    content = cv2.imencode(".png", photograph(height=64, width=64))[1].tobytes()
+    (tmp_path / "cut.png").write_bytes(content[: len(content) // 2])
+    write(tmp_path / "float.tiff", np.zeros((8, 8), np.float32))
+    write(tmp_path / "alpha.tiff", np.zeros((8, 8, 4), np.uint8))
+    write(tmp_path / "good.bmp", photograph(height=12, width=12))
+    (tmp_path / "folder").mkdir()
+    names = ["none.png", "*.gif", "folder", "empty.png", "text.jpg", "cut.png", "float.tiff", "alpha.tiff"]
+    code, out, err = script("inference.py", *names, good, "good.bmp", "--opt", yaml, "--out", "o")
+    lines = [line for line in err.splitlines() if line.startswith("skipped: ")]
+    assert code == 1
+    for name, message in zip(
+        [*names, "good.bmp"],
+        ["does not exist", "does not exist", "has no image", "not an image", "not an image", "not an image",
+         "float32; accepted are 8 and 16 bits", "accepted are PNG and WebP", "would replace that of"], strict=True,
+    ):  # fmt: skip
+        assert any(name in line and message in line for line in lines), (name, lines)
+    assert len(lines) == 9 and "1 written, 9 skipped" in out
+    assert [p.name for p in (tmp_path / "o").iterdir()] == ["good.png"]
+
+    before = good.read_bytes()
+    code, out, err = script("inference.py", good, "--opt", yaml, "--out", ".")
+    assert code == 1 and "would replace the input" in err and good.read_bytes() == before
+
+
+def test_wrong_usage_is_one_line_and_exit_code_2(trained, script, tmp_path):
+    yaml, checkpoint, _ = trained
+    good = write(tmp_path / "good.png", photograph(height=12, width=12))
+    other = {**EDSR, "num_feat": 4}
+    for arguments, message in (
+        (("--opt", "none.yml"), "none.yml: can't be read"),
+        (("--opt", yaml, "--checkpoint", "none.pth"), "none.pth does not exist"),
+        (("--opt", yaml, "--tile", 32, "--overlap", 17), "expected an overlap of 0 to half the tile, got 17 of 32"),
+        (("--opt", yaml, "--tile", 0), "--tile"),
+        (("--opt", yaml, "--device", "cuda:99"), "--device: 'cuda:99' is not here"),
+        (("--opt", yaml, "--suffix", "a/b"), "--suffix: expected a part of a file name"),
+        (("--opt", yaml, "--out", "good.png"), "--out: good.png can't be made"),
+        (("--network", other, "--checkpoint", checkpoint), "is of another network"),
+        (("--network", {**EDSR, "num_feats": 4}, "--checkpoint", checkpoint), "network_g.num_feats: unknown option"),
+        (("--network", EDSR), "--checkpoint: missing"),
+    ):
+        code, _, err = script("inference.py", good, *arguments)
+        assert code == 2 and message in err, err
+        assert err.strip().count("\n") == 0, err
+    assert {p.name for p in tmp_path.iterdir()} == {"good.png"}
+
+
+@pytest.mark.parametrize("options", [{**EDSR, "num_block": 8}, SWINIR, SHUFFLED], ids=lambda o: o["type"])
+def test_seams_of_tiles_are_below_one_level(options):
+    """With an overlap of 16 LR pixels, where EDSR sees 19, RRDBNet 34 and SwinIR more."""
+    torch.manual_seed(1)
+    net, image = network(options), as_tensor(photograph(height=101, width=74))
+    whole = NetworkUpscaler(net, options)(image).clamp(0, 1)
+    tiled = NetworkUpscaler(net, options, tile=40, overlap=16)(image).clamp(0, 1)
+    assert whole.shape == tiled.shape == (1, 3, 202, 148)
+    assert (tiled - whole).abs().max() * 255 < 1
+    hard = NetworkUpscaler(net, options, tile=40, overlap=0)(image).clamp(0, 1)
+    assert (hard - whole).abs().max() * 255 > 2  # so the overlap is what does it
+
+
+@given(st.integers(1, 90), st.integers(0, 40), st.integers(1, 200), st.sampled_from([1, 2, 8]))
+def test_any_tiling_of_a_local_network_is_the_whole(tile, overlap, length, multiple):
+    class Double(torch.nn.Module):
+        def forward(self, x):
+            return torch.nn.functional.interpolate(x, scale_factor=2)
+
+    if tile < 2 * overlap:
+        with pytest.raises(UserError, match="half the tile"):
+            NetworkUpscaler(Double(), {"type": "D"}, tile, overlap)
+        return
+    image = torch.rand(1, 3, length, 3, generator=torch.Generator().manual_seed(0))
+    upscale = NetworkUpscaler(Double(), {"type": "D", "window_size": multiple}, tile, overlap)
+    assert torch.allclose(upscale(image), Double()(image), atol=1e-6)
+
+
+def test_weights_of_neighbours_add_up_to_one():
+    left, right = blend_weights(30, 12, False, True), blend_weights(30, 12, True, False)
+    assert torch.allclose(left[-12:] + right[:12], torch.ones(12))
+    assert (left[:18] == 1).all() and (left[-4:] == 0).all() and (left.diff() <= 0).all()
+
+
+@pytest.mark.parametrize("options", [SWINIR, SHUFFLED], ids=lambda o: o["type"])
+@pytest.mark.parametrize("size", [(3, 1), (9, 17), (16, 16)])
+def test_any_size_is_padded_to_what_the_network_takes(options, size):
+    net = network(options)
+    upscale = NetworkUpscaler(net, options)
+    image = as_tensor(photograph(height=size[0], width=size[1]))
+    assert upscale(image).shape[-2:] == (2 * size[0], 2 * size[1])
+    assert upscale.scale == 2
+    if size == (16, 16):
+        assert torch.equal(upscale(image), net(image))
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [("bf16", 4), ("fp16", 0.5)])
+@pytest.mark.parametrize("options", [EDSR, SWINIR], ids=lambda o: o["type"])
+def test_half_precision(options, dtype, limit):
+    from tlw_basicsr.inference import DTYPES
+
+    net, image = network(options), as_tensor(photograph(height=32, width=32))
+    exact = NetworkUpscaler(net, options)(image)
+    half = NetworkUpscaler(net, options, dtype=DTYPES[dtype])(image)
+    assert half.dtype == torch.float32 and not torch.equal(half, exact)
+    assert (half - exact).abs().max() * 255 < limit
+
+
+def test_a_network_of_one_channel_takes_colours_one_by_one(tmp_path, script):
+    options = {**SWINIR, "in_chans": 1}
+    net = network(options)
+    torch.save({"params": net.state_dict()}, tmp_path / "net.pth")
+    image = photograph(height=16, width=16)
+    write(tmp_path / "a.png", image[..., ::-1])
+    write(tmp_path / "grey.png", image[..., 0])
+    code, _, err = script(
+        "inference.py", "a.png", "grey.png", "--network", options, "--checkpoint", "net.pth", "--out", "o"
+    )
+    assert code == 0, err
+    expected = torch.cat([net(as_tensor(image)[:, i : i + 1]) for i in range(3)], dim=1)
+    got = cv2.imread(str(tmp_path / "o/a.png"), cv2.IMREAD_UNCHANGED)
+    assert abs(got.astype(int) - as_levels(expected, 255)).max() <= 1
+    assert abs(cv2.imread(str(tmp_path / "o/grey.png"), cv2.IMREAD_UNCHANGED).astype(int) - got[..., 2]).max() <= 1

@@ -1,0 +1,108 @@
+"""Figures of a training, drawn by the script from the training's own files."""
+
+import re
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.conftest import as_tensor, control_options, photograph, tiny_options, write_yaml
+from tlw_basicsr import SSIMDistance, TLWWeightNet, UserError, fixed_sum, k_schedule
+from tlw_basicsr.pictures import before_fixed_sum, method_figure, weights_beside
+from tlw_basicsr.trained import trained_network
+
+
+@pytest.fixture
+def hr(tmp_path):
+    path = tmp_path / "hr.png"
+    cv2.imwrite(str(path), photograph("astronaut", 0, 150, 65, 96)[..., ::-1])
+    return path
+
+
+def test_the_figures_of_a_training(photographs, train, tmp_path, hr, script):
+    opt = tiny_options(photographs)
+    experiment = train(opt)
+    yaml = write_yaml(tmp_path, opt)
+    code, out, err = script("visualize_weights.py", "--opt", yaml, "--image", hr, "--out", "a.png")
+    assert code == 0, err
+    values = {key: float(value) for key, value in re.findall(r"(\w+) ([\d.]+)(?:,|$)", out)}
+    k = k_schedule(2, k_decay=4)  # of the state of iteration 8, in epoch 2
+    assert values["k"] == pytest.approx(k, abs=1e-4)
+    assert values["wc"] == pytest.approx(values["d_1w"] / values["d_w"], rel=1e-2)
+    assert Image.open(tmp_path / "a.png").size[0] == 1160
+
+    # the same distances, from the files and the plain equations
+    net_g = trained_network(opt, "network_g", experiment / "models/net_g_8.pth", "params_ema")
+    net_w = trained_network(opt, "network_w", experiment / "models/net_w_8.pth")
+    net_w.k = k
+    gt = as_tensor(photograph("astronaut", 0, 150, 64, 96))
+    lq = gt[:, :, ::2, ::2]
+    code, out, err = script(
+        "visualize_weights.py", "--image", hr, "--lq", save_image(tmp_path, lq), "--k", k, "--out", "b.png",
+        "--network_g", opt["network_g"], "--network_w", opt["network_w"], "--distance", "{type: SSIMDistance}",
+        "--net_g", experiment / "models/net_g_8.pth", "--net_w", experiment / "models/net_w_8.pth",
+    )  # fmt: skip
+    assert code == 0, err
+    with torch.no_grad():
+        sr = net_g(lq).clamp(0, 1)
+        w = net_w(sr, gt)
+        expected = SSIMDistance()(w * gt + (1 - w) * sr, gt).item()
+    assert float(re.search(r"d_w ([\d.]+)", out)[1]) == pytest.approx(expected, abs=1e-4)
+
+    code, out, err = script("visualize_weights.py", "--opt", yaml, "--image", hr, "--strip", "--crop", 0, 8, 32, 48)
+    assert code == 0, err
+    assert "iterations 4, 8" in out
+    assert (tmp_path / "weights_strip.png").is_file()
+
+
+def save_image(folder, image):
+    path = folder / "lq.png"
+    cv2.imwrite(str(path), (image[0].permute(1, 2, 0).numpy()[..., ::-1] * 255).round().astype(np.uint8))
+    return path
+
+
+def test_wrong_arguments_are_one_line(photographs, train, tmp_path, hr, script):
+    opt = tiny_options(photographs, train__total_iter=4)
+    train(opt)
+    yaml = write_yaml(tmp_path, opt)
+    control = write_yaml(tmp_path, control_options(photographs, "error"), "control.yml")
+    for arguments, message in (
+        (("--opt", yaml, "--image", "none.png"), "none.png: not an image"),
+        (("--opt", yaml, "--image", hr, "--iter", 3), "--iter: 3 is not in"),
+        (("--opt", yaml, "--image", hr, "--k", 1), "--k: expected a number in (0, 1)"),
+        (("--opt", yaml, "--image", hr, "--crop", 0, 0, 65, 10), "--crop: [0, 0, 65, 10] is not within"),
+        (("--opt", yaml, "--image", hr, "--experiment", "nowhere"), "holds no pair"),
+        (("--opt", control, "--image", hr), "--network_w: missing"),
+    ):
+        code, _, err = script("visualize_weights.py", *arguments)
+        assert code == 2 and message in err, err
+        assert err.count("\n") == 1, err
+    assert not list(tmp_path.glob("weights*.png"))
+
+
+def test_what_is_shown_as_before_fixed_sum_is_that(pair):
+    net = TLWWeightNet(num_feat=4, k=0.7).eval()
+    w, z = before_fixed_sum(net, *pair)
+    assert torch.equal(w, net(*pair)) and torch.allclose(fixed_sum(z, 0.7), w)
+    assert not torch.allclose(z.mean(), w.mean(), atol=0.01)
+    with pytest.raises(UserError, match="no FixedSum"):
+        before_fixed_sum(torch.nn.Conv2d(3, 3, 1), *pair)
+
+
+def test_a_perfect_image_can_be_drawn(pair, tmp_path):
+    gt = pair[1][0]
+    values = method_figure(TLWWeightNet(num_feat=4).eval(), SSIMDistance(), gt, gt, tmp_path / "figure.svg")
+    assert values["d_sr"] == pytest.approx(0, abs=1e-6)
+    assert (tmp_path / "figure.svg").read_text().startswith("<?xml")
+    with pytest.raises(UserError, match="can't be written"):
+        method_figure(TLWWeightNet(num_feat=4).eval(), SSIMDistance(), gt, gt, tmp_path / "figure.nothing")
+
+
+def test_tensorboards_picture_is_x_then_sr_then_w():
+    gt, sr = torch.zeros(3, 4, 5), torch.ones(3, 4, 5)
+    beside = weights_beside(gt, sr, torch.full((3, 4, 5), 0.0))
+    assert beside.shape == (3, 4, 15) and beside.dtype == torch.uint8
+    assert (beside[:, :, :5] == 0).all() and (beside[:, :, 5:10] == 255).all()
+    assert beside[:, 0, -1].tolist() == [68, 1, 84]  # viridis' darkest

@@ -1,0 +1,220 @@
+"""Super-resolution of image files of any size and kind by a trained network."""
+
+from collections.abc import Callable, Iterable
+from itertools import product
+from math import lcm
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from PIL import ExifTags, Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tlw_basicsr.data.bicubic import imresize
+from tlw_basicsr.data.prepare import tile_starts
+from tlw_basicsr.errors import UserError
+from tlw_basicsr.trained import input_channels
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class NetworkUpscaler:
+    """A trained network as an upscaler of images of any size, in tiles that overlap if they are large.
+
+    The image is padded by reflection to what the network takes (windows, pixel unshuffle), and the result cut. Where
+    tiles overlap, the outer 3/8 of the overlap, which have seen the tile's border most, are left out, and the results
+    are blended linearly over the quarter in the middle.
+
+    Args:
+        net: SR network, in eval mode.
+        options: its options, ``{type: …, …}``; ``window_size`` and the number of channels are read from them.
+        tile: side of a tile in LR pixels, rounded up to what the network takes; None for the whole image at once.
+        overlap: of neighbouring tiles, in LR pixels, at most half the tile.
+        device: to run on; results come back to the CPU.
+        dtype: float32, or float16 or bfloat16 for autocast.
+
+    Attributes:
+        scale: of the super-resolution, found by running the network.
+        channels: of the images that the network takes.
+        multiple: a side of what the network is given is a multiple of it.
+
+    Raises:
+        UserError: tile and overlap don't fit, or the network does not upscale both sides by one whole number.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        options: dict[str, Any],
+        tile: int | None = None,
+        overlap: int = 32,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        if overlap < 0 or (tile is not None and not 1 <= tile >= 2 * overlap):
+            raise UserError(f"--tile, --overlap: expected an overlap of 0 to half the tile, got {overlap} of {tile}")
+        self.net = net.to(device)
+        self.device, self.dtype = torch.device(device), dtype
+        self.channels = input_channels(options)
+        self.multiple = size_multiple(options)
+        self.tile = None if tile is None else -(-tile // self.multiple) * self.multiple
+        self.step = None if tile is None else max((self.tile - overlap) // self.multiple, 1) * self.multiple
+        side = -(-16 // self.multiple) * self.multiple
+        height, width = self._run(torch.zeros(1, self.channels, side, side)).shape[-2:]
+        if height != width or height % side:
+            raise UserError(f"{options['type']} makes {height}×{width} pixels of {side}×{side}: not one whole scale")
+        self.scale = height // side
+
+    @torch.no_grad()
+    def __call__(self, lq: Tensor, progress: Callable[[Iterable], Iterable] = iter) -> Tensor:
+        """SR image (N, C, s·H, s·W) of ``lq`` (N, C, H, W), RGB in [0, 1], float32 on the CPU, not clamped.
+
+        ``progress`` wraps the list of tiles, as ``tqdm`` does.
+        """
+        height, width = lq.shape[-2:]
+        lq = pad_to_multiple(lq, self.multiple)
+        whole = self.tile is None or max(lq.shape[-2:]) <= self.tile
+        sr = self._run(lq) if whole else self._run_tiles(lq, progress)
+        return sr[..., : height * self.scale, : width * self.scale]
+
+    def _run(self, lq: Tensor) -> Tensor:
+        # a copy, because some networks (spandrel's RCAN) write to their input;
+        # autocast, because networks build some of their tensors in float32 whatever their weights are
+        with torch.no_grad(), torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            return self.net(lq.to(self.device, copy=True)).float().cpu()
+
+    def _run_tiles(self, lq: Tensor, progress: Callable[[Iterable], Iterable]) -> Tensor:
+        s, (height, width) = self.scale, lq.shape[-2:]
+        sides = [(length, min(self.tile, length)) for length in (height, width)]
+        starts = [tile_starts(length, tile, self.step, 0) for length, tile in sides]
+        blend = [
+            [blend_weights(tile * s, (self.tile - self.step) * s, at > 0, at + tile < length) for at in ats]
+            for (length, tile), ats in zip(sides, starts, strict=True)
+        ]
+        sr, total = torch.zeros(*lq.shape[:-2], height * s, width * s), torch.zeros(height * s, width * s)
+        for (i, top), (j, left) in progress(list(product(*(list(enumerate(ats)) for ats in starts)))):
+            (_, tile_h), (_, tile_w) = sides
+            weight = blend[0][i][:, None] * blend[1][j]
+            place = (..., slice(top * s, (top + tile_h) * s), slice(left * s, (left + tile_w) * s))
+            sr[place] += weight * self._run(lq[..., top : top + tile_h, left : left + tile_w])
+            total[place] += weight
+        return sr / total
+
+
+def blend_weights(length: int, overlap: int, before: bool, after: bool) -> Tensor:
+    """Weights of a tile along one side, (length,): 0 in an overlap's outer 3/8, then linear, 1 in its inner 3/8.
+
+    Those of two neighbours add up to 1. ``before`` and ``after`` say where there is a neighbour.
+    """
+    outer = overlap * 3 // 8
+    inside = (torch.arange(length) + 0.5 - outer) / max(overlap - 2 * outer, 1)
+    rising = inside.clamp(0, 1) if before else torch.ones(length)
+    return rising * (inside.flip(0).clamp(0, 1) if after else 1)
+
+
+def size_multiple(options: dict[str, Any]) -> int:
+    """A side of an image for a network of these options must be a multiple of this number."""
+    window = options.get("window_size") or 1
+    unshuffle = {1: 4, 2: 2}.get(options.get("scale", 4), 1) if options["type"] == "RRDBNet" else 1
+    return lcm(unshuffle, *(window if isinstance(window, (list, tuple)) else [window]))
+
+
+def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
+    """``image`` (N, C, H, W) reflected at the bottom and the right, where it is too small for that repeated."""
+    height, width = image.shape[-2:]
+    bottom, right = -height % multiple, -width % multiple
+    if not bottom and not right:
+        return image
+    return F.pad(image, (0, right, 0, bottom), "reflect" if bottom < height and right < width else "replicate")
+
+
+# ------------------------------------------------------------------------------------------------- image files
+
+
+class Picture(NamedTuple):
+    """A decoded image file.
+
+    Attributes:
+        image: (1, C, H, W) in [0, 1], RGB, or one channel of a grey image.
+        alpha: (H, W) in [0, 1], or None.
+        levels: 255 or 65535.
+    """
+
+    image: Tensor
+    alpha: np.ndarray | None
+    levels: int
+
+
+def read_picture(path: Path) -> Picture:
+    """Decode a file as BasicSR does (turned upright, palettes and CMYK to RGB), but keep alpha, 16 bits and grey.
+
+    Raises:
+        UserError: it is missing, no image that can be read, or not of 8 or 16 bits.
+    """
+    try:
+        content = np.frombuffer(path.read_bytes(), np.uint8)
+        colour = cv2.imdecode(content, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH) if content.size else None
+        if colour is None:
+            raise UserError(f"{path}: not an image that can be read")
+        raw = cv2.imdecode(content, cv2.IMREAD_UNCHANGED)
+        with Image.open(path) as header:
+            grey = colour.ndim == 2 or header.mode == "LA"
+            # OpenCV leaves what has alpha as it lies in the file
+            turn = header.getexif().get(ExifTags.Base.Orientation, 1)
+            kind = header.format
+    except FileNotFoundError:
+        raise UserError(f"{path}: does not exist") from None
+    except (OSError, ValueError, SyntaxError, cv2.error, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: not an image that can be read ({type(error).__name__})") from error
+    if colour.dtype not in (np.uint8, np.uint16):
+        raise UserError(f"{path}: its values are {colour.dtype}; accepted are 8 and 16 bits")
+    has_alpha = raw is not None and raw.ndim == 3 and raw.shape[2] == 4
+    if has_alpha and kind == "TIFF":
+        raise UserError(
+            f"{path}: a TIFF with alpha, whose colours are read multiplied by it; accepted are PNG and WebP"
+        )
+    levels = np.iinfo(colour.dtype).max
+    colour = np.atleast_3d(colour)
+    image = colour[..., :1] if grey else cv2.cvtColor(colour, cv2.COLOR_BGR2RGB)
+    image = torch.from_numpy(image.astype(np.float32) / levels).permute(2, 0, 1)[None]
+    alpha = turned(raw[..., 3], turn).astype(np.float32) / levels if has_alpha else None
+    return Picture(image, alpha, levels)
+
+
+def turned(image: np.ndarray, orientation: int) -> np.ndarray:
+    """``image`` upright, by its EXIF orientation 1 to 8."""
+    if orientation in (5, 6, 7, 8):
+        image = image.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    return image[:, ::-1] if orientation in (2, 3, 6, 7) else image
+
+
+def upscale_picture(
+    upscale: NetworkUpscaler, picture: Picture, progress: Callable[[Iterable], Iterable] = iter
+) -> np.ndarray:
+    """The SR image of a file as OpenCV writes it: uint8 or uint16, grey (H, W), BGR or BGRA.
+
+    A grey image is given to a colour network in three equal channels, of whose results the mean is taken; a network of
+    one channel is given those of a colour image one by one. Alpha is resized by MATLAB's bicubic, not by the network:
+    what is opaque stays exactly so. Grey with alpha becomes BGRA, as OpenCV writes no such PNG.
+    """
+    image = picture.image
+    grey = image.shape[1] == 1
+    if upscale.channels == 1:
+        sr = upscale(image.transpose(0, 1), progress).transpose(0, 1)
+    else:
+        sr = upscale(image.expand(-1, upscale.channels, -1, -1), progress)
+        sr = sr.mean(dim=1, keepdim=True) if grey else sr
+    sr = sr[0].permute(1, 2, 0).numpy()
+    if picture.alpha is not None:
+        alpha = imresize(np.ascontiguousarray(picture.alpha), upscale.scale)
+        sr = np.dstack([*(sr[..., [0, 0, 0]] if grey else sr).transpose(2, 0, 1), alpha])
+    dtype = np.uint8 if picture.levels == 255 else np.uint16
+    sr = np.floor(sr.clip(0, 1) * picture.levels + 0.5).astype(dtype)
+    if sr.shape[2] == 1:
+        return sr[..., 0]
+    return cv2.cvtColor(sr, cv2.COLOR_RGB2BGR if sr.shape[2] == 3 else cv2.COLOR_RGBA2BGRA)
