@@ -227,7 +227,11 @@ DICT = Kind("a section of 'key: value'", lambda v: isinstance(v, dict))
 LIST = Kind("a list", lambda v: isinstance(v, list))
 NAMES = Kind("a list of names", lambda v: isinstance(v, list) and all(isinstance(n, str) for n in v))
 FOLDER_NAME = Kind(
-    "a plain folder name, without / or ..", lambda v: isinstance(v, str) and v not in ("", "..") and Path(v).name == v
+    "a plain folder name, without / or ..",
+    lambda v: isinstance(v, str) and v.isprintable() and v not in ("", "..") and Path(v).name == v,
+)
+SUFFIX = Kind(
+    "text without /, or ~", lambda v: v is None or (isinstance(v, str) and v.isprintable() and not set(v) & set("/\\"))
 )
 
 Schema = Mapping[str, Kind]
@@ -379,7 +383,7 @@ TOP = {
     "find_unused_parameters": BOOL,
 }
 DATASET = {
-    "name": STR,
+    "name": FOLDER_NAME,  # of saved images
     "type": STR,
     "dataroot_gt": STR,
     "dataroot_lq": STR,
@@ -413,6 +417,7 @@ TRAIN = {
     "use_tf32": BOOL,
     "accumulation_steps": _whole(1),
     "clip_grad_norm": _or_none(POSITIVE),
+    "max_bad_steps": _whole(1),
     "scheduler": DICT,
     "tlw": _or_none(DICT),
 }
@@ -433,12 +438,13 @@ VAL = {
     "val_freq": POSITIVE,
     "save_img": BOOL,
     "pbar": BOOL,
-    "suffix": Kind("text, or ~", lambda v: v is None or isinstance(v, str)),
+    "suffix": SUFFIX,
     "metrics": _or_none(DICT),
 }
 LOGGER = {
     "print_freq": POSITIVE,
     "save_checkpoint_freq": POSITIVE,
+    "keep_checkpoints": _or_none(_whole(1)),
     "use_tb_logger": BOOL,
     "wandb": _or_none(DICT),
 }

@@ -126,8 +126,10 @@ class TLWMixin(TrainingMixin):
             raise UserError("train.tlw.k_unit: epoch needs tlw_basicsr's train.py; with another one, use k_unit: iter")
         self.k = k_schedule(t, self.tlw.k_start, self.tlw.k_end, self.tlw.k_decay)
         self.get_bare_model(self.net_w).k = self.k
-        self.current_iter = current_iter
+        self.current_iter, last_e_step = current_iter, self.last_e_step
         super().optimize_parameters(current_iter)
+        if self.guard.in_row:  # the step is undone
+            self.last_e_step = last_e_step
 
     def tlw_pixel_loss(self, sr: Tensor, gt: Tensor, **_: Any) -> Tensor:
         """One iteration of expectation-maximisation on the SR image x̂ = ``sr`` that the base model has computed.
@@ -155,10 +157,12 @@ class TLWMixin(TrainingMixin):
                 l_w.backward()
                 self.optimizer_w.step()
                 self.tlw_log["l_w"] = l_w.detach()
+                self.guard.note("l_w", l_w)
 
             with torch.no_grad():
                 w = self.net_w(fixed_sr, gt)
             self.tlw_log["w"] = w
+            self.guard.note("weights w", w)
             return self.cri_tlw(sr, gt, w, distance)
 
     def tlw_autocast(self) -> AbstractContextManager:

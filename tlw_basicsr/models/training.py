@@ -17,13 +17,14 @@ from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import master_only
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import clip_grad_norm_, get_total_norm
+from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
 from tlw_basicsr.checkpoint import check_fit, network_state, save_file
 from tlw_basicsr.compat import CudaMeans
 from tlw_basicsr.errors import UserError
+from tlw_basicsr.models.guard import StepGuard
 
 
 class TrainingMixin(BaseModel):
@@ -37,12 +38,18 @@ class TrainingMixin(BaseModel):
     - ``use_channels_last``: networks' weights in channels-last order;
     - ``use_compile``: ``torch.compile`` of the networks;
     - ``use_tf32``: TensorFloat-32 in matrix products.
+
+    A step in which the input, the output, a loss, a weight, a gradient or a network is not finite is undone and
+    logged, see :class:`tlw_basicsr.models.guard.StepGuard`; ``max_bad_steps`` (default 10) of them in a row end the
+    training.
     """
 
     def __init__(self, opt: dict[str, Any]) -> None:
         train = opt.get("train") or {}
         device = "cpu" if opt["num_gpu"] == 0 else "cuda"
         self.amp = MixedPrecision(device, train.get("use_amp") if opt["is_train"] else False)
+        self.guard = StepGuard()
+        self.batch: dict[str, Any] = {}
         if train.get("use_tf32"):
             torch.set_float32_matmul_precision("high")
         with device_names(opt):
@@ -51,7 +58,7 @@ class TrainingMixin(BaseModel):
     def feed_data(self, data: dict[str, Any]) -> None:
         """As the model's own, on its device."""
         # On the CPU `.to()` is no copy, and BasicSR's video validation squeezes the tensors that it has fed.
-        data = {key: value.detach() if torch.is_tensor(value) else value for key, value in data.items()}
+        self.batch = data = {k: value.detach() if torch.is_tensor(value) else value for k, value in data.items()}
         with device_names(self.opt):
             super().feed_data(data)
 
@@ -70,6 +77,7 @@ class TrainingMixin(BaseModel):
     def get_optimizer(self, optim_type: str, params: Any, lr: float, **kwargs: Any) -> Optimizer:
         """BasicSR's, with gradient accumulation and clipping by the options."""
         optimizer = super().get_optimizer(optim_type, params, lr, **kwargs)
+        self.amp.unscale_before(optimizer)
         limit = self.opt["train"].get("clip_grad_norm")
         if limit:
 
@@ -77,19 +85,87 @@ class TrainingMixin(BaseModel):
                 clip_grad_norm_(parameters_of(stepping), limit)
 
             optimizer.register_step_pre_hook(clip)
-        self.amp.guard(optimizer)
         return accumulate(optimizer, self.opt["train"].get("accumulation_steps", 1))
 
     def optimize_parameters(self, current_iter: int) -> None:
-        """As the model's own, in mixed precision by the options."""
-        with self.amp.step():
-            super().optimize_parameters(current_iter)
+        """As the model's own, in mixed precision by the options; undone if it is not finite.
+
+        Raises:
+            UserError: ``train.max_bad_steps`` steps in a row were not finite.
+        """
+        networks = {k: v for k, v in vars(self).items() if k.startswith("net") and isinstance(v, nn.Module)}
+        guard, log = self.guard, {}
+        guard.begin(networks.values(), self.optimizers)
+        guard.note("lq", getattr(self, "lq", None))
+        guard.note("gt", getattr(self, "gt", None))
+        failed = None
+        try:
+            with self.amp.step():
+                super().optimize_parameters(current_iter)
+            log = {name: value for name, value in self.log_dict.items() if name.startswith("l")}
+        except Exception as error:  # some losses check their input
+            failed = error
+        guard.note("output", getattr(self, "output", None))
+        for number, optimizer in enumerate(self.optimizers):
+            name = next((k for k, v in vars(self).items() if v is optimizer), f"optimizer {number}")
+            guard.note_norm(f"gradient of {name}", [p.grad for p in parameters_of(optimizer)])
+        for name, net in networks.items():
+            guard.note_norm(f"state of {name}", [*net.parameters(), *net.buffers()])
+        if failed and self.opt["dist"]:
+            raise failed  # the other processes may wait for this one in the middle of the step
+        bad, terms = guard.not_finite(self.agreed, log)
+        if not bad:
+            if failed:
+                raise failed
+            guard.in_row = 0
+            return
+        guard.undo()
+        self.tell_bad_step(current_iter, terms)
+
+    def agreed(self, flag: Tensor) -> Tensor:
+        """``flag``, true only where it is true in every process."""
+        if not self.opt["dist"]:
+            return flag
+        flag = flag.to(torch.int32)
+        dist.all_reduce(flag, dist.ReduceOp.MIN)
+        return flag.bool()
+
+    def tell_bad_step(self, current_iter: int, terms: list[str]) -> None:
+        """Log which terms of which images were not finite; at ``max_bad_steps`` in a row, keep the batch and stop.
+
+        Raises:
+            UserError: that many; the message names the file ``bad_step_{current_iter}.pth``.
+        """
+        values = [v for key, v in self.batch.items() if key.endswith("path") or key == "key"]
+        paths = list(dict.fromkeys(p for v in values for p in (v if isinstance(v, (list, tuple)) else [v])))
+        told = [(terms, paths)]
+        if self.opt["dist"]:
+            told = [None] * self.opt["world_size"]
+            dist.all_gather_object(told, (terms, paths))
+        told = [(names, images) for names, images in told if names]
+        text = "; ".join(f"{', '.join(names)} (images {', '.join(map(str, images))})" for names, images in told)
+        limit = self.opt["train"].get("max_bad_steps", 10)
+        get_root_logger().warning(
+            f"Iteration {current_iter:,}: not finite: {text}. The step is left out, {self.guard.in_row} in a row "
+            f"(train.max_bad_steps: {limit})."
+        )
+        if self.guard.in_row < limit:
+            return
+        rank = self.opt.get("rank", 0)
+        folder = Path(self.opt["path"].get("experiments_root", self.opt["path"]["models"]))
+        path = folder / f"bad_step_{current_iter}{f'_{rank}' if rank else ''}.pth"
+        networks = {k: v.state_dict() for k, v in vars(self).items() if k.startswith("net") and isinstance(v, nn.Module)}
+        save_file({"iter": current_iter, "terms": terms, "paths": paths, "batch": self.batch, **networks}, path)
+        raise UserError(
+            f"train.max_bad_steps: {self.guard.in_row} iterations in a row were not finite, the last one "
+            f"{current_iter:,}: {text}; its batch and the networks before it are in {path}"
+        )
 
     def get_current_log(self) -> OrderedDict[str, float]:
-        """The model's own, and in mixed precision the number of steps skipped for gradients that were not finite."""
+        """The model's own, and the number of steps that were left out: where there are any, and in mixed precision."""
         log = OrderedDict(super().get_current_log())
-        if self.amp.dtype is not None:
-            log["skipped"] = self.amp.skipped
+        if self.guard.skipped or self.amp.dtype is not None:
+            log["skipped"] = self.guard.skipped
         return log
 
     def model_ema(self, decay: float = 0.999) -> None:
@@ -154,6 +230,7 @@ class TrainingMixin(BaseModel):
         return {
             "random": random_states,
             "amp": self.amp.state_dict(),
+            "guard": self.guard.state_dict(),
             "accumulated": [accumulated_gradients(o) for o in self.optimizers],
             "position": getattr(self, "position", None),
             "seed": self.opt.get("manual_seed"),
@@ -194,6 +271,7 @@ class TrainingMixin(BaseModel):
         if resume_state.get("best_metric_results"):
             self.best_metric_results = resume_state["best_metric_results"]
         self.amp.load_state_dict(resume_state.get("amp", {}))
+        self.guard.load_state_dict(resume_state.get("guard", {}))
         for optimizer, kept in zip(self.optimizers, resume_state.get("accumulated", []), strict=False):
             if kept and hasattr(optimizer, "accumulated"):
                 optimizer.accumulated = kept["count"]
@@ -220,7 +298,9 @@ class ScaledBackward(TorchFunctionMode):
 
 
 class MixedPrecision:
-    """Autocast around a model's training step, the loss scaled for fp16, and steps that are not finite left out.
+    """Autocast around a model's training step, and the loss scaled for fp16.
+
+    A step whose gradients overflow is taken here, and undone by the :class:`StepGuard`; the scale falls.
 
     Args:
         device_type: ``'cpu'`` or ``'cuda'``.
@@ -231,7 +311,6 @@ class MixedPrecision:
         self.device_type = device_type
         self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(use_amp or "")
         self.scaler = torch.amp.GradScaler(device_type, enabled=self.dtype == torch.float16)
-        self.skipped = 0
         self.unscaled = False
 
     @contextmanager
@@ -240,41 +319,35 @@ class MixedPrecision:
         if self.dtype is None:
             yield
             return
-        with ExitStack() as stack:
-            # without a cache: weights change within a training step
-            stack.enter_context(torch.autocast(self.device_type, self.dtype, cache_enabled=False))
-            if self.scaler.is_enabled():
-                stack.enter_context(ScaledBackward(self.scaler))
-            yield
-        if self.unscaled:
-            self.scaler.update()
-            self.unscaled = False
+        try:
+            with ExitStack() as stack:
+                # without a cache: weights change within a training step
+                stack.enter_context(torch.autocast(self.device_type, self.dtype, cache_enabled=False))
+                if self.scaler.is_enabled():
+                    stack.enter_context(ScaledBackward(self.scaler))
+                yield
+        finally:
+            if self.unscaled:
+                self.scaler.update()
+                self.unscaled = False
 
-    def guard(self, optimizer: Optimizer) -> None:
-        """Let ``optimizer.step()`` unscale the gradients, and do nothing but count where they are not finite."""
-        if self.dtype is None:
+    def unscale_before(self, optimizer: Optimizer) -> None:
+        """Let ``optimizer.step()`` unscale the gradients first, where the loss is scaled."""
+        if not self.scaler.is_enabled():
             return
-        plain_step = optimizer.step
 
-        def step(stepping: Optimizer, closure: None = None) -> None:
-            if self.scaler.is_enabled():
-                self.scaler.unscale_(stepping)
-                self.unscaled = True
-            gradients = [p.grad for p in parameters_of(stepping) if p.grad is not None]
-            if torch.isfinite(get_total_norm(gradients)):
-                plain_step(closure)
-            else:
-                self.skipped += 1
+        def unscale(stepping: Optimizer, *_: Any) -> None:
+            self.scaler.unscale_(stepping)
+            self.unscaled = True
 
-        optimizer.step = MethodType(step, optimizer)
+        optimizer.register_step_pre_hook(unscale)
 
     def state_dict(self) -> dict[str, Any]:
-        """The loss scale and the count."""
-        return {"scaler": self.scaler.state_dict(), "skipped": self.skipped}
+        """The loss scale."""
+        return {"scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Undo :meth:`state_dict`; an empty state changes nothing."""
-        self.skipped = state.get("skipped", 0)
         if state.get("scaler") and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
 
