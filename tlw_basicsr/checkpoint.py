@@ -7,12 +7,14 @@ import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from numbers import Number
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from torch.optim import Optimizer
 
-from tlw_basicsr.errors import UserError, first_line
+from tlw_basicsr.errors import UserError, reason_of
 
 # ------------------------------------------------------------------------------------------------- reading
 
@@ -201,9 +203,7 @@ def check_fit(state: dict[str, torch.Tensor], net: torch.nn.Module, strict: bool
     check_values(state, {n: v for n, v in own.items() if n in state and n not in shapes}, path, what)
 
 
-def check_values(
-    state: dict[str, torch.Tensor], own: dict[str, torch.Tensor], path: str | Path, what: str
-) -> None:
+def check_values(state: dict[str, torch.Tensor], own: dict[str, torch.Tensor], path: str | Path, what: str) -> None:
     """Raise a :class:`UserError` unless the tensors of ``state`` that ``own`` names are of its kind, and finite.
 
     Floating point may be of another precision.
@@ -219,6 +219,63 @@ def check_values(
 def is_number(value: Any) -> bool:
     """Whether ``value`` is a finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_optimizer_state(theirs: Any, optimizer: Optimizer, where: str) -> None:
+    """Check a saved optimiser state against the optimiser that is to take it.
+
+    Raises:
+        UserError: other parameters, other shapes, or values that are not finite.
+    """
+    own = optimizer.state_dict()["param_groups"]
+    groups = theirs.get("param_groups") if isinstance(theirs, dict) else None
+    if not isinstance(groups, list) or not isinstance(theirs.get("state"), dict):
+        raise UserError(f"{where} is not an optimiser's state")
+    counts = [len(g["params"]) if isinstance(g, dict) and isinstance(g.get("params"), list) else -1 for g in groups]
+    if counts != [len(g["params"]) for g in own]:
+        raise UserError(f"{where} is of other networks: of {counts} parameters, not {[len(g['params']) for g in own]}")
+    for group, ours in zip(groups, own, strict=True):
+        for key, value in group.items():
+            if key != "params" and key in ours and not _alike(value, ours[key]):
+                raise UserError(f"{where}: {key}: expected a value like {ours[key]!r}, got {value!r:.60}")
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for number, p in zip((n for g in groups for n in g["params"]), parameters, strict=True):
+        values = theirs["state"].get(number, {})
+        if not isinstance(values, dict):
+            raise UserError(f"{where}: the state of parameter {number} is no dict")
+        for key, value in values.items():
+            if not torch.is_tensor(value):
+                continue
+            if key.startswith(("exp_avg", "max_exp_avg")) and value.shape != p.shape:
+                raise UserError(f"{where}: {key} of parameter {number} is {tuple(value.shape)}, not {tuple(p.shape)}")
+            if not value.is_floating_point() or not torch.isfinite(value).all():
+                raise UserError(f"{where}: {key} of parameter {number} is of {value.dtype} or has values not finite")
+
+
+def check_scheduler_state(theirs: Any, ours: dict[str, Any], where: str) -> None:
+    """Check a saved scheduler state against that of the scheduler that is to take it.
+
+    Raises:
+        UserError: something is missing or of another kind.
+    """
+    if not isinstance(theirs, dict) or "last_epoch" not in theirs:
+        raise UserError(f"{where} is not a scheduler's state")
+    for key, value in ours.items():
+        if key in theirs and not _alike(theirs[key], value):
+            raise UserError(f"{where}: {key}: expected a value like {value!r:.60}, got {theirs[key]!r:.60}")
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """Whether ``a`` may stand where ``b`` stands, by its kind."""
+    if b is None or isinstance(b, bool):
+        return a is None or isinstance(a, bool)
+    if isinstance(b, Number):
+        return is_number(a)
+    if isinstance(b, dict):
+        return isinstance(a, dict) and all(is_number(n) for pair in a.items() for n in pair)
+    if isinstance(b, (list, tuple)):
+        return isinstance(a, (list, tuple)) and all(is_number(n) for n in a)
+    return True
 
 
 # ------------------------------------------------------------------------------------------------- writing
@@ -258,16 +315,6 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def reason_of(error: BaseException) -> str:
-    """The operating system's words for ``error``, if it or what led to it has any, else its first line."""
-    chain: BaseException | None = error
-    while chain is not None:
-        if isinstance(chain, OSError) and chain.strerror:
-            return chain.strerror
-        chain = chain.__cause__ or chain.__context__
-    return first_line(error)
 
 
 def save_file(content: dict[str, Any], path: str | Path) -> None:

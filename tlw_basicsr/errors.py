@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(Exception):
@@ -20,6 +21,25 @@ def first_line(error: BaseException) -> str:
     """The type and the first line of an error's message."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def reason_of(error: BaseException) -> str:
+    """The operating system's words for ``error``, if it or what led to it has any, else its first line."""
+    chain: BaseException | None = error
+    while chain is not None:
+        if isinstance(chain, OSError) and chain.strerror:
+            return chain.strerror
+        chain = chain.__cause__ or chain.__context__
+    return first_line(error)
+
+
+@contextmanager
+def files_in_a_line() -> Iterator[None]:
+    """Tell an error of the operating system, such as a full disk, as a :class:`UserError` that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{error.filename or 'a file'} can't be read or written ({reason_of(error)})") from error
 
 
 def run(main: Callable[[], None]) -> None:

@@ -3,12 +3,10 @@
 import re
 from collections.abc import Collection, Iterator
 from contextlib import suppress
-from numbers import Number
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.optim import Optimizer
 
 from tlw_basicsr.checkpoint import is_number, load_file, network_state
 from tlw_basicsr.errors import UserError
@@ -163,7 +161,16 @@ def read_networks(state: dict[str, Any], opt: Options, path: Path) -> dict[str, 
 def options_of(opt: Options) -> Options:
     """What a training state keeps of the options: all but paths and what depends on the machine."""
     left_out = {"path", "root_path", "auto_resume", "rank", "world_size", "dist", "num_gpu", "is_train"}
-    return {key: value for key, value in opt.items() if key not in left_out}
+    return {key: _plain(value) for key, value in opt.items() if key not in left_out}
+
+
+def _plain(value: Any) -> Any:
+    """Of YAML's values, those that a state may hold."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
 
 
 def flat(section: Any, place: str = "") -> Iterator[tuple[str, Any]]:
@@ -209,63 +216,6 @@ def compare_options(state: dict[str, Any], opt: Options, path: Path) -> list[str
         elif key.startswith("train.") and key != "train.total_iter":
             notes.append(f"{difference}; it holds from here on")
     return notes
-
-
-def check_optimizer_state(theirs: Any, optimizer: Optimizer, where: str) -> None:
-    """Check a saved optimiser state against the optimiser that is to take it.
-
-    Raises:
-        UserError: other parameters, other shapes, or values that are not finite.
-    """
-    own = optimizer.state_dict()["param_groups"]
-    groups = theirs.get("param_groups") if isinstance(theirs, dict) else None
-    if not isinstance(groups, list) or not isinstance(theirs.get("state"), dict):
-        raise UserError(f"{where} is not an optimiser's state")
-    counts = [len(g["params"]) if isinstance(g, dict) and isinstance(g.get("params"), list) else -1 for g in groups]
-    if counts != [len(g["params"]) for g in own]:
-        raise UserError(f"{where} is of other networks: of {counts} parameters, not {[len(g['params']) for g in own]}")
-    for group, ours in zip(groups, own, strict=True):
-        for key, value in group.items():
-            if key != "params" and key in ours and not _alike(value, ours[key]):
-                raise UserError(f"{where}: {key}: expected a value like {ours[key]!r}, got {value!r:.60}")
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for number, p in zip((n for g in groups for n in g["params"]), parameters, strict=True):
-        values = theirs["state"].get(number, {})
-        if not isinstance(values, dict):
-            raise UserError(f"{where}: the state of parameter {number} is no dict")
-        for key, value in values.items():
-            if not torch.is_tensor(value):
-                continue
-            if key.startswith(("exp_avg", "max_exp_avg")) and value.shape != p.shape:
-                raise UserError(f"{where}: {key} of parameter {number} is {tuple(value.shape)}, not {tuple(p.shape)}")
-            if not value.is_floating_point() or not torch.isfinite(value).all():
-                raise UserError(f"{where}: {key} of parameter {number} is of {value.dtype} or has values not finite")
-
-
-def check_scheduler_state(theirs: Any, ours: dict[str, Any], where: str) -> None:
-    """Check a saved scheduler state against that of the scheduler that is to take it.
-
-    Raises:
-        UserError: something is missing or of another kind.
-    """
-    if not isinstance(theirs, dict) or "last_epoch" not in theirs:
-        raise UserError(f"{where} is not a scheduler's state")
-    for key, value in ours.items():
-        if key in theirs and not _alike(theirs[key], value):
-            raise UserError(f"{where}: {key}: expected a value like {value!r:.60}, got {theirs[key]!r:.60}")
-
-
-def _alike(a: Any, b: Any) -> bool:
-    """Whether ``a`` may stand where ``b`` stands, by its kind."""
-    if b is None or isinstance(b, bool):
-        return a is None or isinstance(a, bool)
-    if isinstance(b, Number):
-        return is_number(a)
-    if isinstance(b, dict):
-        return isinstance(a, dict) and all(is_number(n) for pair in a.items() for n in pair)
-    if isinstance(b, (list, tuple)):
-        return isinstance(a, (list, tuple)) and all(is_number(n) for n in a)
-    return True
 
 
 # ------------------------------------------------------------------------------------------------- keeping

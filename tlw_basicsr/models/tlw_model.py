@@ -70,6 +70,8 @@ class TLWMixin(TrainingMixin):
     :class:`TLWOptions`.
     """
 
+    own_optimizers = 1
+
     def init_training_settings(self) -> None:
         """Build the weighting network, then what the base model builds, then take the place of its pixel loss."""
         self.tlw = TLWOptions.of(self.opt["train"].get("tlw"))
@@ -199,9 +201,9 @@ class TLWMixin(TrainingMixin):
         tlw = {"k": self.get_bare_model(self.net_w).k, "last_e_step": self.last_e_step}
         return {**super().training_state(), "tlw": tlw}
 
-    def resume_training(self, resume_state: dict[str, Any]) -> None:
+    def resume_rest(self, resume_state: dict[str, Any]) -> None:
         """Also k, and when φ was last stepped."""
-        super().resume_training(resume_state)
+        super().resume_rest(resume_state)
         if "tlw" in resume_state:
             self.get_bare_model(self.net_w).k = resume_state["tlw"]["k"]
             self.last_e_step = resume_state["tlw"]["last_e_step"]

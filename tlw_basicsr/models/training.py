@@ -5,6 +5,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -21,9 +22,9 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
-from tlw_basicsr.checkpoint import check_fit, network_state, save_file
+from tlw_basicsr.checkpoint import check_fit, check_optimizer_state, check_scheduler_state, network_state, save_file
 from tlw_basicsr.compat import CudaMeans
-from tlw_basicsr.errors import UserError
+from tlw_basicsr.errors import UserError, first_line
 from tlw_basicsr.models.guard import StepGuard
 
 
@@ -73,6 +74,8 @@ class TrainingMixin(BaseModel):
                 super().validation(*args, **kwargs)
         finally:
             self.net_g = wrapped
+
+    own_optimizers = 0  # of a subclass, after those of the BasicSR model
 
     def get_optimizer(self, optim_type: str, params: Any, lr: float, **kwargs: Any) -> Optimizer:
         """BasicSR's, with gradient accumulation and clipping by the options."""
@@ -154,7 +157,9 @@ class TrainingMixin(BaseModel):
         rank = self.opt.get("rank", 0)
         folder = Path(self.opt["path"].get("experiments_root", self.opt["path"]["models"]))
         path = folder / f"bad_step_{current_iter}{f'_{rank}' if rank else ''}.pth"
-        networks = {k: v.state_dict() for k, v in vars(self).items() if k.startswith("net") and isinstance(v, nn.Module)}
+        networks = {
+            k: v.state_dict() for k, v in vars(self).items() if k.startswith("net") and isinstance(v, nn.Module)
+        }
         save_file({"iter": current_iter, "terms": terms, "paths": paths, "batch": self.batch, **networks}, path)
         raise UserError(
             f"train.max_bad_steps: {self.guard.in_row} iterations in a row were not finite, the last one "
@@ -235,6 +240,8 @@ class TrainingMixin(BaseModel):
             "position": getattr(self, "position", None),
             "seed": self.opt.get("manual_seed"),
             "best_metric_results": plain(getattr(self, "best_metric_results", {})),
+            "options": getattr(self, "given_options", {}),
+            "version": version("tlw_basicsr"),
         }
 
     def save_training_state(self, epoch: int, current_iter: int) -> None:
@@ -254,20 +261,43 @@ class TrainingMixin(BaseModel):
     def resume_training(self, resume_state: dict[str, Any]) -> None:
         """Load optimisers and schedulers, the best metrics so far and this process's random numbers.
 
+        Everything is checked before anything is replaced. A state of BasicSR's own model has the optimisers of that
+        alone: those after them, of the weighting network, start anew, at the learning rate of the iteration.
+
         Raises:
-            UserError: the state is of a training with other optimisers.
+            UserError: the state is damaged, or of a training with other optimisers.
         """
+        where = f"path.resume_state: {self.opt['path'].get('resume_state')}"
+        lists = {}
         for name in ("optimizers", "schedulers"):
-            theirs, ours = len(resume_state[name]), len(getattr(self, name))
-            if theirs != ours:
+            ours = getattr(self, name)
+            if "random" not in resume_state:
+                ours = ours[: len(ours) - self.own_optimizers]
+            theirs = len(resume_state[name])
+            if theirs != len(ours):
                 raise UserError(
-                    f"path.resume_state: the state holds {theirs} {name}, this training has {ours}: "
+                    f"{where}: the state holds {theirs} {name}, this training has {len(ours)}: "
                     "it was written by a training with other options"
                 )
+            lists[name] = ours
+        for number, (theirs, ours) in enumerate(zip(resume_state["optimizers"], lists["optimizers"], strict=True)):
+            check_optimizer_state(theirs, ours, f"{where}: optimizers {number}")
+        for number, (theirs, ours) in enumerate(zip(resume_state["schedulers"], lists["schedulers"], strict=True)):
+            check_scheduler_state(theirs, ours.state_dict(), f"{where}: schedulers {number}")
+        fresh = self.schedulers[len(lists["schedulers"]) :]
         try:
-            super().resume_training(resume_state)
-        except ValueError as error:
-            raise UserError(f"path.resume_state: the state is of other networks ({error})") from error
+            with lists_of(self, **lists):
+                super().resume_training(resume_state)
+            for scheduler in fresh:
+                while scheduler.last_epoch < self.schedulers[0].last_epoch:
+                    scheduler.optimizer._opt_called = True  # no step is missing that torch would warn of
+                    scheduler.step()
+            self.resume_rest(resume_state)
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError) as error:
+            raise UserError(f"{where}: the state is damaged or of other networks ({first_line(error)})") from error
+
+    def resume_rest(self, resume_state: dict[str, Any]) -> None:
+        """What BasicSR's states do not hold."""
         if resume_state.get("best_metric_results"):
             self.best_metric_results = resume_state["best_metric_results"]
         self.amp.load_state_dict(resume_state.get("amp", {}))
@@ -356,6 +386,17 @@ class MixedPrecision:
 def with_training(base: type[BaseModel]) -> type[BaseModel]:
     """``base`` with :class:`TrainingMixin` before it, under its own name."""
     return base if issubclass(base, TrainingMixin) else type(base.__name__, (TrainingMixin, base), {})
+
+
+@contextmanager
+def lists_of(model: BaseModel, **lists: list[Any]) -> Iterator[None]:
+    """Within it, attributes of ``model`` are these lists."""
+    whole = {name: getattr(model, name) for name in lists}
+    vars(model).update(lists)
+    try:
+        yield
+    finally:
+        vars(model).update(whole)
 
 
 def device_names(opt: dict[str, Any]) -> AbstractContextManager:
