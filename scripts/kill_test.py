@@ -2,8 +2,8 @@
 
     python scripts/kill_test.py --kills 25 --seed 0
 
-Every iteration writes networks and a state, so that many kills land within a write. At the end the networks, EMA and the
-optimisers' states must be those of the untouched training, bit for bit. Exit code 1 if they are not.
+Every iteration writes networks and a state, so that many kills land within a write. At the end the networks, EMA and
+the optimisers' states must be those of the untouched training, bit for bit. Exit code 1 if they are not.
 """
 
 import argparse

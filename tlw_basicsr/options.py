@@ -59,12 +59,34 @@ def load_yaml(text: str, name: str) -> Any:
         UserError: it is not YAML; the message has the line.
     """
     try:
-        return yaml.load(text, Loader=_Loader)
+        return _unshared(yaml.load(text, Loader=_Loader), name)
+    except (ValueError, RecursionError, OverflowError) as error:  # a date such as 2020-13-45; ten thousand brackets
+        raise UserError(f"{name}: not valid YAML: {type(error).__name__}") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{name}, line {mark.line + 1}" if mark else name
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise UserError(f"{place}: not valid YAML: {problem}") from error
+
+
+def _unshared(content: Any, name: str) -> Any:
+    """``content`` with a copy for every YAML alias: BasicSR takes keys out of sections, which must not be shared.
+
+    Raises:
+        UserError: the aliases make more than 100,000 values of it, or an endless one.
+    """
+    count = 0
+
+    def copied(value: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count > 100_000:
+            raise UserError(f"{name}: its YAML aliases make more than 100,000 values")
+        if isinstance(value, dict):
+            return {key: copied(item) for key, item in value.items()}
+        return [copied(item) for item in value] if isinstance(value, list) else value
+
+    return copied(content)
 
 
 def force_options(opt: Options, entries: list[str]) -> None:

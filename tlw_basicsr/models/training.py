@@ -96,8 +96,7 @@ class TrainingMixin(BaseModel):
         Raises:
             UserError: ``train.max_bad_steps`` steps in a row were not finite.
         """
-        networks = {k: v for k, v in vars(self).items() if k.startswith("net") and isinstance(v, nn.Module)}
-        guard, log = self.guard, {}
+        networks, guard, log = self.networks(), self.guard, {}
         guard.begin(networks.values(), self.optimizers)
         guard.note("lq", getattr(self, "lq", None))
         guard.note("gt", getattr(self, "gt", None))
@@ -124,6 +123,10 @@ class TrainingMixin(BaseModel):
             return
         guard.undo()
         self.tell_bad_step(current_iter, terms)
+
+    def networks(self) -> dict[str, nn.Module]:
+        """``net_g``, ``net_g_ema`` and the others, by their names."""
+        return {name: value for name, value in vars(self).items() if name[:3] == "net" and isinstance(value, nn.Module)}
 
     def agreed(self, flag: Tensor) -> Tensor:
         """``flag``, true only where it is true in every process."""
@@ -157,9 +160,7 @@ class TrainingMixin(BaseModel):
         rank = self.opt.get("rank", 0)
         folder = Path(self.opt["path"].get("experiments_root", self.opt["path"]["models"]))
         path = folder / f"bad_step_{current_iter}{f'_{rank}' if rank else ''}.pth"
-        networks = {
-            k: v.state_dict() for k, v in vars(self).items() if k.startswith("net") and isinstance(v, nn.Module)
-        }
+        networks = {name: net.state_dict() for name, net in self.networks().items()}
         save_file({"iter": current_iter, "terms": terms, "paths": paths, "batch": self.batch, **networks}, path)
         raise UserError(
             f"train.max_bad_steps: {self.guard.in_row} iterations in a row were not finite, the last one "
