@@ -1,8 +1,8 @@
 """Files of tensors: looked through before they are loaded, read without running code, written whole or not at all."""
 
-import math
 import os
 import pickle
+import sys
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -218,7 +218,7 @@ def check_values(state: dict[str, torch.Tensor], own: dict[str, torch.Tensor], p
 
 def is_number(value: Any) -> bool:
     """Whether ``value`` is a finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def check_optimizer_state(theirs: Any, optimizer: Optimizer, where: str) -> None:

@@ -26,6 +26,7 @@ from basicsr.utils.registry import (
     Registry,
 )
 
+from tlw_basicsr.checkpoint import is_number
 from tlw_basicsr.distributed import LAUNCHERS, init_distributed
 from tlw_basicsr.errors import UserError
 from tlw_basicsr.models.tlw_model import PRESETS, with_tlw
@@ -226,10 +227,6 @@ def _whole(minimum: int) -> Kind:
     )
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
 def _one_of(*choices: Any) -> Kind:
     return Kind("one of " + ", ".join(map(str, choices)), lambda v: v in choices)
 
@@ -241,10 +238,10 @@ def _or_none(kind: Kind) -> Kind:
 ANY = Kind("anything", lambda _: True)
 STR = Kind("text", lambda v: isinstance(v, str) and v != "")
 BOOL = Kind("true or false", lambda v: isinstance(v, bool))
-NUMBER = Kind("a number", _is_number)
-POSITIVE = Kind("a number above 0", lambda v: _is_number(v) and v > 0)
-NOT_NEGATIVE = Kind("a number of at least 0", lambda v: _is_number(v) and v >= 0)
-FRACTION = Kind("a number in (0, 1)", lambda v: _is_number(v) and 0 < v < 1)
+NUMBER = Kind("a number", is_number)
+POSITIVE = Kind("a number above 0", lambda v: is_number(v) and v > 0)
+NOT_NEGATIVE = Kind("a number of at least 0", lambda v: is_number(v) and v >= 0)
+FRACTION = Kind("a number in (0, 1)", lambda v: is_number(v) and 0 < v < 1)
 DICT = Kind("a section of 'key: value'", lambda v: isinstance(v, dict))
 LIST = Kind("a list", lambda v: isinstance(v, list))
 NAMES = Kind("a list of names", lambda v: isinstance(v, list) and all(isinstance(n, str) for n in v))
@@ -362,8 +359,8 @@ def _kind_of(parameter: inspect.Parameter) -> Kind:
         if isinstance(default, bool):
             return BOOL
         # a default of 1 may well mean a float, or one for each side
-        numbers = Kind(NUMBER.text, lambda v: _is_number(v) or isinstance(v, list))
-        return numbers if _is_number(default) else Kind("text or ~", lambda v: v is None or isinstance(v, str))
+        numbers = Kind(NUMBER.text, lambda v: is_number(v) or isinstance(v, list))
+        return numbers if is_number(default) else Kind("text or ~", lambda v: v is None or isinstance(v, str))
     return ANY
 
 
@@ -432,7 +429,7 @@ DATASET = {
 TRAIN = {
     "total_iter": POSITIVE,  # BasicSR writes 1e6 too
     "warmup_iter": NUMBER,
-    "ema_decay": Kind("a number in [0, 1)", lambda v: _is_number(v) and 0 <= v < 1),
+    "ema_decay": Kind("a number in [0, 1)", lambda v: is_number(v) and 0 <= v < 1),
     "use_amp": _one_of(False, "bf16", "fp16"),
     "use_channels_last": BOOL,
     "use_compile": BOOL,

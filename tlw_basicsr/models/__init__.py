@@ -29,9 +29,11 @@ def build_model(opt: dict[str, Any]) -> BaseModel:
         model = with_training(model)
     try:
         built = model(opt)
+    except UserError:
+        raise
     except KeyError as error:
         raise UserError(f"{opt['model_type']}: the option {error} is missing") from error
-    except (TypeError, ValueError, IndexError, AssertionError, NotImplementedError) as error:
+    except Exception as error:  # what a model's classes make of wrong options
         raise UserError(f"{opt['model_type']} can't be built from these options ({first_line(error)})") from error
     get_root_logger().info(f"Model [{type(built).__name__}] is created.")
     return built
