@@ -126,8 +126,8 @@ def kill_test(folder: Path, kills: int, seed: int, iterations: int, num_feat: in
         text = yaml.safe_dump(options(folder, iterations, num_feat, workers))
         (folder / name / "options.yml").write_text(text)
         ends[name] = folder / name / "experiments/kill_test"
-    began = time.monotonic()
     process = start(folder / "whole")
+    began = time.monotonic()
     process.join()
     if process.exitcode:
         raise SystemExit(f"the untouched training ended with {process.exitcode}, see {folder / 'whole/output.txt'}")

@@ -8,12 +8,13 @@ import re
 import signal
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.conftest import ROOT, plain_options, tiny_options, write_yaml
+from tests.conftest import ROOT, plain_options, reset_logger, tiny_options, write_yaml
 from tests.test_pipeline import log_lines, same
 from tlw_basicsr import UserError, checkpoint
 from tlw_basicsr.checkpoint import load_file, save_file
@@ -36,9 +37,11 @@ def truncate(path):
 
 def flip(path):
     """One bit of a tensor's data."""
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+    with zipfile.ZipFile(path) as archive:
+        data = archive.read(max((m for m in archive.infolist() if "/data/" in m.filename), key=lambda m: m.file_size))
+    content = path.read_bytes()
+    start = content.index(data)
+    path.write_bytes(content[:start] + bytes([content[start] ^ 1]) + content[start + 1 :])
 
 
 def not_finite(path):
@@ -52,7 +55,6 @@ def finished(photographs, tmp_path_factory):
     """The files of a finished training, to be damaged in copies."""
     import shutil
 
-    from tests.conftest import reset_logger
     from tlw_basicsr.pipeline import train_pipeline
 
     root = tmp_path_factory.mktemp("finished")
@@ -152,7 +154,7 @@ def test_a_changed_learning_rate_is_told_and_the_states_is_taken(finished, photo
     changes = {"train__optim_g__lr": 0.5, "train__total_iter": 7, "logger__print_freq": 1}
     train(quick(photographs, **changes), "--auto_resume")
     assert "train.optim_g.lr was 0.001 in the training of" in log_text(experiment)
-    assert "lr:(5.000e-04,)" in log_text(experiment).splitlines()[-3]
+    assert "lr:(5.000e-04,)" in [line for line in log_text(experiment).splitlines() if "[epoch:" in line][-1]
 
 
 def test_a_state_holds_its_options_and_version(finished, photographs, tmp_path):
@@ -233,20 +235,23 @@ def wait_for(process, what):
 
 def test_a_signal_stops_after_the_iteration_and_the_run_goes_on_with_the_same_bits(photographs, train, tmp_path):
     """To the whole process group, as a cluster sends it, with a data loader's worker in it."""
-    changes = {"train__total_iter": 40, "logger__save_checkpoint_freq": 40, "datasets__train__num_worker_per_gpu": 1}
+    changes = {"train__total_iter": 20, "logger__save_checkpoint_freq": 20, "datasets__train__num_worker_per_gpu": 1}
     cut = tmp_path / "cut"
     cut.mkdir()
-    process = start(cut, quick(photographs, **changes))
+    process = start(cut, quick(photographs, **changes), OMP_NUM_THREADS="1")
     wait_for(process, "iter:       2")
     os.killpg(process.pid, signal.SIGTERM)
     error = process.communicate(timeout=60)[1]
     assert process.returncode == 128 + signal.SIGTERM, error
     assert "Stopped by SIGTERM after iteration" in error and "Traceback" not in error
     states = list(cut.glob("experiments/tiny/training_states/*.state"))
-    assert len(states) == 1 and 2 <= int(states[0].stem) < 40
+    assert len(states) == 1 and 2 <= int(states[0].stem) < 20
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # another number of threads gives other roundings
     resumed = train(quick(photographs, **changes), "--auto_resume", root=cut)
     whole = train(quick(photographs, **changes), root=tmp_path / "whole")
-    for name in ("models/net_g_40.pth", "models/net_w_40.pth", "training_states/40.state"):
+    torch.set_num_threads(threads)
+    for name in ("models/net_g_20.pth", "models/net_w_20.pth", "training_states/20.state"):
         assert same(load_file(whole / name, ""), load_file(resumed / name, "")), name
 
 
@@ -386,6 +391,7 @@ def test_images_logs_and_tensorboard_on_a_full_disk(photographs, train, monkeypa
         patch.setattr("torch.utils.tensorboard.SummaryWriter.add_scalar", full)
         with pytest.raises(UserError, match="No space left on device"):
             train(quick(photographs, logger__use_tb_logger=True))
+    reset_logger()
     with monkeypatch.context() as patch:
         flush = logging.StreamHandler.flush
         patch.setattr(

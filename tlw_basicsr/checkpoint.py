@@ -234,16 +234,23 @@ def check_optimizer_state(theirs: Any, optimizer: Optimizer, where: str) -> None
     counts = [len(g["params"]) if isinstance(g, dict) and isinstance(g.get("params"), list) else -1 for g in groups]
     if counts != [len(g["params"]) for g in own]:
         raise UserError(f"{where} is of other networks: of {counts} parameters, not {[len(g['params']) for g in own]}")
+    adam = isinstance(optimizer, torch.optim.Adam)
     for group, ours in zip(groups, own, strict=True):
-        for key, value in group.items():
-            if key != "params" and key in ours and not _alike(value, ours[key]):
-                raise UserError(f"{where}: {key}: expected a value like {ours[key]!r}, got {value!r:.60}")
+        for key in ours.keys() - {"params"}:
+            # torch adds flags from version to version
+            fits = _alike(group[key], ours[key]) if key in group else ours[key] is None or isinstance(ours[key], bool)
+            if not fits or (key == "betas" and len(group[key]) != 2):
+                raise UserError(f"{where}: {key}: expected a value like {ours[key]!r}, got {group.get(key)!r:.60}")
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for number, p in zip((n for g in groups for n in g["params"]), parameters, strict=True):
         values = theirs["state"].get(number, {})
-        if not isinstance(values, dict):
-            raise UserError(f"{where}: the state of parameter {number} is no dict")
+        if not isinstance(values, dict) or (adam and values and not {"step", "exp_avg", "exp_avg_sq"} <= values.keys()):
+            raise UserError(f"{where}: the state of parameter {number} is not complete")
         for key, value in values.items():
+            if key == "step" and is_number(value):  # of older versions
+                continue
+            if adam and (not torch.is_tensor(value) or (key == "step" and value.numel() != 1)):
+                raise UserError(f"{where}: {key} of parameter {number} is {type(value).__name__}, not a tensor's value")
             if not torch.is_tensor(value):
                 continue
             if key.startswith(("exp_avg", "max_exp_avg")) and value.shape != p.shape:

@@ -6,15 +6,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
+LONGEST = 4000  # characters of a message
+
+
 class UserError(Exception):
     """A wrong option, image or checkpoint. The message names the key or file and says what is accepted."""
 
     def __str__(self) -> str:
         # A data loader's worker wraps the message in its traceback, of which the last line is ours.
         text = super().__str__().strip()
-        if not text.startswith("Caught "):
-            return text
-        return text.splitlines()[-1].split("UserError: ", 1)[-1]
+        if text.startswith("Caught "):
+            text = text.splitlines()[-1].split("UserError: ", 1)[-1]
+        # a wrong value may be a tensor of many lines, or hold what a terminal would obey
+        text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
+        return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
 
 
 def first_line(error: BaseException) -> str:

@@ -85,6 +85,13 @@ def _list_lmdb(root: Path, key: str) -> list[ImageEntry]:
         entries.append(ImageEntry(name, int(shape[0]), int(shape[1])))
     if not entries:
         raise UserError(f"{key}: {root / 'meta_info.txt'} lists no image")
+    try:
+        with lmdb.open(str(root), readonly=True, lock=False) as env:
+            size = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+    except lmdb.Error as error:
+        raise UserError(f"{key}: {root} is not an LMDB that can be read ({error})") from error
+    if size > (root / "data.mdb").stat().st_size:  # reading what is missing would end the process
+        raise UserError(f"{key}: {root / 'data.mdb'} is cut: it should be {size:,} bytes")
     return entries
 
 
