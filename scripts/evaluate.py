@@ -13,19 +13,19 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import tlw_basicsr  # noqa: I001, F401  comes first, see its compat.py
-import torch
 
 from tlw_basicsr.checkpoint import write_text
 from tlw_basicsr.errors import UserError, run
-from tlw_basicsr.evaluation import PROTOCOLS, Upscaler, bicubic, csv_text, evaluate, means, network_of
+from tlw_basicsr.evaluation import PROTOCOLS, Upscaler, bicubic, csv_text, evaluate, means
+from tlw_basicsr.inference import upscaler_of
 
 
 def upscalers(args: argparse.Namespace, protocols: list[str]) -> dict[str, Upscaler]:
     """Bicubic or the network, for each protocol."""
     if args.bicubic:
         return {name: bicubic(args.scale, PROTOCOLS[name].quantize) for name in protocols}
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return dict.fromkeys(protocols, network_of(args.opt, args.checkpoint, args.scale, args.param_key, device))
+    upscale = upscaler_of(args.opt, args.checkpoint, args.scale, args.param_key, args.device)
+    return dict.fromkeys(protocols, upscale)
 
 
 def main() -> None:
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--lpips", action="store_true", help="also LPIPS of VGG and AlexNet; needs their weights")
     parser.add_argument("--perceptual", action="store_true", help="also GMSD, HaarPSI and VIF, which need no weights")
     parser.add_argument("--grey-as-y", action="store_true", help="take the levels of a grey HR image as Y (field)")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, …; default: a GPU where there is one")
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, …")
     parser.add_argument("--csv", type=Path, help="write the values of every image")
     parser.add_argument("--json", type=Path, help="write the means")
     args = parser.parse_args()

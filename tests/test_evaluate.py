@@ -134,7 +134,10 @@ def test_a_network_by_the_program_with_csv_and_json(gt_folder, tmp_path, program
     from_csv = np.mean([float(line["psnr_y"]) for line in lines if line["protocol"] == "paper"])
     assert from_csv == pytest.approx(written["paper"]["psnr_y"])
 
-    assert program("--gt", gt_folder, "--scale", 3, *network) == (2, "error: --scale: 3, but net.yml has scale: 2\n")
+    assert program("--gt", gt_folder, "--scale", 3, *network) == (
+        2,
+        "error: --scale: 3, but the network of net.yml is of scale 2\n",
+    )
 
 
 def test_lr_images_of_a_folder(gt_folder, tmp_path):

@@ -37,6 +37,13 @@ _alias("torchvision.transforms.functional_tensor", "torchvision.transforms.funct
 _alias("scipy.ndimage.filters", "scipy.ndimage", "convolve")
 
 
+def replace(original: Callable, new: Callable) -> None:
+    """Let BasicSR's modules that have imported the function ``original`` call ``new``."""
+    for name, module in list(sys.modules.items()):
+        if name.split(".")[0] == "basicsr" and vars(module).get(original.__name__) is original:
+            setattr(module, original.__name__, new)
+
+
 class CudaMeans(TorchFunctionMode):
     """Within it, ``.cuda()`` and ``device='cuda'`` mean ``device``.
 

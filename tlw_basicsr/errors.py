@@ -2,7 +2,10 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+LONGEST = 4000  # characters of a message
 
 
 class UserError(Exception):
@@ -11,15 +14,36 @@ class UserError(Exception):
     def __str__(self) -> str:
         # A data loader's worker wraps the message in its traceback, of which the last line is ours.
         text = super().__str__().strip()
-        if not text.startswith("Caught "):
-            return text
-        return text.splitlines()[-1].split("UserError: ", 1)[-1]
+        if text.startswith("Caught "):
+            text = text.splitlines()[-1].split("UserError: ", 1)[-1]
+        # a wrong value may be a tensor of many lines, or hold what a terminal would obey
+        text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
+        return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
 
 
 def first_line(error: BaseException) -> str:
     """The type and the first line of an error's message."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def reason_of(error: BaseException) -> str:
+    """The operating system's words for ``error``, if it or what led to it has any, else its first line."""
+    chain: BaseException | None = error
+    while chain is not None:
+        if isinstance(chain, OSError) and chain.strerror:
+            return chain.strerror
+        chain = chain.__cause__ or chain.__context__
+    return first_line(error)
+
+
+@contextmanager
+def files_in_a_line() -> Iterator[None]:
+    """Tell an error of the operating system, such as a full disk, as a :class:`UserError` that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{error.filename or 'a file'} can't be read or written ({reason_of(error)})") from error
 
 
 def run(main: Callable[[], None]) -> None:

@@ -16,7 +16,6 @@ from basicsr.utils import FileClient, img2tensor, tensor2img
 from basicsr.utils.registry import ARCH_REGISTRY
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from tlw_basicsr.checkpoint import check_fit, network_state
@@ -25,7 +24,6 @@ from tlw_basicsr.data.bicubic_sr_dataset import check_sizes, lq_of_crop
 from tlw_basicsr.data.images import list_images, read_image
 from tlw_basicsr.errors import UserError, first_line
 from tlw_basicsr.metrics.paper_metrics import l1, lpips, mse, psnr_y
-from tlw_basicsr.options import check_arguments, lookup, read_options
 
 Upscaler = Callable[[Tensor], Tensor]
 Row = dict[str, Any]
@@ -80,39 +78,6 @@ def load_network(options: dict[str, Any], path: str | Path, param_key: str = "pa
     check_fit(state, net, True, path, "checkpoint")
     net.load_state_dict(state)
     return net.eval().requires_grad_(False)
-
-
-def network(net: nn.Module, scale: int, window_size: int = 1, device: str | torch.device = "cpu") -> Upscaler:
-    """A network as an upscaler of (1, 3, H, W) in [0, 1], its result on the CPU.
-
-    Args:
-        net: the SR network.
-        scale: its factor.
-        window_size: the image is reflected to a multiple of it and the SR image cut, for SwinIR and the like.
-        device: to run on.
-    """
-    net = net.to(device)
-
-    def upscale(lq: Tensor) -> Tensor:
-        height, width = lq.shape[-2:]
-        lq = F.pad(lq.to(device), (0, -width % window_size, 0, -height % window_size), "reflect")
-        return net(lq)[..., : height * scale, : width * scale].cpu()
-
-    return upscale
-
-
-def network_of(yaml: Path, checkpoint: Path, scale: int, param_key: str, device: str) -> Upscaler:
-    """The network of a YAML's ``network_g`` with a checkpoint's weights, as an upscaler.
-
-    Raises:
-        UserError: the YAML or the checkpoint is wrong, or they are of another scale.
-    """
-    opt = read_options(yaml)
-    check_arguments(opt.get("network_g"), "network_g", lookup(ARCH_REGISTRY, opt.get("network_g"), "network_g"))
-    if opt.get("scale") not in (None, scale):
-        raise UserError(f"--scale: {scale}, but {yaml} has scale: {opt['scale']}")
-    net = load_network(opt["network_g"], checkpoint, param_key)
-    return network(net, scale, opt["network_g"].get("window_size") or 1, device)
 
 
 def field_row(sr: Tensor, gt: Tensor, crop_border: int, grey: bool = False) -> Row:

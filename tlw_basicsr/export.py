@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tlw_basicsr.checkpoint import written_whole
+from tlw_basicsr.checkpoint import whole_file
 from tlw_basicsr.errors import UserError, first_line
 from tlw_basicsr.inference import NetworkUpscaler
 from tlw_basicsr.trained import input_channels
@@ -52,7 +52,7 @@ def export_safetensors(net: nn.Module, options: dict[str, Any], path: Path) -> N
 
     state = {name: tensor.contiguous().clone() for name, tensor in net.state_dict().items()}
     content = save(state, metadata(options, NetworkUpscaler(net, options)))
-    with written_whole(path) as file:
+    with whole_file(path) as file:
         file.write(content)
 
 
@@ -97,7 +97,7 @@ def export_onnx(net: nn.Module, options: dict[str, Any], path: Path, size: tuple
         raise UserError(f"{options['type']} can't be exported to ONNX ({first_line(error)}){hint}") from error
     if not difference <= TOLERANCE:
         raise UserError(f"{options['type']}: its ONNX results differ by {difference:.1e}, not written{hint}")
-    with written_whole(path) as file:
+    with whole_file(path) as file:
         file.write(content)
     return difference
 

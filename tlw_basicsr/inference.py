@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from tlw_basicsr.data.bicubic import imresize
 from tlw_basicsr.data.prepare import tile_starts
 from tlw_basicsr.errors import UserError
-from tlw_basicsr.trained import input_channels
+from tlw_basicsr.options import read_options
+from tlw_basicsr.trained import device_named, input_channels, trained_network
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -102,6 +103,22 @@ class NetworkUpscaler:
             sr[place] += weight * self._run(lq[..., top : top + tile_h, left : left + tile_w])
             total[place] += weight
         return sr / total
+
+
+def upscaler_of(
+    yaml: str | Path, checkpoint: str | Path, scale: int, param_key: str = "params", device: str = "auto"
+) -> NetworkUpscaler:
+    """The network of a YAML's ``network_g`` with a checkpoint's weights, as an upscaler of whole images.
+
+    Raises:
+        UserError: the YAML or the checkpoint is wrong, or the network is of another scale.
+    """
+    opt = read_options(str(yaml))
+    net = trained_network(opt, "network_g", checkpoint, param_key)
+    upscale = NetworkUpscaler(net, opt["network_g"], device=device_named(device))
+    if upscale.scale != scale:
+        raise UserError(f"--scale: {scale}, but the network of {yaml} is of scale {upscale.scale}")
+    return upscale
 
 
 def blend_weights(length: int, overlap: int, before: bool, after: bool) -> Tensor:

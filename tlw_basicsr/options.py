@@ -26,6 +26,7 @@ from basicsr.utils.registry import (
     Registry,
 )
 
+from tlw_basicsr.checkpoint import is_number
 from tlw_basicsr.distributed import LAUNCHERS, init_distributed
 from tlw_basicsr.errors import UserError
 from tlw_basicsr.models.tlw_model import PRESETS, with_tlw
@@ -59,12 +60,34 @@ def load_yaml(text: str, name: str) -> Any:
         UserError: it is not YAML; the message has the line.
     """
     try:
-        return yaml.load(text, Loader=_Loader)
+        return _unshared(yaml.load(text, Loader=_Loader), name)
+    except (ValueError, RecursionError, OverflowError) as error:  # a date such as 2020-13-45; ten thousand brackets
+        raise UserError(f"{name}: not valid YAML: {type(error).__name__}") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{name}, line {mark.line + 1}" if mark else name
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise UserError(f"{place}: not valid YAML: {problem}") from error
+
+
+def _unshared(content: Any, name: str) -> Any:
+    """``content`` with a copy for every YAML alias: BasicSR takes keys out of sections, which must not be shared.
+
+    Raises:
+        UserError: the aliases make more than 100,000 values of it, or an endless one.
+    """
+    count = 0
+
+    def copied(value: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count > 100_000:
+            raise UserError(f"{name}: its YAML aliases make more than 100,000 values")
+        if isinstance(value, dict):
+            return {key: copied(item) for key, item in value.items()}
+        return [copied(item) for item in value] if isinstance(value, list) else value
+
+    return copied(content)
 
 
 def force_options(opt: Options, entries: list[str]) -> None:
@@ -213,10 +236,6 @@ def _whole(minimum: int) -> Kind:
     )
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
 def _one_of(*choices: Any) -> Kind:
     return Kind("one of " + ", ".join(map(str, choices)), lambda v: v in choices)
 
@@ -228,15 +247,19 @@ def _or_none(kind: Kind) -> Kind:
 ANY = Kind("anything", lambda _: True)
 STR = Kind("text", lambda v: isinstance(v, str) and v != "")
 BOOL = Kind("true or false", lambda v: isinstance(v, bool))
-NUMBER = Kind("a number", _is_number)
-POSITIVE = Kind("a number above 0", lambda v: _is_number(v) and v > 0)
-NOT_NEGATIVE = Kind("a number of at least 0", lambda v: _is_number(v) and v >= 0)
-FRACTION = Kind("a number in (0, 1)", lambda v: _is_number(v) and 0 < v < 1)
+NUMBER = Kind("a number", is_number)
+POSITIVE = Kind("a number above 0", lambda v: is_number(v) and v > 0)
+NOT_NEGATIVE = Kind("a number of at least 0", lambda v: is_number(v) and v >= 0)
+FRACTION = Kind("a number in (0, 1)", lambda v: is_number(v) and 0 < v < 1)
 DICT = Kind("a section of 'key: value'", lambda v: isinstance(v, dict))
 LIST = Kind("a list", lambda v: isinstance(v, list))
 NAMES = Kind("a list of names", lambda v: isinstance(v, list) and all(isinstance(n, str) for n in v))
 FOLDER_NAME = Kind(
-    "a plain folder name, without / or ..", lambda v: isinstance(v, str) and v not in ("", "..") and Path(v).name == v
+    "a plain folder name, without / or ..",
+    lambda v: isinstance(v, str) and v.isprintable() and v not in ("", "..") and Path(v).name == v,
+)
+SUFFIX = Kind(
+    "text without /, or ~", lambda v: v is None or (isinstance(v, str) and v.isprintable() and not set(v) & set("/\\"))
 )
 
 Schema = Mapping[str, Kind]
@@ -345,8 +368,8 @@ def _kind_of(parameter: inspect.Parameter) -> Kind:
         if isinstance(default, bool):
             return BOOL
         # a default of 1 may well mean a float, or one for each side
-        numbers = Kind(NUMBER.text, lambda v: _is_number(v) or isinstance(v, list))
-        return numbers if _is_number(default) else Kind("text or ~", lambda v: v is None or isinstance(v, str))
+        numbers = Kind(NUMBER.text, lambda v: is_number(v) or isinstance(v, list))
+        return numbers if is_number(default) else Kind("text or ~", lambda v: v is None or isinstance(v, str))
     return ANY
 
 
@@ -388,7 +411,7 @@ TOP = {
     "find_unused_parameters": BOOL,
 }
 DATASET = {
-    "name": STR,
+    "name": FOLDER_NAME,  # of saved images
     "type": STR,
     "dataroot_gt": STR,
     "dataroot_lq": STR,
@@ -415,13 +438,14 @@ DATASET = {
 TRAIN = {
     "total_iter": POSITIVE,  # BasicSR writes 1e6 too
     "warmup_iter": NUMBER,
-    "ema_decay": Kind("a number in [0, 1)", lambda v: _is_number(v) and 0 <= v < 1),
+    "ema_decay": Kind("a number in [0, 1)", lambda v: is_number(v) and 0 <= v < 1),
     "use_amp": _one_of(False, "bf16", "fp16"),
     "use_channels_last": BOOL,
     "use_compile": BOOL,
     "use_tf32": BOOL,
     "accumulation_steps": _whole(1),
     "clip_grad_norm": _or_none(POSITIVE),
+    "max_bad_steps": _whole(1),
     "scheduler": DICT,
     "init_g": _one_of("default", "paper"),
     "tlw": _or_none(DICT),
@@ -444,7 +468,7 @@ VAL = {
     "val_freq": POSITIVE,
     "save_img": BOOL,
     "pbar": BOOL,
-    "suffix": Kind("text, or ~", lambda v: v is None or isinstance(v, str)),
+    "suffix": SUFFIX,
     "metrics": _or_none(DICT),
     "save_best": _or_none(STR),
 }
@@ -452,6 +476,7 @@ UNCERTAINTY = {"stage_one_iter": _whole(0), "features": STR}
 LOGGER = {
     "print_freq": POSITIVE,
     "save_checkpoint_freq": POSITIVE,
+    "keep_checkpoints": _or_none(_whole(1)),
     "use_tb_logger": BOOL,
     "wandb": _or_none(DICT),
 }

@@ -1,20 +1,22 @@
 """BasicSR's training and testing, as ``train.py`` and ``test.py`` run them."""
 
 import logging
+import signal
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from basicsr.data import build_dataloader, build_dataset
+from basicsr.data import build_dataloader
 from basicsr.data.prefetch_dataloader import CUDAPrefetcher
 from basicsr.train import init_tb_loggers
 from basicsr.utils import (
     AvgTimer,
     MessageLogger,
-    check_resume,
     get_env_info,
     get_root_logger,
     get_time_str,
@@ -26,14 +28,16 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from tlw_basicsr.checkpoint import load_file
-from tlw_basicsr.data.resumable import ResumableSampler, SeededDataset
-from tlw_basicsr.errors import UserError
+from tlw_basicsr.data.resumable import CheckedDataset, ResumableSampler, SeededDataset
+from tlw_basicsr.errors import UserError, files_in_a_line, reason_of
 from tlw_basicsr.models import build_model
 from tlw_basicsr.options import Options, parse_options
 from tlw_basicsr.preflight import check_batch, check_files
+from tlw_basicsr.resume import best_iterations, find_state, options_of, prune, remove_leftovers
+from tlw_basicsr.signals import StopSignals, leave_to_parent
 
 
+@files_in_a_line()
 def train_pipeline(root_path: str, argv: list[str] | None = None) -> None:
     """BasicSR's training, exact on resume: experiments, logs and TensorBoard files are made in ``root_path``.
 
@@ -42,25 +46,27 @@ def train_pipeline(root_path: str, argv: list[str] | None = None) -> None:
         argv: the command line's arguments, ``sys.argv[1:]`` if None.
 
     Raises:
-        UserError: an option, image or checkpoint is wrong. What can be known before training is checked first.
+        UserError: an option, image or checkpoint is wrong, or a file can't be written. What can be known before
+            training is checked first.
+        SystemExit: SIGTERM or SIGINT stopped the training after an iteration, which is saved; 128 + the signal.
     """
     opt, args = parse_options(root_path, is_train=True, argv=argv)
     opt["root_path"] = root_path
     torch.backends.cudnn.benchmark = True
-    resume_state = load_resume_state(opt)
+    resume_state, notes = find_state(opt)
     check_files(opt)
     wait_for_all(opt)  # one process moves folders that others may still be reading
     make_folders(opt, args.opt, resume_state is not None)
     wait_for_all(opt)
 
     # The logger must not be used above: its file lies in the new folder.
-    log_file = Path(opt["path"]["log"], f"train_{opt['name']}_{get_time_str()}.log")
-    logger = get_root_logger(log_level=logging.INFO, log_file=str(log_file))
-    logger.info(get_env_info())
-    logger.info(dict2str(opt))
+    logger = start_log(opt, "train")
+    for note in notes:
+        logger.warning(note)
     tb_logger = init_tb_loggers(opt)
 
     model = build_model(opt)
+    model.given_options = options_of(opt)
     loader, sampler = train_data(opt)
     val_loaders = validation_data(opt)
     total_iters = int(opt["train"]["total_iter"])
@@ -87,11 +93,19 @@ def train_pipeline(root_path: str, argv: list[str] | None = None) -> None:
         for val_loader in val_loaders:
             model.validation(val_loader, current_iter, tb_logger, opt["val"]["save_img"])
 
+    def save() -> None:
+        logger.info("Saving models and training states.")
+        model.save(epoch, current_iter)
+        if opt["rank"] == 0:
+            metric = next(iter((opt.get("val") or {}).get("metrics") or {}), None)
+            prune(opt, current_iter, best_iterations(getattr(model, "best_metric_results", {}), metric))
+
     message_logger = MessageLogger(opt, current_iter, tb_logger)
     data_timer, iter_timer = AvgTimer(), AvgTimer()
     show_bar = opt["rank"] == 0 and sys.stderr.isatty()
     bar = tqdm(total=total_iters, initial=current_iter, unit="it", disable=not show_bar, dynamic_ncols=True)
-    with bar, logging_redirect_tqdm([logger]):
+    stop = StopSignals(opt["dist"], model.device)
+    with bar, logging_redirect_tqdm([logger]), stop:
         while current_iter < total_iters:
             epoch, done = divmod(current_iter - position["iter"], len(loader))
             epoch += position["epoch"]
@@ -116,9 +130,18 @@ def train_pipeline(root_path: str, argv: list[str] | None = None) -> None:
                     )
                 if val_loaders and current_iter % opt["val"]["val_freq"] == 0:
                     validate()
-                if current_iter % opt["logger"]["save_checkpoint_freq"] == 0:  # the state holds the best metrics
-                    logger.info("Saving models and training states.")
-                    model.save(epoch, current_iter)
+                stopping = stop.agreed()
+                if stopping or current_iter % opt["logger"]["save_checkpoint_freq"] == 0:
+                    save()  # after the validation: the state holds the best metrics
+                if stopping:
+                    logger.info(
+                        f"Stopped by {signal.Signals(stopping).name} after iteration {current_iter:,}; "
+                        "--auto_resume goes on from here."
+                    )
+                    wait_for_all(opt)
+                    if tb_logger:
+                        tb_logger.close()
+                    sys.exit(128 + stopping)
                 if current_iter >= total_iters:
                     break
                 data_timer.start()
@@ -139,25 +162,24 @@ def wait_for_all(opt: Options) -> None:
         dist.barrier()
 
 
-def load_resume_state(opt: Options) -> dict[str, Any] | None:
-    """The training state to resume from, if any, and the networks' paths in ``opt`` set to those saved with it.
+def start_log(opt: Options, kind: str) -> logging.Logger:
+    """BasicSR's logger with a new file, which tells when it can't be written."""
+    log_file = Path(opt["path"]["log"], f"{kind}_{opt['name']}_{get_time_str()}.log")
+    logger = get_root_logger(log_level=logging.INFO, log_file=str(log_file))
+    for handler in logger.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handleError = partial(fail_to_log, handler)
+    logger.info(get_env_info())
+    logger.info(dict2str(opt))
+    return logger
 
-    With ``--auto_resume`` it is the newest in ``experiments/{name}/training_states``.
-    """
-    path = opt["path"].get("resume_state")
-    if opt["auto_resume"]:
-        states = Path(opt["path"]["training_states"]).glob("*.state")
-        newest = max((s for s in states if s.stem.isdigit()), key=lambda s: int(s.stem), default=None)
-        path = str(newest) if newest else path
-    if not path:
-        return None
-    opt["path"]["resume_state"] = path
-    state = load_file(path, "path.resume_state")
-    if not {"iter", "optimizers", "schedulers"} <= state.keys():
-        raise UserError(f"path.resume_state: {path} is not a training state of BasicSR")
-    check_resume(opt, state["iter"])
-    opt["manual_seed"] = state.get("seed", opt["manual_seed"])  # the one drawn then, if none is given
-    return state
+
+def fail_to_log(handler: logging.FileHandler, _: logging.LogRecord) -> None:
+    """Raise a :class:`UserError` for the error that a log's handler has met; it closes its file."""
+    error = sys.exc_info()[1]
+    with suppress(OSError, AttributeError):
+        handler.stream.close()
+    raise UserError(f"{handler.baseFilename} can't be written ({reason_of(error)})") from error
 
 
 def make_folders(opt: Options, yaml_path: str, resuming: bool) -> None:
@@ -169,13 +191,14 @@ def make_folders(opt: Options, yaml_path: str, resuming: bool) -> None:
     elif opt["rank"] == 0:
         for key in ("models", "training_states", "visualization"):
             Path(opt["path"][key]).mkdir(parents=True, exist_ok=True)
+        remove_leftovers(opt)
     copy_opt_file(yaml_path, opt["path"]["experiments_root"])
 
 
 def train_data(opt: Options) -> tuple[DataLoader, ResumableSampler]:
     """The loader of the training data and its sampler."""
     dataset_opt = opt["datasets"]["train"]
-    dataset = SeededDataset(build_dataset(dataset_opt), opt["manual_seed"])
+    dataset = SeededDataset(CheckedDataset(dataset_opt, "datasets.train"), opt["manual_seed"])
     check_batch(len(dataset), dataset_opt, opt)
     ratio = dataset_opt.get("dataset_enlarge_ratio", 1)
     sampler = ResumableSampler(dataset, opt["world_size"], opt["rank"], ratio)
@@ -184,8 +207,10 @@ def train_data(opt: Options) -> tuple[DataLoader, ResumableSampler]:
 
 def validation_data(opt: Options) -> list[DataLoader]:
     """The loaders of the validation sets; none without a ``val`` section."""
-    sets = [options for options in opt["datasets"].values() if options["phase"] == "val"]
-    return [data_loader(build_dataset(options), options, opt) for options in sets] if opt.get("val") else []
+    sets = {key: options for key, options in opt["datasets"].items() if options["phase"] == "val"}
+    if not opt.get("val"):
+        return []
+    return [data_loader(CheckedDataset(options, f"datasets.{key}"), options, opt) for key, options in sets.items()]
 
 
 def data_loader(
@@ -195,6 +220,7 @@ def data_loader(
     loader = build_dataloader(
         dataset, dataset_opt, num_gpu=opt["num_gpu"], dist=opt["dist"], sampler=sampler, seed=opt["manual_seed"]
     )
+    loader.worker_init_fn = leave_to_parent(loader.worker_init_fn)
     loader.generator = torch.Generator().manual_seed(opt["manual_seed"])
     return loader
 
@@ -209,6 +235,7 @@ def batches(loader: DataLoader, opt: Options) -> Iterator[dict[str, Any]]:
         yield batch
 
 
+@files_in_a_line()
 def test_pipeline(root_path: str, argv: list[str] | None = None) -> None:
     """BasicSR's testing: images, metrics and the log go to ``results/{name}`` in ``root_path``.
 
@@ -222,13 +249,10 @@ def test_pipeline(root_path: str, argv: list[str] | None = None) -> None:
     opt, _ = parse_options(root_path, is_train=False, argv=argv)
     check_files(opt)
     make_exp_dirs(opt)
-    log_file = Path(opt["path"]["log"], f"test_{opt['name']}_{get_time_str()}.log")
-    logger = get_root_logger(log_level=logging.INFO, log_file=str(log_file))
-    logger.info(get_env_info())
-    logger.info(dict2str(opt))
+    logger = start_log(opt, "test")
 
     model = build_model(opt)
-    for _, dataset_opt in sorted(opt["datasets"].items()):
-        loader = data_loader(build_dataset(dataset_opt), dataset_opt, opt)
+    for key, dataset_opt in sorted(opt["datasets"].items()):
+        loader = data_loader(CheckedDataset(dataset_opt, f"datasets.{key}"), dataset_opt, opt)
         logger.info(f"Testing {dataset_opt['name']}: {len(loader.dataset)} images.")
         model.validation(loader, current_iter=opt["name"], tb_logger=None, save_img=opt["val"]["save_img"])

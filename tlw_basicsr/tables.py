@@ -16,12 +16,12 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import torch
 import yaml
 
 from tlw_basicsr.checkpoint import write_text
 from tlw_basicsr.errors import UserError
-from tlw_basicsr.evaluation import PROTOCOLS, Upscaler, bicubic, csv_text, evaluate, means, network_of
+from tlw_basicsr.evaluation import PROTOCOLS, Upscaler, bicubic, csv_text, evaluate, means
+from tlw_basicsr.inference import upscaler_of
 from tlw_basicsr.options import Options, force_options, read_options
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -295,10 +295,7 @@ def upscalers_of(run: Run, name: str, scale: int, checkpoint: Path | None) -> di
     """What makes the SR images of each protocol."""
     if checkpoint is None:
         return {key: bicubic(scale, protocol.quantize) for key, protocol in PROTOCOLS.items()}
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return dict.fromkeys(
-        PROTOCOLS, network_of(run.out / "options" / f"{name}.yml", checkpoint, scale, "params", device)
-    )
+    return dict.fromkeys(PROTOCOLS, upscaler_of(run.out / "options" / f"{name}.yml", checkpoint, scale))
 
 
 def checkpoint_of(run: Run, cell: Cell) -> Path:

@@ -238,9 +238,8 @@ def test_a_step_that_is_not_finite_is_left_out_and_counted(photographs, tmp_path
 def test_without_amp_nothing_is_wrapped():
     amp = MixedPrecision("cpu", False)
     optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)])
-    step = optimizer.step
-    amp.guard(optimizer)
-    assert optimizer.step == step
+    amp.unscale_before(optimizer)
+    assert not optimizer._optimizer_step_pre_hooks
     with amp.step():
         assert not torch.is_autocast_enabled("cpu")
 

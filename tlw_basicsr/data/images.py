@@ -3,12 +3,14 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import lmdb
 import numpy as np
 from basicsr.data.data_util import paths_from_folder
 from basicsr.utils import FileClient, imfrombytes
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from tlw_basicsr.checkpoint import whole_file
 from tlw_basicsr.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
@@ -83,6 +85,13 @@ def _list_lmdb(root: Path, key: str) -> list[ImageEntry]:
         entries.append(ImageEntry(name, int(shape[0]), int(shape[1])))
     if not entries:
         raise UserError(f"{key}: {root / 'meta_info.txt'} lists no image")
+    try:
+        with lmdb.open(str(root), readonly=True, lock=False) as env:
+            size = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+    except lmdb.Error as error:
+        raise UserError(f"{key}: {root} is not an LMDB that can be read ({error})") from error
+    if size > (root / "data.mdb").stat().st_size:  # reading what is missing would end the process
+        raise UserError(f"{key}: {root / 'data.mdb'} is cut: it should be {size:,} bytes")
     return entries
 
 
@@ -95,8 +104,31 @@ def read_image(client: FileClient, path: str, client_key: str = "gt") -> np.ndar
     try:
         content = client.get(path, client_key)
         image = None if content is None else imfrombytes(content, float32=True)
-    except (OSError, AttributeError, ValueError, lmdb.Error) as error:  # a failed decode is None in BasicSR
+    except (OSError, AttributeError, ValueError, cv2.error, lmdb.Error) as error:  # a failed decode is None in BasicSR
         raise UserError(f"{path}: not an image that can be read") from error
     if image is None:
         raise UserError(f"{path}: no image of this key in the LMDB")
     return image
+
+
+def imwrite(img: np.ndarray, file_path: str, params: list[int] | None = None, auto_mkdir: bool = True) -> bool:
+    """BasicSR's ``imwrite``, but whole or not at all: OpenCV tells nothing of a full disk.
+
+    Args:
+        img: as OpenCV takes it.
+        file_path: of the image; its suffix is the format.
+        params: of OpenCV's encoder.
+        auto_mkdir: make the folder.
+
+    Raises:
+        UserError: it can't be encoded or written.
+    """
+    path = Path(file_path)
+    if auto_mkdir:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    done, content = cv2.imencode(path.suffix, img, params or [])
+    if not done:
+        raise UserError(f"{path}: the image can't be written as {path.suffix}")
+    with whole_file(path) as file:
+        file.write(content)
+    return True

@@ -11,8 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from basicsr.data import build_dataset
 from basicsr.data.data_sampler import EnlargedSampler
 from torch.utils.data import Dataset
+
+from tlw_basicsr.errors import UserError, first_line
 
 
 class Draw(NamedTuple):
@@ -47,6 +50,48 @@ class ResumableSampler(EnlargedSampler):
         for position, index in enumerate(super().__iter__()):
             if position >= self.start:
                 yield Draw(index, self.epoch, self.rank, position)
+
+
+class CheckedDataset(Dataset):
+    """A data set whose errors are one line that names the image.
+
+    Args:
+        opt: its options.
+        where: their place, such as ``datasets.train``.
+
+    Raises:
+        UserError: its class refuses the options.
+    """
+
+    def __init__(self, opt: dict[str, Any], where: str) -> None:
+        self.where = where
+        try:
+            self.dataset = build_dataset(opt)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"{where}: {opt['type']} can't be built from these options ({first_line(error)})"
+            ) from error
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "dataset":  # while it is not there yet
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self.dataset[index]
+        except UserError:
+            raise
+        except Exception as error:  # of what kind is up to the data set
+            paths = getattr(self.dataset, "paths", None)
+            item = paths[index] if isinstance(paths, list) and index < len(paths) else f"item {index}"
+            item = " or ".join(map(str, item.values())) if isinstance(item, dict) else item
+            raise UserError(f"{self.where}: {item} can't be read ({first_line(error)})") from error
 
 
 class SeededDataset(Dataset):

@@ -16,7 +16,7 @@ from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 from torchvision import models as tv
 
-from tlw_basicsr.checkpoint import load_file
+from tlw_basicsr.checkpoint import check_values, load_file
 from tlw_basicsr.errors import UserError, first_line
 from tlw_basicsr.functional import at_least_fp32
 
@@ -92,7 +92,9 @@ class LPIPSDistance(FeatureDistance):
                 for ours, theirs in names.items()
             ):
                 raise UserError(f"LPIPSDistance: {weights} does not hold the weights of torchvision's {net}")
-            self.trunk.load_state_dict({ours: state[theirs] for ours, theirs in names.items()})
+            state = {ours: state[theirs] for ours, theirs in names.items()}
+            check_values(state, self.trunk.state_dict(), weights or net, "LPIPSDistance weights")
+            self.trunk.load_state_dict(state)
         self.requires_grad_(False)
         self.eval()
 
@@ -145,10 +147,12 @@ class SSIMDistance(FeatureDistance):
         return nn.functional.pad(at_least_fp32(x).clamp(0, 1), [self.kernel_size // 2] * 4, mode="reflect")
 
     def compare(self, features_a: Tensor, features_b: Tensor) -> Tensor:
-        """1 - SSIM: (N,)."""
+        """1 - SSIM: (N,); NaN for a sample that is not finite, which piq refuses."""
+        finite = (features_a.isfinite() & features_b.isfinite()).flatten(1).all(dim=1)
+        images = [f.nan_to_num() for f in (features_a, features_b)]
         with torch.autocast(features_a.device.type, enabled=False):
-            ssim = piq.ssim(features_a, features_b, kernel_size=self.kernel_size, data_range=1.0, reduction="none")
-        return 1 - ssim
+            ssim = piq.ssim(*images, kernel_size=self.kernel_size, data_range=1.0, reduction="none")
+        return torch.where(finite, 1 - ssim, torch.nan)
 
 
 def trunk_state(net: str, weights: str | None) -> dict[str, Tensor]:

@@ -4,9 +4,11 @@ from copy import deepcopy
 from typing import Any
 
 from basicsr.models.base_model import BaseModel
-from basicsr.utils import get_root_logger
+from basicsr.utils import get_root_logger, imwrite
 from basicsr.utils.registry import MODEL_REGISTRY
 
+from tlw_basicsr import compat
+from tlw_basicsr.data import images
 from tlw_basicsr.errors import UserError, first_line
 from tlw_basicsr.models.tlw_model import TLWMixin, TLWModel, with_tlw
 from tlw_basicsr.models.training import TrainingMixin, with_training
@@ -20,15 +22,18 @@ def build_model(opt: dict[str, Any]) -> BaseModel:
     Raises:
         UserError: the model refuses its options.
     """
+    compat.replace(imwrite, images.imwrite)
     opt = deepcopy(opt)
     model = MODEL_REGISTRY.get(opt["model_type"])
     if isinstance(model, type) and issubclass(model, BaseModel):
         model = with_training(model)
     try:
         built = model(opt)
+    except UserError:
+        raise
     except KeyError as error:
         raise UserError(f"{opt['model_type']}: the option {error} is missing") from error
-    except (TypeError, ValueError, IndexError, AssertionError, NotImplementedError) as error:
+    except Exception as error:  # what a model's classes make of wrong options
         raise UserError(f"{opt['model_type']} can't be built from these options ({first_line(error)})") from error
     get_root_logger().info(f"Model [{type(built).__name__}] is created.")
     return built

@@ -74,6 +74,11 @@ class TLWMixin(TrainingMixin):
 
     first_visuals: dict[str, Tensor] | None = None
 
+    @property
+    def own_optimizers(self) -> int:
+        """Optimisers after those of the BasicSR model: the weighting network's."""
+        return 0 if self.net_w is None else 1
+
     def init_training_settings(self) -> None:
         """Build the weighting network, then what the base model builds, then take the place of its pixel loss."""
         self.tlw = TLWOptions.of(self.opt["train"].get("tlw"))
@@ -140,8 +145,10 @@ class TLWMixin(TrainingMixin):
         self.k = k_schedule(t, self.tlw.k_start, self.tlw.k_end, self.tlw.k_decay)
         if self.net_w is not None:
             self.get_bare_model(self.net_w).k = self.k
-        self.current_iter = current_iter
+        self.current_iter, last_e_step = current_iter, self.last_e_step
         super().optimize_parameters(current_iter)
+        if self.guard.in_row:  # the step is undone
+            self.last_e_step = last_e_step
 
     def tlw_pixel_loss(self, sr: Tensor, gt: Tensor, **_: Any) -> Tensor:
         """One iteration of expectation-maximisation on the SR image x̂ = ``sr`` that the base model has computed.
@@ -173,10 +180,12 @@ class TLWMixin(TrainingMixin):
                 l_w.backward()
                 self.optimizer_w.step()
                 self.tlw_log["l_w"] = l_w.detach()
+                self.guard.note("l_w", l_w)
 
             with torch.no_grad():
                 w = self.net_w(fixed_sr, gt)
             self.tlw_log["w"] = w
+            self.guard.note("weights w", w)
             return self.cri_tlw(sr, gt, w, distance)
 
     def get_current_visuals(self) -> OrderedDict[str, Tensor]:
@@ -257,9 +266,9 @@ class TLWMixin(TrainingMixin):
         """Also k, and when φ was last stepped."""
         return {**super().training_state(), "tlw": {"k": self.k, "last_e_step": self.last_e_step}}
 
-    def resume_training(self, resume_state: dict[str, Any]) -> None:
+    def resume_rest(self, resume_state: dict[str, Any]) -> None:
         """Also k, and when φ was last stepped."""
-        super().resume_training(resume_state)
+        super().resume_rest(resume_state)
         if "tlw" in resume_state:
             self.k = resume_state["tlw"]["k"]
             if self.net_w is not None:

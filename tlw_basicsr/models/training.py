@@ -5,6 +5,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cache, partial
+from importlib.metadata import version
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -17,15 +18,16 @@ from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import master_only
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import clip_grad_norm_, get_total_norm
+from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader
 
 from tlw_basicsr.archs.tlw_weight_net_arch import paper_start_values
-from tlw_basicsr.checkpoint import check_fit, network_state, save_file
+from tlw_basicsr.checkpoint import check_fit, check_optimizer_state, check_scheduler_state, network_state, save_file
 from tlw_basicsr.compat import CudaMeans
-from tlw_basicsr.errors import UserError
+from tlw_basicsr.errors import UserError, first_line
+from tlw_basicsr.models.guard import StepGuard
 
 
 class TrainingMixin(BaseModel):
@@ -43,12 +45,18 @@ class TrainingMixin(BaseModel):
 
     ``val.save_best: METRIC`` keeps the networks that are best by this metric on the first validation set, as
     ``net_*_best.pth``.
+
+    A step in which the input, the output, a loss, a weight, a gradient or a network is not finite is undone and
+    logged, see :class:`tlw_basicsr.models.guard.StepGuard`; ``max_bad_steps`` (default 10) of them in a row end the
+    training.
     """
 
     def __init__(self, opt: dict[str, Any]) -> None:
         train = opt.get("train") or {}
         device = "cpu" if opt["num_gpu"] == 0 else "cuda"
         self.amp = MixedPrecision(device, train.get("use_amp") if opt["is_train"] else False)
+        self.guard = StepGuard()
+        self.batch: dict[str, Any] = {}
         if train.get("use_tf32"):
             torch.set_float32_matmul_precision("high")
         with device_names(opt):
@@ -57,7 +65,7 @@ class TrainingMixin(BaseModel):
     def feed_data(self, data: dict[str, Any]) -> None:
         """As the model's own, on its device."""
         # On the CPU `.to()` is no copy, and BasicSR's video validation squeezes the tensors that it has fed.
-        data = {key: value.detach() if torch.is_tensor(value) else value for key, value in data.items()}
+        self.batch = data = {k: value.detach() if torch.is_tensor(value) else value for k, value in data.items()}
         with device_names(self.opt):
             super().feed_data(data)
 
@@ -85,9 +93,12 @@ class TrainingMixin(BaseModel):
         if best["iter"] == current_iter:
             self.save(-1, "best")
 
+    own_optimizers = 0  # of a subclass, after those of the BasicSR model
+
     def get_optimizer(self, optim_type: str, params: Any, lr: float, **kwargs: Any) -> Optimizer:
         """BasicSR's, with gradient accumulation and clipping by the options."""
         optimizer = super().get_optimizer(optim_type, params, lr, **kwargs)
+        self.amp.unscale_before(optimizer)
         limit = self.opt["train"].get("clip_grad_norm")
         if limit:
 
@@ -95,19 +106,90 @@ class TrainingMixin(BaseModel):
                 clip_grad_norm_(parameters_of(stepping), limit)
 
             optimizer.register_step_pre_hook(clip)
-        self.amp.guard(optimizer)
         return accumulate(optimizer, self.opt["train"].get("accumulation_steps", 1))
 
     def optimize_parameters(self, current_iter: int) -> None:
-        """As the model's own, in mixed precision by the options."""
-        with self.amp.step():
-            super().optimize_parameters(current_iter)
+        """As the model's own, in mixed precision by the options; undone if it is not finite.
+
+        Raises:
+            UserError: ``train.max_bad_steps`` steps in a row were not finite.
+        """
+        networks, guard, log = self.networks(), self.guard, {}
+        guard.begin(networks.values(), self.optimizers)
+        guard.note("lq", getattr(self, "lq", None))
+        guard.note("gt", getattr(self, "gt", None))
+        failed = None
+        try:
+            with self.amp.step():
+                super().optimize_parameters(current_iter)
+            log = {name: value for name, value in self.log_dict.items() if name.startswith("l")}
+        except Exception as error:  # some losses check their input
+            failed = error
+        guard.note("output", getattr(self, "output", None))
+        for number, optimizer in enumerate(self.optimizers):
+            name = next((k for k, v in vars(self).items() if v is optimizer), f"optimizer {number}")
+            guard.note_norm(f"gradient of {name}", [p.grad for p in parameters_of(optimizer)])
+        for name, net in networks.items():
+            guard.note_norm(f"state of {name}", [*net.parameters(), *net.buffers()])
+        if failed and self.opt["dist"]:
+            raise failed  # the other processes may wait for this one in the middle of the step
+        bad, terms = guard.not_finite(self.agreed, log)
+        if not bad:
+            if failed:
+                raise failed
+            guard.in_row = 0
+            return
+        guard.undo()
+        self.tell_bad_step(current_iter, terms)
+
+    def networks(self) -> dict[str, nn.Module]:
+        """``net_g``, ``net_g_ema`` and the others, by their names."""
+        return {name: value for name, value in vars(self).items() if name[:3] == "net" and isinstance(value, nn.Module)}
+
+    def agreed(self, flag: Tensor) -> Tensor:
+        """``flag``, true only where it is true in every process."""
+        if not self.opt["dist"]:
+            return flag
+        flag = flag.to(torch.int32)
+        dist.all_reduce(flag, dist.ReduceOp.MIN)
+        return flag.bool()
+
+    def tell_bad_step(self, current_iter: int, terms: list[str]) -> None:
+        """Log which terms of which images were not finite; at ``max_bad_steps`` in a row, keep the batch and stop.
+
+        Raises:
+            UserError: that many; the message names the file ``bad_step_{current_iter}.pth``.
+        """
+        values = [v for key, v in self.batch.items() if key.endswith("path") or key == "key"]
+        paths = list(dict.fromkeys(p for v in values for p in (v if isinstance(v, (list, tuple)) else [v])))
+        told = [(terms, paths)]
+        if self.opt["dist"]:
+            told = [None] * self.opt["world_size"]
+            dist.all_gather_object(told, (terms, paths))
+        told = [(names, images) for names, images in told if names]
+        text = "; ".join(f"{', '.join(names)} (images {', '.join(map(str, images))})" for names, images in told)
+        limit = self.opt["train"].get("max_bad_steps", 10)
+        get_root_logger().warning(
+            f"Iteration {current_iter:,}: not finite: {text}. The step is left out, {self.guard.in_row} in a row "
+            f"(train.max_bad_steps: {limit})."
+        )
+        if self.guard.in_row < limit:
+            return
+        rank = self.opt.get("rank", 0)
+        folder = Path(self.opt["path"].get("experiments_root", self.opt["path"]["models"]))
+        path = folder / f"bad_step_{current_iter}{f'_{rank}' if rank else ''}.pth"
+        networks = {name: net.state_dict() for name, net in self.networks().items()}
+        save_file({"iter": current_iter, "terms": terms, "paths": paths, "batch": self.batch, **networks}, path)
+        raise UserError(
+            f"train.max_bad_steps: {self.guard.in_row} iterations in a row were not finite, the last one "
+            f"{current_iter:,}: {text}; its batch and the networks before it are in {path}"
+        )
 
     def get_current_log(self) -> OrderedDict[str, float]:
-        """The model's own, and in mixed precision the number of steps skipped for gradients that were not finite."""
+        """The model's own, and the number of steps that were left out: where there are any, and in mixed precision."""
         log = OrderedDict(super().get_current_log())
-        if self.amp.dtype is not None:
-            log["skipped"] = self.amp.skipped
+        if self.guard.skipped or self.amp.dtype is not None:
+            log["skipped"] = self.guard.skipped
         return log
 
     def model_ema(self, decay: float = 0.999) -> None:
@@ -175,10 +257,13 @@ class TrainingMixin(BaseModel):
         return {
             "random": random_states,
             "amp": self.amp.state_dict(),
+            "guard": self.guard.state_dict(),
             "accumulated": [accumulated_gradients(o) for o in self.optimizers],
             "position": getattr(self, "position", None),
             "seed": self.opt.get("manual_seed"),
             "best_metric_results": plain(getattr(self, "best_metric_results", {})),
+            "options": getattr(self, "given_options", {}),
+            "version": version("tlw_basicsr"),
         }
 
     def save_training_state(self, epoch: int, current_iter: int | str) -> None:
@@ -198,23 +283,47 @@ class TrainingMixin(BaseModel):
     def resume_training(self, resume_state: dict[str, Any]) -> None:
         """Load optimisers and schedulers, the best metrics so far and this process's random numbers.
 
+        Everything is checked before anything is replaced. A state of BasicSR's own model has the optimisers of that
+        alone: those after them, of the weighting network, start anew, at the learning rate of the iteration.
+
         Raises:
-            UserError: the state is of a training with other optimisers.
+            UserError: the state is damaged, or of a training with other optimisers.
         """
+        where = f"path.resume_state: {self.opt['path'].get('resume_state')}"
+        lists = {}
         for name in ("optimizers", "schedulers"):
-            theirs, ours = len(resume_state[name]), len(getattr(self, name))
-            if theirs != ours:
+            ours = getattr(self, name)
+            if "random" not in resume_state:
+                ours = ours[: len(ours) - self.own_optimizers]
+            theirs = len(resume_state[name])
+            if theirs != len(ours):
                 raise UserError(
-                    f"path.resume_state: the state holds {theirs} {name}, this training has {ours}: "
+                    f"{where}: the state holds {theirs} {name}, this training has {len(ours)}: "
                     "it was written by a training with other options"
                 )
+            lists[name] = ours
+        for number, (theirs, ours) in enumerate(zip(resume_state["optimizers"], lists["optimizers"], strict=True)):
+            check_optimizer_state(theirs, ours, f"{where}: optimizers {number}")
+        for number, (theirs, ours) in enumerate(zip(resume_state["schedulers"], lists["schedulers"], strict=True)):
+            check_scheduler_state(theirs, ours.state_dict(), f"{where}: schedulers {number}")
+        fresh = self.schedulers[len(lists["schedulers"]) :]
         try:
-            super().resume_training(resume_state)
-        except ValueError as error:
-            raise UserError(f"path.resume_state: the state is of other networks ({error})") from error
+            with lists_of(self, **lists):
+                super().resume_training(resume_state)
+            for scheduler in fresh:
+                while scheduler.last_epoch < self.schedulers[0].last_epoch:
+                    scheduler.optimizer._opt_called = True  # no step is missing that torch would warn of
+                    scheduler.step()
+            self.resume_rest(resume_state)
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError) as error:
+            raise UserError(f"{where}: the state is damaged or of other networks ({first_line(error)})") from error
+
+    def resume_rest(self, resume_state: dict[str, Any]) -> None:
+        """What BasicSR's states do not hold."""
         if resume_state.get("best_metric_results"):
             self.best_metric_results = resume_state["best_metric_results"]
         self.amp.load_state_dict(resume_state.get("amp", {}))
+        self.guard.load_state_dict(resume_state.get("guard", {}))
         for optimizer, kept in zip(self.optimizers, resume_state.get("accumulated", []), strict=False):
             if kept and hasattr(optimizer, "accumulated"):
                 optimizer.accumulated = kept["count"]
@@ -241,7 +350,9 @@ class ScaledBackward(TorchFunctionMode):
 
 
 class MixedPrecision:
-    """Autocast around a model's training step, the loss scaled for fp16, and steps that are not finite left out.
+    """Autocast around a model's training step, and the loss scaled for fp16.
+
+    A step whose gradients overflow is taken here, and undone by the :class:`StepGuard`; the scale falls.
 
     Args:
         device_type: ``'cpu'`` or ``'cuda'``.
@@ -252,7 +363,6 @@ class MixedPrecision:
         self.device_type = device_type
         self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(use_amp or "")
         self.scaler = torch.amp.GradScaler(device_type, enabled=self.dtype == torch.float16)
-        self.skipped = 0
         self.unscaled = False
 
     @contextmanager
@@ -261,41 +371,35 @@ class MixedPrecision:
         if self.dtype is None:
             yield
             return
-        with ExitStack() as stack:
-            # without a cache: weights change within a training step
-            stack.enter_context(torch.autocast(self.device_type, self.dtype, cache_enabled=False))
-            if self.scaler.is_enabled():
-                stack.enter_context(ScaledBackward(self.scaler))
-            yield
-        if self.unscaled:
-            self.scaler.update()
-            self.unscaled = False
+        try:
+            with ExitStack() as stack:
+                # without a cache: weights change within a training step
+                stack.enter_context(torch.autocast(self.device_type, self.dtype, cache_enabled=False))
+                if self.scaler.is_enabled():
+                    stack.enter_context(ScaledBackward(self.scaler))
+                yield
+        finally:
+            if self.unscaled:
+                self.scaler.update()
+                self.unscaled = False
 
-    def guard(self, optimizer: Optimizer) -> None:
-        """Let ``optimizer.step()`` unscale the gradients, and do nothing but count where they are not finite."""
-        if self.dtype is None:
+    def unscale_before(self, optimizer: Optimizer) -> None:
+        """Let ``optimizer.step()`` unscale the gradients first, where the loss is scaled."""
+        if not self.scaler.is_enabled():
             return
-        plain_step = optimizer.step
 
-        def step(stepping: Optimizer, closure: None = None) -> None:
-            if self.scaler.is_enabled():
-                self.scaler.unscale_(stepping)
-                self.unscaled = True
-            gradients = [p.grad for p in parameters_of(stepping) if p.grad is not None]
-            if torch.isfinite(get_total_norm(gradients)):
-                plain_step(closure)
-            else:
-                self.skipped += 1
+        def unscale(stepping: Optimizer, *_: Any) -> None:
+            self.scaler.unscale_(stepping)
+            self.unscaled = True
 
-        optimizer.step = MethodType(step, optimizer)
+        optimizer.register_step_pre_hook(unscale)
 
     def state_dict(self) -> dict[str, Any]:
-        """The loss scale and the count."""
-        return {"scaler": self.scaler.state_dict(), "skipped": self.skipped}
+        """The loss scale."""
+        return {"scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Undo :meth:`state_dict`; an empty state changes nothing."""
-        self.skipped = state.get("skipped", 0)
         if state.get("scaler") and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
 
@@ -304,6 +408,17 @@ class MixedPrecision:
 def with_training(base: type[BaseModel]) -> type[BaseModel]:
     """``base`` with :class:`TrainingMixin` before it, under its own name."""
     return base if issubclass(base, TrainingMixin) else type(base.__name__, (TrainingMixin, base), {})
+
+
+@contextmanager
+def lists_of(model: BaseModel, **lists: list[Any]) -> Iterator[None]:
+    """Within it, attributes of ``model`` are these lists."""
+    whole = {name: getattr(model, name) for name in lists}
+    vars(model).update(lists)
+    try:
+        yield
+    finally:
+        vars(model).update(whole)
 
 
 def device_names(opt: dict[str, Any]) -> AbstractContextManager:

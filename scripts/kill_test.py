@@ -1,0 +1,185 @@
+"""Kill a training again and again by SIGKILL, go on each time, and compare its end with that of an untouched one.
+
+    python scripts/kill_test.py --kills 25 --seed 0
+
+Every iteration writes networks and a state, so that many kills land within a write. At the end the networks, EMA and
+the optimisers' states must be those of the untouched training, bit for bit. Exit code 1 if they are not.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import cv2
+import skimage.data
+import torch
+import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from tlw_basicsr.checkpoint import load_file
+
+# a server that has imported everything and run nothing: every training is a fork of it
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["tlw_basicsr.pipeline"])
+
+
+def options(folder: Path, iterations: int, num_feat: int, workers: int) -> dict[str, Any]:
+    """A small training on photographs whose files are large for it: every iteration is saved, three are kept."""
+    photographs = folder / "photographs"
+    photographs.mkdir(parents=True, exist_ok=True)
+    for number, name in enumerate(("astronaut", "coffee", "chelsea", "rocket")):
+        cv2.imwrite(str(photographs / f"{number}.png"), getattr(skimage.data, name)()[100:164, 150:214, ::-1])
+    data = {"type": "BicubicSRDataset", "dataroot_gt": str(photographs), "io_backend": {"type": "disk"}}
+    train = {"gt_size": 16, "use_hflip": True, "num_worker_per_gpu": workers, "batch_size_per_gpu": 2}
+    adam = {"type": "Adam", "lr": 1e-4}
+    return {
+        "name": "kill_test",
+        "model_type": "TLWModel",
+        "scale": 2,
+        "num_gpu": 0,
+        "manual_seed": 0,
+        "datasets": {"train": {"name": "train", **data, **train}, "val": {"name": "val", **data}},
+        "network_g": {
+            "type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": num_feat, "num_block": 2, "upscale": 2
+        },
+        "network_w": {"type": "TLWWeightNet", "num_feat": num_feat // 2},
+        "path": {},
+        "train": {
+            "optim_g": adam,
+            "optim_w": adam,
+            "scheduler": {"type": "MultiStepLR", "milestones": [iterations // 2], "gamma": 0.5},
+            "total_iter": iterations,
+            "ema_decay": 0.99,
+            "pixel_opt": {"type": "TLWLoss", "distance": {"type": "SSIMDistance", "kernel_size": 5}},
+        },
+        "val": {
+            "val_freq": 7,
+            "save_img": False,
+            "metrics": {"psnr": {"type": "calculate_psnr", "crop_border": 2, "test_y_channel": True}},
+        },
+        "logger": {"print_freq": 1, "save_checkpoint_freq": 1, "keep_checkpoints": 3, "use_tb_logger": False},
+    }  # fmt: skip
+
+
+def run(folder: str, log: str) -> None:
+    """One training in this process, which goes on from what it finds."""
+    from tlw_basicsr.errors import run as told
+    from tlw_basicsr.pipeline import train_pipeline
+
+    torch.set_num_threads(1)
+    os.chdir(folder)
+    with open(log, "a", buffering=1) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    told(lambda: train_pipeline(folder, ["-opt", "options.yml", "--auto_resume"]))
+
+
+def start(folder: Path) -> Any:
+    """Start a training; it is running when this returns."""
+    log = folder / "output.txt"
+    offset = log.stat().st_size if log.exists() else 0
+    process = CONTEXT.Process(target=run, args=(str(folder), str(log)))
+    process.start()
+    while process.is_alive() and (not log.exists() or b"Training:" not in log.read_bytes()[offset:]):
+        time.sleep(0.005)
+    return process
+
+
+def same(a: Any, b: Any) -> bool:
+    """Bit-equal, through dicts and lists."""
+    if torch.is_tensor(a):
+        return torch.is_tensor(b) and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return a == b
+
+
+def unfinished(experiment: Path) -> str:
+    """What a kill has left: ``file`` half written, ``iteration`` of which files are missing, or nothing."""
+    if list(experiment.rglob(".*.tmp")):
+        return "file"
+    names = {kind: {p.stem.rsplit("_", 1)[-1] for p in experiment.glob(f"models/net_{kind}_[0-9]*")} for kind in "gw"}
+    states = {p.stem for p in experiment.glob("training_states/*.state")}
+    return "" if names["g"] == names["w"] == states else "iteration"
+
+
+def kill_test(folder: Path, kills: int, seed: int, iterations: int, num_feat: int, workers: int) -> dict[str, Any]:
+    """Run both trainings in ``folder``.
+
+    Returns:
+        Numbers of kills, of those within a file and between the files of an iteration, and whether all files are equal.
+    """
+    ends = {}
+    for name in ("whole", "killed"):
+        (folder / name).mkdir(parents=True)
+        text = yaml.safe_dump(options(folder, iterations, num_feat, workers))
+        (folder / name / "options.yml").write_text(text)
+        ends[name] = folder / name / "experiments/kill_test"
+    process = start(folder / "whole")
+    began = time.monotonic()
+    process.join()
+    if process.exitcode:
+        raise SystemExit(f"the untouched training ended with {process.exitcode}, see {folder / 'whole/output.txt'}")
+    duration = time.monotonic() - began
+
+    generator = random.Random(seed)
+    found = {"kills": 0, "file": 0, "iteration": 0, "": 0}
+    while found["kills"] < kills:
+        process = start(folder / "killed")
+        process.join(generator.uniform(0, 1.2 * duration / kills))
+        if not process.is_alive():
+            break
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        found["kills"] += 1
+        found[unfinished(ends["killed"])] += 1
+    process = start(folder / "killed")
+    process.join()
+    if process.exitcode:
+        raise SystemExit(f"the killed training ended with {process.exitcode}, see {folder / 'killed/output.txt'}")
+
+    names = [f"models/net_{n}_{i}.pth" for n in "gw" for i in (iterations, "latest")]
+    names.append(f"training_states/{iterations}.state")
+    different = [n for n in names if not same(*(load_file(end / n, "file") for end in ends.values()))]
+    return {
+        "kills": found["kills"],
+        "within_a_file": found["file"],
+        "between_files_of_an_iteration": found["iteration"],
+        "resumed": (folder / "killed/output.txt").read_text().count("Resuming after iteration"),
+        "left_over": len(list(ends["killed"].rglob("*.tmp"))),
+        "checkpoints_kept": len(list(ends["killed"].glob("training_states/*.state"))),
+        "different_files": different,
+    }
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=25)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--iterations", type=int, default=100)
+    parser.add_argument("--num-feat", type=int, default=128, help="channels of the network: how large the files are")
+    parser.add_argument("--workers", type=int, default=0, help="of the data loader")
+    parser.add_argument("--out", type=Path, help="folder to work in, which must not exist; default: a temporary one")
+    args = parser.parse_args()
+    folder = (args.out or Path(tempfile.mkdtemp())).resolve()
+    figures = kill_test(folder, args.kills, args.seed, args.iterations, args.num_feat, args.workers)
+    print(json.dumps(figures, indent=2))
+    if args.out is None:
+        shutil.rmtree(folder, ignore_errors=True)
+    sys.exit(bool(figures["different_files"] or figures["left_over"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""Train a tiny network for long, and measure what must not grow: memory, open files, logs beyond their rate.
+
+    python scripts/soak_test.py --iterations 2000
+
+The training validates, saves checkpoints (of which three are kept) and writes to TensorBoard. Reads /proc: Linux only.
+"""
+
+import argparse
+import json
+import re
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import kill_test
+
+PAGE = 4096 / 2**20  # MiB
+
+
+def soak(folder: Path, iterations: int, warm_up: int, workers: int) -> dict[str, Any]:
+    """Run the training in ``folder`` and watch its process.
+
+    Returns:
+        Slope of the memory in MiB per 1,000 iterations after ``warm_up``, from a straight line through the samples;
+        least and most open files after it; lines and bytes of the log.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    opt = kill_test.options(folder, iterations, num_feat=4, workers=workers)
+    opt["logger"].update(print_freq=10, save_checkpoint_freq=50, use_tb_logger=True)
+    opt["val"]["val_freq"] = 100
+    (folder / "options.yml").write_text(yaml.safe_dump(opt))
+    process = kill_test.start(folder)
+    proc = Path(f"/proc/{process.pid}")
+    log = next((folder / "experiments/kill_test").glob("train_*.log"))
+    samples = []
+    while process.is_alive():
+        try:
+            resident = int((proc / "statm").read_text().split()[1]) * PAGE
+            files = len(list((proc / "fd").iterdir()))
+        except OSError:
+            break
+        lines = re.findall(r"iter: +([\d,]+)", log.read_text())
+        samples.append((int(lines[-1].replace(",", "")) if lines else 0, resident, files))
+        time.sleep(0.25)
+    process.join()
+    if process.exitcode:
+        raise SystemExit(f"the training ended with {process.exitcode}, see {folder / 'output.txt'}")
+    warm = np.array([s for s in samples if s[0] >= warm_up])
+    text = log.read_text()
+    return {
+        "iterations": iterations,
+        "samples": len(warm),
+        "memory_mib": [round(float(v), 1) for v in (warm[0, 1], warm[-1, 1])],
+        "memory_slope_mib_per_1000": round(float(np.polyfit(warm[:, 0] / 1000, warm[:, 1], 1)[0]), 3),
+        "open_files": [int(warm[:, 2].min()), int(warm[:, 2].max())],
+        "log_lines_of_iterations": len(re.findall(r"\[epoch:", text)),
+        "log_lines_expected": iterations // opt["logger"]["print_freq"],
+        "log_kib": round(len(text) / 1024, 1),
+        "states_kept": len(list((folder / "experiments/kill_test/training_states").iterdir())),
+    }
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--iterations", type=int, default=2000)
+    parser.add_argument("--warm-up", type=int, default=500, help="iterations before memory is measured")
+    parser.add_argument("--workers", type=int, default=0, help="of the data loader")
+    parser.add_argument("--out", type=Path, help="folder to work in; default: a temporary one")
+    args = parser.parse_args()
+    folder = (args.out or Path(tempfile.mkdtemp())).resolve()
+    print(json.dumps(soak(folder, args.iterations, args.warm_up, args.workers), indent=2))
+    if args.out is None:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

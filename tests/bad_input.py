@@ -1,0 +1,494 @@
+"""A generator of broken inputs, the same in every run: option files, images, checkpoints, states and LMDBs.
+
+A case makes its files in a folder and returns what to do with them. That ends in a right result, or in a ``UserError``.
+"""
+
+import io
+import random
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable
+from copy import deepcopy
+from typing import NamedTuple
+
+import cv2
+import lmdb
+import numpy as np
+import torch
+import yaml
+from PIL import Image
+
+from tests.conftest import photograph, tiny_options
+from tlw_basicsr.data.resumable import CheckedDataset
+
+
+class Case(NamedTuple):
+    """``make(folder, generator, given)`` makes the files and returns what to do; ``given`` has what is whole."""
+
+    name: str
+    kind: str
+    make: Callable
+    must_fail: bool | None = None  # None where either end is right
+
+
+# ------------------------------------------------------------------------------------------------- option files
+
+JUNK = [
+    -1, 0, 1.5, 10**400, float("nan"), float("inf"), "", "text", "../x", "a\nb", "\x07", "x" * 5000, [], [1, "a"], {},
+    {"type": "L1Loss"}, {"type": None}, None, True, "日本", [[]], "1e-4x", b"bytes",
+]  # fmt: skip
+
+
+def places(section, prefix=()):
+    for key, value in section.items():
+        yield (*prefix, key)
+        if isinstance(value, dict):
+            yield from places(value, (*prefix, key))
+
+
+def yaml_value(folder, rng, given):
+    """One value of a right file is junk, gone, or under another name."""
+    opt = deepcopy(given["options"])
+    # iterations are what they are asked for, and a plugin is another's code
+    place = rng.choice([p for p in places(opt) if p[-1] not in ("total_iter", "path")])
+    section = opt
+    for key in place[:-1]:
+        section = section[key]
+    way = rng.randrange(6)
+    if way == 0:
+        del section[place[-1]]
+    elif way == 1:
+        section[rng.choice(["", 3, None, "x" + place[-1], "ключ"])] = section.pop(place[-1])
+    else:
+        section[place[-1]] = rng.choice(JUNK)
+    path = folder / "options.yml"
+    path.write_text(yaml.safe_dump(opt, sort_keys=False, allow_unicode=True), "utf-8")
+    return lambda: given["train"](folder, path)
+
+
+def yaml_text(folder, rng, given):
+    """The text is cut, has other bytes, or lines in another order."""
+    content = bytearray(yaml.safe_dump(given["options"], sort_keys=False).encode())
+    way = rng.randrange(4)
+    if way == 0:
+        content = content[: rng.randrange(len(content) - 20)]
+    elif way == 1:
+        for _ in range(rng.randrange(1, 4)):
+            content[rng.randrange(len(content))] = rng.randrange(256)
+    elif way == 2:
+        position = rng.randrange(len(content))
+        content[position:position] = rng.choice(
+            [b"\xff\xfe", b"\x00", b"!!python/name:os.system ", b"&a [*a]", b"{", b"\t", b"? ", b"---\n", b"%YAML 9\n"]
+        )
+    else:
+        lines = content.split(b"\n")
+        rng.shuffle(lines)
+        content = b"\n".join(lines)
+    path = folder / "options.yml"
+    path.write_bytes(content)
+    return lambda: given["train"](folder, path)
+
+
+BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9)
+)
+TEXTS = {
+    "bomb": BOMB,
+    "endless": "a: &a {b: *a}",
+    "deep": "[" * 20000,
+    "code": "name: !!python/object/apply:os.system ['touch ran']",
+    "binary": "\x00\x01\x02",
+    "date": "name: 2020-13-45",
+    "two files": "a: 1\n---\nb: 2",
+    "merge": "<<: 3",
+    "key is a list": "? [1, 2]\n: 3",
+    "number": "5",
+    "octal": "name: 0o777777777777777777777777",
+    "surrogate": 'name: "\\ud800"',
+}
+
+
+def yaml_fixed(text):
+    def make(folder, rng, given):
+        path = folder / "options.yml"
+        path.write_text(text)
+        return lambda: given["train"](folder, path)
+
+    return make
+
+
+# ------------------------------------------------------------------------------------------------- images
+
+
+def encoded(image, suffix, **params):
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, suffix, **params)
+    return stream.getvalue()
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png_of(width, height, data=b"", bits=8, color=2):
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+
+
+def broken_image(folder, rng, given):
+    """A file of some format, cut, with other bytes, or with another's beginning."""
+    image = photograph("astronaut", rng.randrange(300), rng.randrange(300), 32, 40)
+    suffix, kind = rng.choice(
+        [("png", "PNG"), ("jpg", "JPEG"), ("bmp", "BMP"), ("tif", "TIFF"), ("webp", "WEBP"), ("ppm", "PPM")]
+    )
+    content = bytearray(encoded(image, kind))
+    way = rng.randrange(4)
+    if way == 0:
+        content = content[: rng.randrange(len(content))]
+    elif way == 1:
+        for _ in range(rng.randrange(1, 20)):
+            content[rng.randrange(len(content))] = rng.randrange(256)
+    elif way == 2:
+        content = bytearray(rng.randbytes(rng.randrange(200)))
+    else:
+        content[: rng.randrange(4, 30)] = rng.randbytes(rng.randrange(30))
+    return reads(folder, f"image.{suffix}", bytes(content))
+
+
+def reads(folder, name, content, expected=None, tolerance=0.0):
+    """The image goes through the data set as in a validation; what it gives is ``expected``, uint8 RGB."""
+    root = folder / "images"
+    root.mkdir()
+    (root / name).write_bytes(content)
+    opt = {
+        "name": "bad", "type": "BicubicSRDataset", "dataroot_gt": str(root), "io_backend": {"type": "disk"},
+        "phase": "val", "scale": 2,
+    }  # fmt: skip
+
+    def act():
+        data = CheckedDataset(opt, "datasets.val")
+        item = data[0]
+        gt = item["gt"].permute(1, 2, 0).numpy() * 255
+        assert np.isfinite(gt).all() and item["lq"].shape[1] * 2 == gt.shape[0]
+        if expected is not None:
+            assert gt.shape == expected.shape
+            assert np.abs(gt - expected).max() <= tolerance + 1e-3
+
+    return act
+
+
+def image_fixed(name, content, expected=None, tolerance=0.0):
+    return lambda folder, rng, given: reads(folder, name, content, expected, tolerance)
+
+
+def pil(content):
+    """PIL's own conversion to 8-bit RGB."""
+    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+
+
+def fixed_images():
+    """Ordinary images of every kind with what they must give, and files that are none."""
+    rgb = photograph("coffee", 100, 200, 32, 48)
+    grey = np.ascontiguousarray(rgb[..., 1])
+    alpha = np.dstack([rgb, 255 - grey])
+    wide = rgb.astype(np.uint16) * 257 + 3
+    bgr16 = cv2.imencode(".png", wide[..., ::-1])[1].tobytes()
+    grey16 = cv2.imencode(".png", wide[..., 1])[1].tobytes()
+    palette = io.BytesIO()
+    Image.fromarray(rgb).quantize(64).save(palette, "PNG")
+    bits = io.BytesIO()
+    Image.fromarray(grey).convert("1").save(bits, "PNG")
+    cmyk = io.BytesIO()
+    Image.fromarray(rgb).convert("CMYK").save(cmyk, "JPEG", quality=95)
+    frames = [Image.fromarray(np.roll(rgb, 8 * i, axis=1)) for i in range(3)]
+    animated = {}
+    for kind in ("GIF", "WEBP", "PNG"):
+        stream = io.BytesIO()
+        more = {"lossless": True} if kind == "WEBP" else {}
+        frames[0].save(stream, kind, save_all=True, append_images=frames[1:], duration=100, **more)
+        animated[kind] = stream.getvalue()
+    turned = Image.fromarray(rgb)
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    upright = io.BytesIO()
+    turned.save(upright, "PNG", exif=exif)
+    right = [
+        ("rgb.png", encoded(rgb, "PNG"), rgb, 0),
+        ("grey.png", encoded(grey, "PNG"), np.dstack([grey] * 3), 0),
+        ("rgba.png", encoded(alpha, "PNG"), rgb, 0),
+        ("grey and alpha.png", encoded(np.dstack([grey, 255 - grey]), "PNG"), np.dstack([grey] * 3), 0),
+        ("16 bit.png", bgr16, rgb, 0),
+        ("16 bit grey.png", grey16, np.dstack([grey] * 3), 0),
+        ("16 bit.tif", cv2.imencode(".tif", wide[..., ::-1])[1].tobytes(), rgb, 0),
+        ("palette.png", palette.getvalue(), pil(palette.getvalue()), 0),
+        ("one bit.png", bits.getvalue(), pil(bits.getvalue()), 0),
+        ("cmyk.jpg", cmyk.getvalue(), pil(cmyk.getvalue()), 4),
+        ("grey.jpg", encoded(grey, "JPEG"), pil(encoded(grey, "JPEG")), 2),
+        ("progressive.jpg", encoded(rgb, "JPEG", progressive=True), pil(encoded(rgb, "JPEG", progressive=True)), 3),
+        ("rgb.bmp", encoded(rgb, "BMP"), rgb, 0),
+        ("rgb.tif", encoded(rgb, "TIFF"), rgb, 0),
+        ("rgb.ppm", encoded(rgb, "PPM"), rgb, 0),
+        ("grey.pgm", encoded(grey, "PPM"), np.dstack([grey] * 3), 0),
+        ("lossless.webp", encoded(rgb, "WEBP", lossless=True), rgb, 0),
+        ("a png named.jpg", encoded(rgb, "PNG"), rgb, 0),
+        ("animated.webp", animated["WEBP"], rgb, 0),
+        ("animated.png", animated["PNG"], rgb, 0),
+    ]
+    wrong = [
+        ("empty.png", b""),
+        ("text.png", b"I am a text"),
+        ("html.jpg", b"<!DOCTYPE html><html>not found</html>"),
+        ("zero wide.png", png_of(0, 32)),
+        ("zero high.png", png_of(32, 0)),
+        ("no data.png", png_of(32, 32)),
+        ("little data.png", png_of(32, 32, b"\0" * 100)),
+        ("huge.png", png_of(2**31 - 1, 2**31 - 1)),
+        ("large.png", png_of(30_000, 30_000)),
+        ("tall.png", png_of(8, 2**30)),
+        ("bad depth.png", png_of(32, 32, b"\0" * 4000, bits=7)),
+        ("bad colour.png", png_of(32, 32, b"\0" * 4000, color=5)),
+        ("bomb.png", png_of(20_000, 20_000, b"\0" * 10_000_000)),
+        ("tiny.png", encoded(rgb[:3, :3], "PNG")),
+        ("animation.gif", animated["GIF"]),
+        ("zip.png", b"PK\x03\x04" + b"\0" * 60),
+        ("head.jpg", b"\xff\xd8\xff\xe0\0\x10JFIF"),
+        ("head.webp", b"RIFF\x10\0\0\0WEBPVP8 "),
+        ("head.tif", b"II*\0\x08\0\0\0"),
+        ("head.bmp", b"BM" + b"\0" * 60),
+    ]
+    either = [("gif named.png", animated["GIF"]), ("exif.png", upright.getvalue())]
+    return [
+        *(Case(f"image {n}", "image", image_fixed(n, c, e, t), must_fail=False) for n, c, e, t in right),
+        *(Case(f"image {n}", "image", image_fixed(n, c), must_fail=True) for n, c in wrong),
+        *(Case(f"image {n}", "image", image_fixed(n, c)) for n, c in either),
+    ]
+
+
+# ------------------------------------------------------------------------------------------------- checkpoints, states
+
+
+class Code:
+    """Makes a file where it is unpickled."""
+
+    def __reduce__(self):
+        return open, ("ran", "w")
+
+
+def rezipped(content, edit=lambda name, data: data, compression=zipfile.ZIP_STORED):
+    stream = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as a, zipfile.ZipFile(stream, "w", compression) as b:
+        for member in a.infolist():
+            data = edit(member.filename, a.read(member))
+            if data is not None:
+                b.writestr(member.filename, data)
+    return stream.getvalue()
+
+
+def saved(content, **options):
+    stream = io.BytesIO()
+    torch.save(content, stream, **options)
+    return stream.getvalue()
+
+
+def broken_bytes(rng, content):
+    """A file cut, with other bytes, with something in it, or with one member of its archive changed."""
+    way = rng.randrange(5)
+    if way == 0:
+        return content[: rng.randrange(len(content))]
+    if way == 1:
+        changed = bytearray(content)
+        for _ in range(rng.randrange(1, 10)):
+            changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
+        return bytes(changed)
+    if way == 2:
+        position = rng.randrange(len(content))
+        return content[:position] + rng.randbytes(50) + content[position:]
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        victim = rng.choice([n for n in archive.namelist() if "data" in n])
+    if way == 3:
+        return rezipped(content, lambda n, d: None if n == victim else d)
+    return rezipped(content, lambda n, d: d[: len(d) // 2] if n == victim else d)
+
+
+def tensors(content, prefix=()):
+    """The places of all values in nested dicts and lists."""
+    items = content.items() if isinstance(content, dict) else enumerate(content)
+    for key, value in items:
+        yield (*prefix, key)
+        if isinstance(value, (dict, list)):
+            yield from tensors(value, (*prefix, key))
+
+
+VALUES = [
+    None, -1, 0, 2**70, float("nan"), "text", [], {}, [None], {"a": None}, True, torch.zeros(0), torch.ones(7),
+    torch.full((4, 3, 3, 3), torch.nan), torch.ones(4, 3, 3, 3, dtype=torch.int64), torch.ones(1).expand(10**5, 10**5),
+    torch.eye(3).to_sparse(), torch.eye(3, dtype=torch.complex64), torch.empty(3, device="meta"),
+]  # fmt: skip
+
+
+def broken_content(rng, content):
+    """One value is another, or gone."""
+    content = deepcopy(content)
+    place = rng.choice(list(tensors(content)))
+    section = content
+    for key in place[:-1]:
+        section = section[key]
+    if rng.random() < 0.2:
+        del section[place[-1]]
+    else:
+        section[place[-1]] = rng.choice(VALUES)
+    return content
+
+
+def file_case(target, way):
+    """A broken network, state or weights of the distance, at its place in a training that is to use it."""
+
+    def make(folder, rng, given):
+        content = given[target]
+        changed = broken_bytes(rng, saved(content)) if way == "bytes" else saved(broken_content(rng, content))
+        return given["use"](folder, target, changed)
+
+    return make
+
+
+def fixed_file(target, name):
+    def make(folder, rng, given):
+        content = given[target]
+        whole = saved(content)
+        changed = {
+            "text": b"I am a text",
+            "empty": b"",
+            "code": saved({**content, "more": Code()}),
+            "code in the old format": saved({**content, "more": Code()}, _use_new_zipfile_serialization=False),
+            "cut in the old format": saved(content, _use_new_zipfile_serialization=False)[:-60],
+            "compressed": rezipped(whole, compression=zipfile.ZIP_DEFLATED),
+            "bomb": rezipped(
+                whole, lambda n, d: b"\0" * 50_000_000 if n.endswith("data/0") else d, zipfile.ZIP_DEFLATED
+            ),
+            "no data": rezipped(whole, lambda n, d: b"" if n.endswith("data/0") else d),
+            "script": script(),
+            "a zip": rezipped(whole, lambda n, d: d if n.endswith("version") else None),
+            "a list": saved([1, 2]),
+            "a tensor": saved(torch.zeros(3)),
+            "nothing in it": saved({}),
+            "an image": encoded(photograph(), "PNG"),
+            "a pickle": b"\x80\x04cposix\nsystem\n(X\x09\x00\x00\x00touch rantR.",
+            "deep": b"\x80\x02" + b"]" * 10 + b"(" * 100_000,
+        }[name]
+        return given["use"](folder, target, changed)
+
+    return make
+
+
+def script():
+    stream = io.BytesIO()
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), stream)
+    return stream.getvalue()
+
+
+FILES = [
+    "text", "empty", "code", "code in the old format", "cut in the old format", "compressed", "bomb", "no data", "script",
+    "a zip", "a list", "a tensor", "nothing in it", "an image", "a pickle", "deep",
+]  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------- LMDBs
+
+
+def lmdb_case(way):
+    def make(folder, rng, given):
+        root = folder / "data.lmdb"
+        image = encoded(photograph("astronaut", 0, 150, 32, 40), "PNG")
+        with lmdb.open(str(root), map_size=2**24) as env, env.begin(write=True) as txn:
+            for number in range(3):
+                txn.put(str(number).encode(), image)
+            if way == "image":
+                txn.put(b"1", image[: rng.randrange(1, len(image) - 50)])
+            elif way == "empty image":
+                txn.put(b"1", b"")
+        lines = [f"{number}.png (32,40,3) 1" for number in range(3)]
+        if way == "key":
+            lines[1] = "other.png (32,40,3) 1"
+        elif way == "line":
+            lines[1] = rng.choice(
+                ["1.png", "1.png (a,b,3) 1", "1 (32,40,3)", "1.png ()", "\x00", "1.png (32)", "é.png (32,40,3) 1"]
+            )
+        elif way == "size":
+            lines[1] = f"1.png ({rng.choice(['3,3', '999,40', '0,0', '9' * 30 + ',4'])},3) 1"
+        (root / "meta_info.txt").write_text("\n".join(lines))
+        data = root / "data.mdb"
+        if way == "cut":
+            data.write_bytes(data.read_bytes()[: rng.randrange(0, data.stat().st_size - 5000)])
+        elif way == "head":
+            content = bytearray(data.read_bytes())
+            content[16:8192] = rng.randbytes(8192 - 16)
+            data.write_bytes(content)
+        elif way == "text":
+            data.write_bytes(b"text")
+        elif way == "no meta":
+            (root / "meta_info.txt").unlink()
+        elif way == "empty meta":
+            (root / "meta_info.txt").write_text("")
+        elif way == "binary meta":
+            (root / "meta_info.txt").write_bytes(rng.randbytes(100))
+        opt = {
+            "name": "bad", "type": "BicubicSRDataset", "dataroot_gt": str(root), "io_backend": {"type": "lmdb"},
+            "phase": "val", "scale": 2,
+        }  # fmt: skip
+
+        def act():
+            data = CheckedDataset(opt, "datasets.val")
+            for number in range(len(data)):
+                assert data[number]["gt"].shape == (3, 32, 40)
+
+        return act
+
+    return make
+
+
+# ------------------------------------------------------------------------------------------------- all
+
+
+def cases():
+    """All cases, in the same order in every run."""
+    many = [
+        *(Case(f"yaml value {n}", "yaml", yaml_value) for n in range(80)),
+        *(Case(f"yaml text {n}", "yaml", yaml_text) for n in range(40)),
+        *(Case(f"yaml {name}", "yaml", yaml_fixed(text), must_fail=True) for name, text in TEXTS.items()),
+        *(Case(f"broken image {n}", "image", broken_image) for n in range(60)),
+        *fixed_images(),
+    ]
+    for target, number in (("network", 25), ("state", 25), ("weights", 5)):
+        many += [Case(f"{target} bytes {n}", target, file_case(target, "bytes")) for n in range(number)]
+        many += [Case(f"{target} value {n}", target, file_case(target, "value")) for n in range(number)]
+        files = FILES if target != "weights" else FILES[:9]
+        many += [Case(f"{target} {name}", target, fixed_file(target, name), must_fail=True) for name in files]
+    for way, number in {
+        "image": 3,
+        "empty image": 1,
+        "key": 1,
+        "line": 6,
+        "size": 4,
+        "cut": 6,
+        "head": 3,
+        "text": 1,
+    }.items():
+        many += [
+            Case(f"lmdb {way} {n}", "lmdb", lmdb_case(way), must_fail=way not in ("size",) or None)
+            for n in range(number)
+        ]
+    many += [
+        Case(f"lmdb {way}", "lmdb", lmdb_case(way), must_fail=True) for way in ("no meta", "empty meta", "binary meta")
+    ]
+    return [*many, Case("lmdb whole", "lmdb", lmdb_case("nothing"), must_fail=False)]
+
+
+def generator_of(case):
+    """The random numbers of a case alone, the same in every run."""
+    return random.Random(zlib.crc32(case.name.encode()))
+
+
+def base_options(photographs):
+    """The right options that are broken."""
+    return tiny_options(photographs, train__total_iter=1, train__tlw__k_unit="iter")

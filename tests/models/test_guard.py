@@ -1,0 +1,225 @@
+"""Numbers that go wrong: named in the iteration in which they appear, and the step leaves no trace."""
+
+import math
+
+import pytest
+import torch
+
+from tests.conftest import tiny_options
+from tests.models.test_base_models import EVERY_BASE, GAN
+from tests.models.test_tlw_model import batch, built
+from tests.test_pipeline import log_lines, same
+from tlw_basicsr import SSIMDistance, UserError
+from tlw_basicsr.checkpoint import load_file
+from tlw_basicsr.models.guard import Snapshot
+
+
+def everything(model):
+    """Copies of all networks with their buffers, and of all optimisers' states."""
+    nets = {name: {k: v.clone() for k, v in net.state_dict().items()} for name, net in model.networks().items()}
+    states = [
+        [{k: torch.as_tensor(v).clone() for k, v in s.items()} for s in o.state.values()] for o in model.optimizers
+    ]
+    return nets, states
+
+
+def poisoned(tensor, value=math.nan):
+    tensor = tensor.clone()
+    tensor.view(-1)[1] = value
+    return tensor
+
+
+def poison_gradient(net):
+    """A NaN in one gradient of a network, with finite losses."""
+    parameter = [p for p in net.parameters() if p.requires_grad][-1]
+    return parameter.register_hook(lambda g: poisoned(g, math.inf))
+
+
+def poison_weights(model):
+    return model.net_w.register_forward_hook(lambda _, __, w: poisoned(w))
+
+
+def poison_loss(model):
+    plain = model.cri_tlw.forward
+    model.cri_tlw.forward = lambda *args: plain(*args) * math.nan
+
+    class Handle:
+        def remove(self):
+            model.cri_tlw.forward = plain
+
+    return Handle()
+
+
+CAUSES = {
+    "lq": None,
+    "gt": None,
+    "weights w": poison_weights,
+    "l_pix": poison_loss,
+    "gradient of optimizer_g": lambda m: poison_gradient(m.net_g),
+    "gradient of optimizer_w": lambda m: poison_gradient(m.net_w),
+}
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+def test_every_cause_is_named_and_leaves_no_trace(photographs, tmp_path, pair, cause, caplog):
+    model = built(photographs, tmp_path)
+    good = {**batch(pair), "lq_path": ["a/lq.png", "b/lq.png"], "gt_path": ["a/gt.png", "b/gt.png"]}
+    model.feed_data(good)
+    model.optimize_parameters(1)
+    before = everything(model)
+    if cause in ("lq", "gt"):
+        model.feed_data({**good, cause: poisoned(good[cause])})
+        model.optimize_parameters(2)
+    else:
+        handle = CAUSES[cause](model)
+        model.optimize_parameters(2)
+        handle.remove()
+    assert same(everything(model), before)
+    assert model.get_current_log()["skipped"] == 1
+    message = next(r.message for r in caplog.records if "not finite" in r.message)
+    assert message.startswith(f"Iteration 2: not finite: {cause}")
+    assert all(path in message for path in ("a/lq.png", "b/gt.png")) and "\n" not in message
+    model.feed_data(good)
+    model.optimize_parameters(3)
+    assert not same(everything(model), before)
+    assert model.guard.in_row == 0 and model.guard.skipped == 1
+
+
+def test_the_first_step_of_all_can_be_undone(photographs, tmp_path, pair):
+    model = built(photographs, tmp_path)
+    model.feed_data({**batch(pair), "gt": poisoned(pair[1])})
+    before = everything(model)
+    model.optimize_parameters(1)
+    assert same(everything(model), before) and before[1] == [[], []]
+    assert model.last_e_step is None
+
+
+@pytest.mark.parametrize("base", [b for b in EVERY_BASE if "V" not in b])
+@pytest.mark.parametrize("net", ["net_g", "net_w", "net_d"])
+def test_every_base_model_and_every_optimiser(photographs, tmp_path, base, net):
+    """The discriminator's gradient comes after the steps of the two other networks."""
+    if net == "net_d" and "GAN" not in base:
+        pytest.skip("has no discriminator")
+    model = built(photographs, tmp_path, base_model=base, **EVERY_BASE[base])
+    torch.manual_seed(0)
+    model.lq, model.gt = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 16, 16)
+    model.gt_usm = model.gt
+    model.optimize_parameters(1)
+    before = everything(model)
+    handle = poison_gradient(getattr(model, net))
+    model.optimize_parameters(2)
+    handle.remove()
+    assert same(everything(model), before)
+    model.optimize_parameters(3)
+    assert not same(everything(model)[0][net], before[0][net])
+
+
+def test_an_undone_step_is_as_if_it_had_not_been(photographs, tmp_path, pair):
+    """Also with gradients kept for a later step: the bad ones are not in their mean."""
+    for more in (
+        {},
+        {"train__accumulation_steps": 3, "train__tlw__weight_interval": 2},
+        GAN | {"base_model": "ESRGANModel"},
+    ):
+        ends = []
+        for bad in ((), (3, 5)):
+            torch.manual_seed(0)
+            model = built(photographs, tmp_path, **more)
+            for i in range(1, 9):
+                if i in bad:
+                    model.feed_data({**batch(pair), "gt": poisoned(pair[1])})
+                    model.optimize_parameters(i)
+                model.feed_data(batch(pair))
+                torch.manual_seed(i)
+                model.optimize_parameters(i)
+            assert model.guard.skipped == len(bad)
+            ends.append(everything(model))
+        assert same(*ends), more
+
+
+def test_max_bad_steps_in_a_row_end_the_training_with_a_file_to_look_at(photographs, train, tmp_path):
+    from tlw_basicsr.data.bicubic_sr_dataset import BicubicSRDataset
+
+    plain = BicubicSRDataset.__getitem__
+    calls = []
+
+    def item(self, index):
+        got = plain(self, index)
+        calls.append(self.train)
+        # the first two batches, and all from the fifth on
+        return {**got, "gt": poisoned(got["gt"])} if self.train and not 4 < calls.count(True) <= 8 else got
+
+    opt = tiny_options(photographs, train__max_bad_steps=3, train__total_iter=20, logger__save_checkpoint_freq=1)
+    opt["datasets"].pop("val"), opt.pop("val")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BicubicSRDataset, "__getitem__", item)
+        with pytest.raises(
+            UserError, match=r"train\.max_bad_steps: 3 iterations in a row .* 7: gt.*bad_step_7\.pth"
+        ) as error:
+            train(opt)
+    assert "\n" not in str(error.value)
+    experiment = tmp_path / "experiments/tiny"
+    dump = load_file(experiment / "bad_step_7.pth", "")
+    assert dump["terms"][0] == "gt" and dump["batch"]["gt"].isnan().any() and all("photo" in p for p in dump["paths"])
+    assert {p.name for p in experiment.glob("models/net_g_*")} == {f"net_g_{i}.pth" for i in range(1, 7)}
+    first, second, fourth = (load_file(experiment / f"models/net_g_{i}.pth", "") for i in (1, 2, 4))
+    assert same(first, second) and not same(first, fourth)
+    text = next(experiment.glob("train_*.log")).read_text()
+    assert text.count("The step is left out") == 5 and log_lines(experiment)[3]["skipped"] == "2.0000e+00"
+
+
+def test_no_nan_reaches_a_saved_network(photographs, train, tmp_path):
+    """A network that overflows in its step: finite gradients, infinite parameters."""
+    opt = tiny_options(photographs, train__optim_g__lr=1e38, train__max_bad_steps=8, train__ema_decay=0.9)
+    with pytest.raises(UserError, match=r"8 iterations in a row were not finite.*state of net_g"):
+        train(opt)
+    experiment = tmp_path / "experiments/tiny"
+    dump = load_file(experiment / "bad_step_8.pth", "")
+    assert dump["iter"] == 8 and len(dump["paths"]) == 2 and dump["batch"]["lq"].shape == (2, 3, 8, 8)
+    saved = [load_file(p, "")["params"] for p in experiment.glob("models/*.pth")]
+    assert len(saved) == 2 and all(
+        v.isfinite().all() for s in [*saved, dump["net_g"], dump["net_w"]] for v in s.values()
+    )
+    assert "skipped" in log_lines(experiment)[-1]
+
+
+def test_a_loss_that_refuses_nan_ends_no_training(photographs, tmp_path, pair):
+    model = built(photographs, tmp_path)
+
+    def refuse(*_):
+        raise AssertionError("expected values in [0, 1]")
+
+    model.cri_tlw.forward = refuse
+    model.feed_data({**batch(pair), "gt": poisoned(pair[1])})
+    model.optimize_parameters(1)
+    assert model.guard.skipped == 1
+    model.feed_data(batch(pair))
+    with pytest.raises(AssertionError, match="expected values"):
+        model.optimize_parameters(2)
+
+
+def test_ssim_of_a_nan_is_nan_for_its_sample_alone(pair):
+    a, b = pair
+    a[0, 0, 3, 3] = math.nan
+    d = SSIMDistance()(a, b)
+    assert d[0].isnan() and torch.equal(d[1:], SSIMDistance()(a[1:], b[1:]))
+
+
+def test_a_snapshot_restores_what_an_optimiser_holds():
+    """Tensors, plain values, and a state that was not there."""
+    p, q = (torch.ones(3, requires_grad=True) for _ in range(2))
+    optimizer = torch.optim.SGD([p, q], 0.1, momentum=0.9)
+    p.grad = torch.ones(3)
+    optimizer.step()
+    optimizer.state[p]["count"] = 1
+    momentum, value = optimizer.state[p]["momentum_buffer"].clone(), p.detach().clone()
+    snapshot = Snapshot()
+    for _ in range(2):  # its memory is used again
+        snapshot.take([], [optimizer])
+        p.grad, q.grad = torch.full((3,), 5.0), torch.ones(3)
+        optimizer.step()
+        optimizer.state[p]["count"] = 2
+        snapshot.restore()
+        assert torch.equal(p, value) and torch.equal(q, torch.ones(3)) and p.grad is None
+        assert torch.equal(optimizer.state[p]["momentum_buffer"], momentum) and optimizer.state[p]["count"] == 1
+        assert q not in optimizer.state or optimizer.state[q].get("momentum_buffer") is None

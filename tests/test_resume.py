@@ -1,0 +1,416 @@
+"""Resuming from what is whole, stopping by a signal, keeping N checkpoints, and files that can't be written."""
+
+import errno
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import ROOT, plain_options, reset_logger, tiny_options, write_yaml
+from tests.test_pipeline import log_lines, same
+from tlw_basicsr import UserError, checkpoint
+from tlw_basicsr.checkpoint import load_file, save_file
+from tlw_basicsr.resume import compare_options, options_of, prune
+
+
+def quick(photographs, **changes):
+    """A training without validation, saved in every second of six iterations."""
+    options = {"train__total_iter": 6, "logger__save_checkpoint_freq": 2, "datasets__val": ..., "val": ...}
+    return tiny_options(photographs, **{**options, **changes})
+
+
+def log_text(experiment):
+    return "".join(path.read_text() for path in sorted(experiment.glob("train_*.log")))
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path):
+    """One bit of a tensor's data."""
+    with zipfile.ZipFile(path) as archive:
+        data = archive.read(max((m for m in archive.infolist() if "/data/" in m.filename), key=lambda m: m.file_size))
+    content = path.read_bytes()
+    start = content.index(data)
+    path.write_bytes(content[:start] + bytes([content[start] ^ 1]) + content[start + 1 :])
+
+
+def not_finite(path):
+    content = load_file(path, "")
+    next(iter(content["params"].values())).view(-1)[0] = torch.nan
+    torch.save(content, path)
+
+
+@pytest.fixture(scope="module")
+def finished(photographs, tmp_path_factory):
+    """The files of a finished training, to be damaged in copies."""
+    import shutil
+
+    from tlw_basicsr.pipeline import train_pipeline
+
+    root = tmp_path_factory.mktemp("finished")
+    train_pipeline(str(root), ["-opt", str(write_yaml(root, quick(photographs)))])
+    reset_logger()
+    return lambda to: shutil.copytree(root / "experiments", to / "experiments") / "tiny"
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("training_states/6.state", truncate),
+        ("training_states/6.state", flip),
+        ("models/net_g_6.pth", truncate),
+        ("models/net_g_6.pth", not_finite),
+        ("models/net_w_6.pth", flip),
+        ("models/net_w_6.pth", Path.unlink),
+    ],
+    ids=lambda v: getattr(v, "__name__", v),
+)
+def test_a_damaged_newest_state_is_named_and_the_one_before_it_used(
+    finished, photographs, train, tmp_path, file, damage
+):
+    experiment = finished(tmp_path)
+    whole = {name: load_file(experiment / name, "") for name in ("models/net_g_6.pth", "training_states/6.state")}
+    (experiment / "models/.net_g_8.pth.1.tmp").write_bytes(b"left by a kill")
+    damage(experiment / file)
+    train(quick(photographs), "--auto_resume")
+    text = log_text(experiment)
+    assert "Resuming after iteration 4." in text
+    warning = next(line for line in text.splitlines() if "the state before it is tried" in line)
+    assert Path(file).name in warning and "6.state" in warning
+    assert all(same(content, load_file(experiment / name, "")) for name, content in whole.items())
+    assert not list(experiment.rglob("*.tmp"))
+
+
+def test_networks_without_a_state_are_no_checkpoint(finished, photographs, train, tmp_path):
+    experiment = finished(tmp_path)
+    (experiment / "training_states/6.state").unlink()
+    train(quick(photographs), "--auto_resume")
+    assert "Resuming after iteration 4." in log_text(experiment)
+
+
+def test_with_no_whole_state_a_training_does_not_start_over(finished, photographs, train, tmp_path):
+    experiment = finished(tmp_path)
+    for state in experiment.glob("training_states/*"):
+        truncate(state)
+    with pytest.raises(UserError, match=r"--auto_resume: no state in .*training_states can be used.*6\.state is no"):
+        train(quick(photographs), "--auto_resume")
+    assert len(list(experiment.glob("models/*.pth"))) == 8
+
+
+def test_a_state_that_is_named_must_be_whole(finished, photographs, train, tmp_path):
+    state = finished(tmp_path) / "training_states/6.state"
+    truncate(state)
+    with pytest.raises(UserError, match=r"path\.resume_state: .*6\.state is no readable checkpoint"):
+        train(quick(photographs, path={"resume_state": str(state)}))
+
+
+# fmt: off
+CHANGES = [
+    ("network_g__num_feat", 8, "network_g.num_feat was 4 in the training of {state}, now it is 8"),
+    ("network_w__init", "paper", "network_w.init was not given in"),
+    ("base_model", "SwinIRModel", "base_model was SRModel in"),
+    ("train__optim_g__betas", [0.5, 0.9], "train.optim_g.betas was not given in"),
+    ("train__scheduler", {"type": "CosineAnnealingRestartLR", "periods": [9]}, "train.scheduler.type was MultiStepLR in"),
+]
+ALLOWED = [
+    ("train__optim_g__lr", 1e-4, "train.optim_g.lr was 0.001 in the training of {state}, now it is 0.0001; resuming takes"),
+    ("train__pixel_opt__base", "mse", "train.pixel_opt.base was l1 in the training of {state}, now it is mse; it holds"),
+    ("train__scheduler__milestones", [9], "train.scheduler.milestones was [4] in"),
+    ("train__total_iter", 99, None),
+    ("logger__print_freq", 7, None),
+    ("datasets__train__name", "other", None),
+]
+# fmt: on
+
+
+@pytest.mark.parametrize(("place", "value", "message"), CHANGES, ids=[c[0] for c in CHANGES])
+def test_options_of_other_networks_or_optimisers_are_refused(photographs, place, value, message):
+    state, path = {"options": options_of(tiny_options(photographs))}, Path("8.state")
+    with pytest.raises(UserError) as error:
+        compare_options(state, tiny_options(photographs, **{place: value}), path)
+    assert message.format(state=path) in str(error.value)
+
+
+@pytest.mark.parametrize(("place", "value", "message"), ALLOWED, ids=[c[0] for c in ALLOWED])
+def test_other_options_may_change(photographs, place, value, message):
+    state, path = {"options": options_of(tiny_options(photographs))}, Path("8.state")
+    notes = compare_options(state, tiny_options(photographs, **{place: value}), path)
+    assert len(notes) == (message is not None)
+    assert message is None or message.format(state=path) in notes[0]
+
+
+def test_a_changed_learning_rate_is_told_and_the_states_is_taken(finished, photographs, train, tmp_path):
+    experiment = finished(tmp_path)
+    changes = {"train__optim_g__lr": 0.5, "train__total_iter": 7, "logger__print_freq": 1}
+    train(quick(photographs, **changes), "--auto_resume")
+    assert "train.optim_g.lr was 0.001 in the training of" in log_text(experiment)
+    assert "lr:(5.000e-04,)" in [line for line in log_text(experiment).splitlines() if "[epoch:" in line][-1]
+
+
+def test_a_state_holds_its_options_and_version(finished, photographs, tmp_path):
+    state = load_file(finished(tmp_path) / "training_states/6.state", "")
+    opt = quick(photographs)
+    assert state["options"]["network_g"] == opt["network_g"] and state["options"]["train"] == opt["train"]
+    assert re.fullmatch(r"\d+\.\d+\.\d+.*", state["version"])
+
+
+def test_a_training_of_basicsrs_own_goes_on_with_tlw(photographs, train, tmp_path):
+    """Networks and state are written by BasicSR's SRModel, without a line of ours."""
+    from copy import deepcopy
+
+    from basicsr.models.sr_model import SRModel
+
+    models, states = (tmp_path / "experiments/theirs" / name for name in ("models", "training_states"))
+    models.mkdir(parents=True)
+    states.mkdir()
+    opt = deepcopy(plain_options(photographs, train__optim_g__lr=3e-3)) | {"is_train": True, "dist": False, "rank": 0}
+    opt["path"] = {"models": str(models), "training_states": str(states)}
+    theirs = SRModel(opt)
+    for i in range(1, 7):
+        theirs.update_learning_rate(i)
+        theirs.feed_data({"lq": torch.rand(2, 3, 8, 8), "gt": torch.rand(2, 3, 16, 16)})
+        theirs.optimize_parameters(i)
+    theirs.save(epoch=1, current_iter=6)
+    assert set(load_file(states / "6.state", "")) == {"epoch", "iter", "optimizers", "schedulers"}
+
+    tlw = tiny_options(photographs, path={"resume_state": str(states / "6.state")}, logger__save_checkpoint_freq=7)
+    seen = {}
+    from tlw_basicsr.models import TrainingMixin
+
+    step = TrainingMixin.optimize_parameters
+
+    def look(self, current_iter):
+        if not seen:
+            seen.update(
+                g={k: v.clone() for k, v in self.net_g.state_dict().items()},
+                ema={k: v.clone() for k, v in self.net_g_ema.state_dict().items()},
+                optimizer=[v["exp_avg"].clone() for v in self.optimizer_g.state_dict()["state"].values()],
+                lrs=[o.param_groups[0]["lr"] for o in self.optimizers],
+                iter=current_iter,
+                states=len(self.optimizer_w.state),
+            )
+        step(self, current_iter)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingMixin, "optimize_parameters", look)
+        experiment = train(tlw)
+    assert same(seen["g"], theirs.net_g.state_dict()) and same(seen["ema"], theirs.net_g_ema.state_dict())
+    assert same(seen["optimizer"], [v["exp_avg"] for v in theirs.optimizer_g.state_dict()["state"].values()])
+    assert seen["iter"] == 7 and seen["states"] == 0
+    assert seen["lrs"] == pytest.approx([1.5e-3, 5e-4])  # after the milestone, both
+    assert "the weighting network starts anew" in log_text(experiment)
+    assert [line["iter"] for line in log_lines(experiment)] == ["7", "8"]
+    assert (experiment / "models/net_w_7.pth").is_file()
+
+
+# ------------------------------------------------------------------------------------------------- signals
+
+
+def start(folder, opt, *arguments, **env):
+    """Start a training as a program."""
+    write_yaml(folder, opt)
+    return subprocess.Popen(
+        [sys.executable, "-m", "tlw_basicsr.train", "-opt", "options.yml", *arguments],
+        cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT), **env}, stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def wait_for(process, what):
+    for line in process.stderr:
+        if what in line:
+            return
+    raise AssertionError(f"ended before {what!r}")
+
+
+def test_a_signal_stops_after_the_iteration_and_the_run_goes_on_with_the_same_bits(photographs, train, tmp_path):
+    """To the whole process group, as a cluster sends it, with a data loader's worker in it."""
+    changes = {"train__total_iter": 20, "logger__save_checkpoint_freq": 20, "datasets__train__num_worker_per_gpu": 1}
+    cut = tmp_path / "cut"
+    cut.mkdir()
+    process = start(cut, quick(photographs, **changes), OMP_NUM_THREADS="1")
+    wait_for(process, "iter:       2")
+    os.killpg(process.pid, signal.SIGTERM)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + signal.SIGTERM, error
+    assert "Stopped by SIGTERM after iteration" in error and "Traceback" not in error
+    states = list(cut.glob("experiments/tiny/training_states/*.state"))
+    assert len(states) == 1 and 2 <= int(states[0].stem) < 20
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # another number of threads gives other roundings
+    resumed = train(quick(photographs, **changes), "--auto_resume", root=cut)
+    whole = train(quick(photographs, **changes), root=tmp_path / "whole")
+    torch.set_num_threads(threads)
+    for name in ("models/net_g_20.pth", "models/net_w_20.pth", "training_states/20.state"):
+        assert same(load_file(whole / name, ""), load_file(resumed / name, "")), name
+
+
+def test_a_second_signal_ends_at_once():
+    script = (
+        "import signal, sys, time\nfrom tlw_basicsr.signals import StopSignals\n"
+        "with StopSignals() as stop:\n    print('ready', flush=True)\n    time.sleep(0)\n"
+        "    while not stop.agreed(): time.sleep(0.01)\n    print(stop.received, flush=True)\n    time.sleep(60)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == f"{signal.SIGINT.value}\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=10) == 128 + signal.SIGTERM
+
+
+def test_the_signals_mean_what_they_meant_after_a_training(photographs, train):
+    before = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
+    train(quick(photographs, train__total_iter=1))
+    assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+# ------------------------------------------------------------------------------------------------- keeping
+
+
+def test_old_checkpoints_go_but_not_the_newest_best_or_latest(photographs, train, monkeypatch):
+    """The metric is best at iteration 2."""
+    from tlw_basicsr.models import TrainingMixin
+
+    validation = TrainingMixin.validation
+
+    def validated(self, loader, current_iter, *more):
+        validation(self, loader, current_iter, *more)
+        if current_iter == 2:
+            self.best_metric_results["photos_val"]["psnr"]["val"] = 99.0
+
+    monkeypatch.setattr(TrainingMixin, "validation", validated)
+    opt = tiny_options(photographs, logger__save_checkpoint_freq=1, logger__keep_checkpoints=2, val__val_freq=2)
+    experiment = train(opt)
+    assert {p.stem for p in experiment.glob("training_states/*")} == {"2", "7", "8"}
+    assert {p.name for p in experiment.glob("models/*")} == {
+        f"net_{n}_{i}.pth" for n in "gw" for i in (2, 7, 8, "latest")
+    }
+
+
+def test_pruning_leaves_what_is_newer_and_removes_networks_without_a_state(tmp_path):
+    opt = {"path": {"models": tmp_path / "m", "training_states": tmp_path / "s"}, "logger": {"keep_checkpoints": 1}}
+    for folder, names in (
+        ("m", ["net_g_1.pth", "net_g_2.pth", "net_g_9.pth", "net_g_latest.pth"]),
+        ("s", ["2.state", "9.state"]),
+    ):
+        (tmp_path / folder).mkdir()
+        for name in names:
+            (tmp_path / folder / name).touch()
+    prune(opt, 2, {-1})
+    assert {p.name for p in tmp_path.rglob("*.*")} == {
+        "net_g_2.pth",
+        "net_g_9.pth",
+        "net_g_latest.pth",
+        "2.state",
+        "9.state",
+    }
+
+
+# ------------------------------------------------------------------------------------------------- writing
+
+
+def test_a_full_disk_ends_the_training_in_one_line_and_damages_nothing(photographs, tmp_path):
+    """A limit of the file size, which the operating system keeps, as a full disk."""
+    opt = quick(photographs, train__total_iter=100)
+    write_yaml(tmp_path, opt)
+    script = (
+        "import resource, signal, sys\nfrom tlw_basicsr.errors import run\nfrom tlw_basicsr import checkpoint, pipeline\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nsave, calls = checkpoint.save_file, []\n"
+        "import tlw_basicsr.models.training as training\n"
+        "def limited(content, path):\n    calls.append(path)\n"
+        "    if len(calls) == 5: resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n    save(content, path)\n"
+        "training.save_file = limited\n"
+        f"run(lambda: pipeline.train_pipeline({str(tmp_path)!r}, ['-opt', 'options.yml']))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    errors = [line for line in done.stderr.splitlines() if " INFO: " not in line and "error" in line.lower()]
+    assert len(errors) == 1 and "Traceback" not in done.stderr
+    assert re.fullmatch(r"error: .*\.(pth|log) can't be written \(File too large\)", errors[0])
+    experiment = tmp_path / "experiments/tiny"
+    assert not list(experiment.rglob("*.tmp"))
+    for file in (*experiment.rglob("*.pth"), *experiment.rglob("*.state")):
+        load_file(file, "")
+    assert (experiment / "training_states/2.state").is_file()
+
+
+def test_no_space_leaves_the_earlier_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.pth"
+    save_file({"a": torch.zeros(3)}, path)
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    with pytest.raises(UserError, match=r"a\.pth can't be written \(No space left on device\)"):
+        save_file({"a": torch.ones(3)}, path)
+    assert torch.equal(load_file(path, "")["a"], torch.zeros(3))
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pth"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a folder that not even root can write to")
+def test_a_folder_that_cant_be_written_to_is_one_line(photographs, tmp_path):
+    from tlw_basicsr.pipeline import train_pipeline
+
+    with pytest.raises(UserError, match=r"/proc/.* can't be read or written \(") as error:
+        train_pipeline("/proc", ["-opt", str(write_yaml(tmp_path, quick(photographs)))])
+    assert "\n" not in str(error.value)
+
+
+def test_images_logs_and_tensorboard_on_a_full_disk(photographs, train, monkeypatch):
+    from basicsr.models import sr_model
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        write = checkpoint.os.fsync
+
+        def images_full(descriptor):
+            full() if ".png" in str(Path(f"/proc/self/fd/{descriptor}").readlink()) else write(descriptor)
+
+        patch.setattr(checkpoint.os, "fsync", images_full)
+        with pytest.raises(UserError, match=r"photo0_4\.png can't be written \(No space left on device\)"):
+            train(tiny_options(photographs, val__save_img=True))
+        assert sr_model.imwrite.__module__ == "tlw_basicsr.data.images"
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.utils.tensorboard.SummaryWriter.add_scalar", full)
+        with pytest.raises(UserError, match="No space left on device"):
+            train(quick(photographs, logger__use_tb_logger=True))
+    reset_logger()
+    with monkeypatch.context() as patch:
+        flush = logging.StreamHandler.flush
+        patch.setattr(
+            logging.StreamHandler,
+            "flush",
+            lambda h: full() if "/train_" in getattr(h, "baseFilename", "") else flush(h),
+        )
+        with pytest.raises(UserError, match=r"\.log can't be written \(No space left on device\)"):
+            train(quick(photographs))
+
+
+# ------------------------------------------------------------------------------------------------- kills
+
+
+def test_a_training_killed_within_writes_ends_with_the_same_bits(tmp_path):
+    command = [sys.executable, str(ROOT / "scripts/kill_test.py"), "--kills", "3", "--iterations", "8"]
+    done = subprocess.run(
+        [*command, "--num-feat", "16", "--out", str(tmp_path / "k")], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = json.loads(done.stdout[done.stdout.index("{") :])
+    assert figures["kills"] == 3 and figures["different_files"] == [] and figures["checkpoints_kept"] >= 3

@@ -1,0 +1,68 @@
+"""SIGTERM and SIGINT: a training stops at the end of its iteration."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+STOPPING = (signal.SIGTERM, signal.SIGINT)
+FORWARDED = 2.0  # seconds in which a launcher may pass on the signal that its whole process group got
+
+
+class StopSignals:
+    """Within it, the first SIGTERM or SIGINT is remembered, and a second one ends the process at once.
+
+    Args:
+        distributed: several processes, which agree on stopping.
+        device: of the flag that they agree on.
+
+    Attributes:
+        received: the number of the first signal, 0 for none.
+    """
+
+    def __init__(self, distributed: bool = False, device: torch.device | str = "cpu") -> None:
+        self.distributed, self.device = distributed, device
+        self.received, self.time = 0, 0.0
+        self.previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is threading.main_thread():
+            self.previous = {number: signal.signal(number, self.receive) for number in STOPPING}
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+    def receive(self, number: int, _: Any) -> None:
+        """Handle a signal."""
+        if self.received and not (self.distributed and time.monotonic() - self.time < FORWARDED):
+            os._exit(128 + number)
+        if not self.received:
+            self.received, self.time = number, time.monotonic()
+
+    def agreed(self) -> int:
+        """The signal that some process has received, 0 for none; called by all."""
+        if not self.distributed:
+            return self.received
+        flag = torch.tensor(self.received, device=self.device)
+        dist.all_reduce(flag, dist.ReduceOp.MAX)
+        return int(flag)
+
+
+def leave_to_parent(init: Callable[[int], None] | None) -> Callable[[int], None]:
+    """A data loader's ``worker_init_fn``: after ``init``, ignore the signals that the process group gets."""
+    return partial(_ignore, init)
+
+
+def _ignore(init: Callable[[int], None] | None, worker: int) -> None:
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
+    if init is not None:
+        init(worker)
