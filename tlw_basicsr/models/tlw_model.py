@@ -149,6 +149,7 @@ class TLWMixin(TrainingMixin):
         if sr.ndim == 5:
             sr, gt = sr.flatten(0, 1), gt.flatten(0, 1)
         fixed_sr = sr.detach()
+        self.guard.note("output", sr)
         with self.tlw_autocast():
             distance = self.cri_tlw.distance_to(gt)
             # a GAN's generator, and with it this call, may wait for iterations
@@ -160,6 +161,7 @@ class TLWMixin(TrainingMixin):
                 self.optimizer_w.step()
                 self.tlw_log["l_w"] = l_w.detach()
                 self.guard.note("l_w", l_w)
+                self.guard.note_norm("gradient of optimizer_w", [p.grad for p in self.net_w.parameters()])
 
             with torch.no_grad():
                 w = self.net_w(fixed_sr, gt)

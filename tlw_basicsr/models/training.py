@@ -96,7 +96,7 @@ class TrainingMixin(BaseModel):
         Raises:
             UserError: ``train.max_bad_steps`` steps in a row were not finite.
         """
-        networks, guard, log = self.networks(), self.guard, {}
+        networks, guard = self.networks(), self.guard
         guard.begin(networks.values(), self.optimizers)
         guard.note("lq", getattr(self, "lq", None))
         guard.note("gt", getattr(self, "gt", None))
@@ -104,10 +104,11 @@ class TrainingMixin(BaseModel):
         try:
             with self.amp.step():
                 super().optimize_parameters(current_iter)
-            log = {name: value for name, value in self.log_dict.items() if name.startswith("l")}
         except Exception as error:  # some losses check their input
             failed = error
         guard.note("output", getattr(self, "output", None))
+        if not failed:
+            guard.note_losses({name: value for name, value in self.log_dict.items() if name.startswith("l")})
         for number, optimizer in enumerate(self.optimizers):
             name = next((k for k, v in vars(self).items() if v is optimizer), f"optimizer {number}")
             guard.note_norm(f"gradient of {name}", [p.grad for p in parameters_of(optimizer)])
@@ -115,7 +116,7 @@ class TrainingMixin(BaseModel):
             guard.note_norm(f"state of {name}", [*net.parameters(), *net.buffers()])
         if failed and self.opt["dist"]:
             raise failed  # the other processes may wait for this one in the middle of the step
-        bad, terms = guard.not_finite(self.agreed, log)
+        bad, terms = guard.not_finite(self.agreed)
         if not bad:
             if failed:
                 raise failed
