@@ -46,6 +46,8 @@ def soak(folder: Path, iterations: int, warm_up: int, workers: int) -> dict[str,
             files = len(list((proc / "fd").iterdir()))
         except OSError:
             break
+        if not resident:  # it has ended
+            break
         lines = re.findall(r"iter: +([\d,]+)", log.read_text())
         samples.append((int(lines[-1].replace(",", "")) if lines else 0, resident, files))
         time.sleep(0.25)

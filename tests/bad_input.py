@@ -453,8 +453,8 @@ def lmdb_case(way):
 def cases():
     """All cases, in the same order in every run."""
     many = [
-        *(Case(f"yaml value {n}", "yaml", yaml_value) for n in range(80)),
-        *(Case(f"yaml text {n}", "yaml", yaml_text) for n in range(40)),
+        *(Case(f"yaml value {n}", "yaml", yaml_value) for n in range(60)),
+        *(Case(f"yaml text {n}", "yaml", yaml_text) for n in range(30)),
         *(Case(f"yaml {name}", "yaml", yaml_fixed(text), must_fail=True) for name, text in TEXTS.items()),
         *(Case(f"broken image {n}", "image", broken_image) for n in range(60)),
         *fixed_images(),

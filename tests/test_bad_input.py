@@ -100,7 +100,7 @@ def test_there_are_enough_cases():
     assert {c.kind for c in CASES} == {"yaml", "image", "network", "state", "weights", "lmdb"}
 
 
-@pytest.mark.parametrize("name", ["state code", "yaml deep"])
+@pytest.mark.parametrize("name", ["state code"])
 def test_as_a_program_it_is_one_line_and_exit_code_2(name, given, tmp_path):
     case = next(c for c in CASES if c.name == name)
     case.make(tmp_path, generator_of(case), given)

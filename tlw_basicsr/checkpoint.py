@@ -189,7 +189,7 @@ def check_fit(state: dict[str, torch.Tensor], net: torch.nn.Module, strict: bool
     if not strict and len(missing) + len(shapes) == len(own):
         raise UserError(f"{what}: {path} is of another network, none of its tensors fits {name}")
     if strict and (missing or unknown):
-        example = f"{missing[0]} is missing" if missing else f"{unknown[0]!r:.80} is not in {name}"
+        example = f"{missing[0]} is missing" if missing else f"{unknown[0]:.80} is not in {name}"
         raise UserError(
             f"{what}: {path} is of another network than network {name} of the options: {len(missing)} tensors missing,"
             f" {len(unknown)} unknown ({example})"

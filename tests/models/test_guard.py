@@ -1,6 +1,7 @@
 """Numbers that go wrong: named in the iteration in which they appear, and the step leaves no trace."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from tests.models.test_tlw_model import batch, built
 from tests.test_pipeline import log_lines, same
 from tlw_basicsr import SSIMDistance, UserError
 from tlw_basicsr.checkpoint import load_file
+from tlw_basicsr.models import training
 from tlw_basicsr.models.guard import Snapshot
 
 
@@ -24,8 +26,8 @@ def everything(model):
 
 
 def poisoned(tensor, value=math.nan):
-    tensor = tensor.clone()
-    tensor.view(-1)[1] = value
+    tensor = tensor.clone(memory_format=torch.contiguous_format)
+    tensor.view(-1)[-1] = value
     return tensor
 
 
@@ -36,7 +38,8 @@ def poison_gradient(net):
 
 
 def poison_weights(model):
-    return model.net_w.register_forward_hook(lambda _, __, w: poisoned(w))
+    """Those of the M step."""
+    return model.net_w.register_forward_hook(lambda _, __, w: w if torch.is_grad_enabled() else poisoned(w))
 
 
 def poison_loss(model):
@@ -61,12 +64,14 @@ CAUSES = {
 
 
 @pytest.mark.parametrize("cause", CAUSES)
-def test_every_cause_is_named_and_leaves_no_trace(photographs, tmp_path, pair, cause, caplog):
+def test_every_cause_is_named_and_leaves_no_trace(photographs, tmp_path, pair, cause, monkeypatch):
+    told = []
     model = built(photographs, tmp_path)
     good = {**batch(pair), "lq_path": ["a/lq.png", "b/lq.png"], "gt_path": ["a/gt.png", "b/gt.png"]}
     model.feed_data(good)
     model.optimize_parameters(1)
     before = everything(model)
+    monkeypatch.setattr(training, "get_root_logger", lambda: SimpleNamespace(warning=told.append))
     if cause in ("lq", "gt"):
         model.feed_data({**good, cause: poisoned(good[cause])})
         model.optimize_parameters(2)
@@ -76,7 +81,7 @@ def test_every_cause_is_named_and_leaves_no_trace(photographs, tmp_path, pair, c
         handle.remove()
     assert same(everything(model), before)
     assert model.get_current_log()["skipped"] == 1
-    message = next(r.message for r in caplog.records if "not finite" in r.message)
+    (message,) = told
     assert message.startswith(f"Iteration 2: not finite: {cause}")
     assert all(path in message for path in ("a/lq.png", "b/gt.png")) and "\n" not in message
     model.feed_data(good)
@@ -94,12 +99,18 @@ def test_the_first_step_of_all_can_be_undone(photographs, tmp_path, pair):
     assert model.last_e_step is None
 
 
-@pytest.mark.parametrize("base", [b for b in EVERY_BASE if "V" not in b])
-@pytest.mark.parametrize("net", ["net_g", "net_w", "net_d"])
+@pytest.mark.parametrize(
+    ("base", "net"),
+    [
+        ("SwinIRModel", "net_g"),
+        ("SRGANModel", "net_d"),
+        ("ESRGANModel", "net_w"),
+        ("RealESRNetModel", "net_g"),
+        ("RealESRGANModel", "net_d"),
+    ],
+)
 def test_every_base_model_and_every_optimiser(photographs, tmp_path, base, net):
     """The discriminator's gradient comes after the steps of the two other networks."""
-    if net == "net_d" and "GAN" not in base:
-        pytest.skip("has no discriminator")
     model = built(photographs, tmp_path, base_model=base, **EVERY_BASE[base])
     torch.manual_seed(0)
     model.lq, model.gt = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 16, 16)
@@ -116,16 +127,13 @@ def test_every_base_model_and_every_optimiser(photographs, tmp_path, base, net):
 
 def test_an_undone_step_is_as_if_it_had_not_been(photographs, tmp_path, pair):
     """Also with gradients kept for a later step: the bad ones are not in their mean."""
-    for more in (
-        {},
-        {"train__accumulation_steps": 3, "train__tlw__weight_interval": 2},
-        GAN | {"base_model": "ESRGANModel"},
-    ):
+    many = {"train__accumulation_steps": 3, "train__tlw__weight_interval": 2, **GAN, "base_model": "ESRGANModel"}
+    for more in ({}, many):
         ends = []
-        for bad in ((), (3, 5)):
+        for bad in ((), (2, 5)):
             torch.manual_seed(0)
             model = built(photographs, tmp_path, **more)
-            for i in range(1, 9):
+            for i in range(1, 7):
                 if i in bad:
                     model.feed_data({**batch(pair), "gt": poisoned(pair[1])})
                     model.optimize_parameters(i)
@@ -170,7 +178,7 @@ def test_max_bad_steps_in_a_row_end_the_training_with_a_file_to_look_at(photogra
 
 def test_no_nan_reaches_a_saved_network(photographs, train, tmp_path):
     """A network that overflows in its step: finite gradients, infinite parameters."""
-    opt = tiny_options(photographs, train__optim_g__lr=1e38, train__max_bad_steps=8, train__ema_decay=0.9)
+    opt = tiny_options(photographs, train__optim_g__lr=1e30, train__max_bad_steps=8, train__ema_decay=0.9)
     with pytest.raises(UserError, match=r"8 iterations in a row were not finite.*state of net_g"):
         train(opt)
     experiment = tmp_path / "experiments/tiny"

@@ -108,25 +108,27 @@ class StepGuard:
         if tensors:
             self.flags[term] = torch.isfinite(get_total_norm(tensors))
 
-    def not_finite(self, agree: Callable[[Tensor], Tensor], losses: dict[str, Any]) -> tuple[bool, list[str]]:
-        """Read all flags.
+    def note_losses(self, losses: dict[str, Any]) -> None:
+        """Note numbers that are on the host already, where they are not finite."""
+        for name, value in losses.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                self.flags[name] = torch.tensor(False)
+
+    def not_finite(self, agree: Callable[[Tensor], Tensor]) -> tuple[bool, list[str]]:
+        """Read all flags, with one wait for the device.
 
         Args:
             agree: gives the flag that all processes agree on.
-            losses: numbers that are on the host already.
 
         Returns:
-            Whether some process has a number that is not finite, and the terms of this process.
+            Whether some process has a number that is not finite, and the terms of this process in the order in which
+            they were noted.
         """
-        bad_losses = [name for name, value in losses.items() if isinstance(value, float) and not math.isfinite(value)]
-        flags = torch.stack([f.to(next(iter(self.flags.values())).device) for f in self.flags.values()])
-        overall = agree(flags.all() if not bad_losses else torch.zeros_like(flags[0]))
-        if torch.cat([flags, overall[None]]).all():  # the one wait for the device
+        device = next(iter(self.flags.values())).device
+        flags = torch.stack([flag.to(device) for flag in self.flags.values()])
+        if torch.cat([flags, agree(flags.all())[None]]).all():
             return False, []
-        terms = [term for term, fine in zip(self.flags, flags.tolist(), strict=True) if not fine]
-        # a loss that is not finite comes before its gradients
-        forward = [term for term in terms if not term.startswith(("gradient", "state"))]
-        return True, forward + bad_losses + [term for term in terms if term not in forward]
+        return True, [term for term, fine in zip(self.flags, flags.tolist(), strict=True) if not fine]
 
     def undo(self) -> None:
         """Undo the step, and count it."""

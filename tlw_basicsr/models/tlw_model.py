@@ -167,6 +167,7 @@ class TLWMixin(TrainingMixin):
         if sr.ndim == 5:
             sr, gt = sr.flatten(0, 1), gt.flatten(0, 1)
         fixed_sr = sr.detach()
+        self.guard.note("output", sr)
         if self.net_w is None:
             w = self.tlw_log["w"] = self.cri_tlw.control_weights(fixed_sr, gt, self.k)
             return self.cri_tlw(sr, gt, w)
@@ -181,6 +182,7 @@ class TLWMixin(TrainingMixin):
                 self.optimizer_w.step()
                 self.tlw_log["l_w"] = l_w.detach()
                 self.guard.note("l_w", l_w)
+                self.guard.note_norm("gradient of optimizer_w", [p.grad for p in self.net_w.parameters()])
 
             with torch.no_grad():
                 w = self.net_w(fixed_sr, gt)

@@ -5,7 +5,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cache, partial
-from importlib.metadata import version
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -23,6 +22,7 @@ from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader
 
+import tlw_basicsr
 from tlw_basicsr.archs.tlw_weight_net_arch import paper_start_values
 from tlw_basicsr.checkpoint import check_fit, check_optimizer_state, check_scheduler_state, network_state, save_file
 from tlw_basicsr.compat import CudaMeans
@@ -114,7 +114,7 @@ class TrainingMixin(BaseModel):
         Raises:
             UserError: ``train.max_bad_steps`` steps in a row were not finite.
         """
-        networks, guard, log = self.networks(), self.guard, {}
+        networks, guard = self.networks(), self.guard
         guard.begin(networks.values(), self.optimizers)
         guard.note("lq", getattr(self, "lq", None))
         guard.note("gt", getattr(self, "gt", None))
@@ -122,10 +122,11 @@ class TrainingMixin(BaseModel):
         try:
             with self.amp.step():
                 super().optimize_parameters(current_iter)
-            log = {name: value for name, value in self.log_dict.items() if name.startswith("l")}
         except Exception as error:  # some losses check their input
             failed = error
         guard.note("output", getattr(self, "output", None))
+        if not failed:
+            guard.note_losses({name: value for name, value in self.log_dict.items() if name.startswith("l")})
         for number, optimizer in enumerate(self.optimizers):
             name = next((k for k, v in vars(self).items() if v is optimizer), f"optimizer {number}")
             guard.note_norm(f"gradient of {name}", [p.grad for p in parameters_of(optimizer)])
@@ -133,7 +134,7 @@ class TrainingMixin(BaseModel):
             guard.note_norm(f"state of {name}", [*net.parameters(), *net.buffers()])
         if failed and self.opt["dist"]:
             raise failed  # the other processes may wait for this one in the middle of the step
-        bad, terms = guard.not_finite(self.agreed, log)
+        bad, terms = guard.not_finite(self.agreed)
         if not bad:
             if failed:
                 raise failed
@@ -263,7 +264,7 @@ class TrainingMixin(BaseModel):
             "seed": self.opt.get("manual_seed"),
             "best_metric_results": plain(getattr(self, "best_metric_results", {})),
             "options": getattr(self, "given_options", {}),
-            "version": version("tlw_basicsr"),
+            "version": tlw_basicsr.__version__,
         }
 
     def save_training_state(self, epoch: int, current_iter: int | str) -> None:
