@@ -232,3 +232,25 @@ def test_a_terminal_gets_a_progress_bar(photographs, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"4/4 \[", done.stdout)
     assert "it/s" in done.stdout or "s/it" in done.stdout
+
+
+def test_the_best_networks_by_a_metric_are_kept(photographs, train):
+    """The network improves, so by the lowest PSNR the first one is the best."""
+    metrics = {
+        "lpips": {"type": "tlw_lpips", "net": "alex", "weights": "random", "better": "lower"},
+        "worst": {"type": "tlw_psnr_y", "better": "lower"},
+    }
+    often = {"val__val_freq": 2, "logger__save_checkpoint_freq": 2}
+    experiment = train(tiny_options(photographs, val__metrics=metrics, val__save_best="worst", **often))
+    best = load_file(experiment / "training_states/8.state", "")["best_metric_results"]["photos_val"]
+    assert best["worst"]["iter"] == 2
+    assert 0 < best["lpips"]["val"] < 1
+    for network in ("net_g", "net_w"):
+        kept, then = (load_file(experiment / f"models/{network}_{i}.pth", "") for i in ("best", 2))
+        assert same(kept, then)
+    assert not (experiment / "training_states/best.state").exists()
+
+
+def test_save_best_needs_a_metric(photographs, train):
+    with pytest.raises(UserError, match=r"val.save_best: ssim is not in val.metrics; accepted are psnr"):
+        train(tiny_options(photographs, val__save_best="ssim"))

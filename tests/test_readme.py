@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.conftest import ROOT, control_options, tiny_options
+from tests.conftest import ROOT, control_options, plain_options, tiny_options
 from tests.models.test_base_models import GAN
 from tlw_basicsr.models.tlw_model import PRESETS, TLWOptions
 from tlw_basicsr.options import TLW, TRAIN, check_options, load_yaml
@@ -30,6 +30,8 @@ def test_the_options_of_every_example_exist(photographs, block):
     opt = tiny_options(photographs)
     if example.get("base_model") == "ESRGANModel":
         opt = tiny_options(photographs, **GAN)
+    if example.get("model_type") == "UncertaintyModel":
+        opt = plain_options(photographs)
     if "weights" in example.get("train", {}).get("pixel_opt", {}):
         opt = control_options(photographs, "random")
     update(opt, example)

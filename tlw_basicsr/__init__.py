@@ -5,6 +5,7 @@ Importing the package registers its networks, losses, data sets and models with 
 
 from tlw_basicsr import compat  # noqa: I001  mends basicsr's imports, so it comes first
 
+from tlw_basicsr.archs.sr_archs import TLWHAT, TLWRCAN, TLWVDSR, UncertaintyHead
 from tlw_basicsr.archs.tlw_weight_net_arch import FixedSum, TLWWeightNet
 from tlw_basicsr.data.bicubic import imresize
 from tlw_basicsr.data.bicubic_sr_dataset import BicubicSRDataset
@@ -16,16 +17,24 @@ from tlw_basicsr.functional import (
     marginal_pixel_loss,
     relaxed_bernoulli,
     sample_weights,
+    uncertainty_driven_loss,
+    uncertainty_loss,
     weight_criterion_loss,
     weighted_pixel_loss,
 )
 from tlw_basicsr.losses.distance_loss import FeatureDistance, LPIPSDistance, SSIMDistance
 from tlw_basicsr.losses.tlw_loss import TLWLoss
+from tlw_basicsr.losses.uncertainty_loss import UncertaintyLoss
+from tlw_basicsr.metrics import paper_metrics  # noqa: F401  registers the metrics
 from tlw_basicsr.models.tlw_model import TLWMixin, TLWModel, with_tlw
+from tlw_basicsr.models.uncertainty_model import UncertaintyModel
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "TLWHAT",
+    "TLWRCAN",
+    "TLWVDSR",
     "BicubicSRDataset",
     "FeatureDistance",
     "FixedSum",
@@ -35,6 +44,9 @@ __all__ = [
     "TLWMixin",
     "TLWModel",
     "TLWWeightNet",
+    "UncertaintyHead",
+    "UncertaintyLoss",
+    "UncertaintyModel",
     "UserError",
     "compat",
     "error_weights",
@@ -44,6 +56,8 @@ __all__ = [
     "marginal_pixel_loss",
     "relaxed_bernoulli",
     "sample_weights",
+    "uncertainty_driven_loss",
+    "uncertainty_loss",
     "weight_criterion_loss",
     "weighted_pixel_loss",
     "with_tlw",

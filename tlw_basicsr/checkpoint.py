@@ -117,3 +117,14 @@ def check_fit(state: dict[str, torch.Tensor], net: torch.nn.Module, strict: bool
             f"{what}: {path} is of another network than network {name} of the options: {first} is "
             f"{tuple(state[first].shape)}, not {tuple(own[first].shape)}"
         )
+
+
+def write_text(text: str, path: str | Path) -> None:
+    """Write a text file as :func:`save_file` writes tensors: whole or not at all."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, "utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} can't be written ({first_line(error)})") from error

@@ -1,20 +1,60 @@
-"""Measuring a network on a data set, by the protocol of BasicSR's tables."""
+"""Measuring a network on a test set, by the protocol of the field's tables or by the paper's."""
 
-from collections.abc import Callable, Iterable
+import csv
+import io
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import piq
 import torch
 from basicsr.metrics import calculate_psnr, calculate_ssim
-from basicsr.utils import tensor2img
+from basicsr.utils import FileClient, img2tensor, tensor2img
 from basicsr.utils.registry import ARCH_REGISTRY
+from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
 
 from tlw_basicsr.checkpoint import check_fit, network_state
 from tlw_basicsr.data.bicubic import imresize, to_8_bits
+from tlw_basicsr.data.bicubic_sr_dataset import check_sizes, lq_of_crop
+from tlw_basicsr.data.images import list_images, read_image
+from tlw_basicsr.errors import UserError, first_line
+from tlw_basicsr.metrics.paper_metrics import l1, lpips, mse, psnr_y
+from tlw_basicsr.options import check_arguments, lookup, read_options
 
 Upscaler = Callable[[Tensor], Tensor]
+Row = dict[str, Any]
+
+LPIPS_NETS = ("vgg", "alex")
+PERCEPTUAL = {"gmsd": piq.gmsd, "haarpsi": piq.haarpsi, "vif": piq.vif_p}  # full-reference, without weights
+SSIM_WINDOW = 11  # pixels, of BasicSR's SSIM
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How LR images are made of HR images, and SR images compared with them.
+
+    Attributes:
+        name: ``'field'`` is BasicSR's, ``'paper'`` that of arXiv:2301.10575.
+        multiple: HR is cut from the top left to a multiple of this and of the scale.
+        quantize: LR and SR have 8 bits; else they are floats, SR clamped to [0, 1].
+    """
+
+    name: str
+    multiple: int
+    quantize: bool
+
+    def mod_crop(self, scale: int) -> int:
+        """HR is cut to a multiple of it: 1·scale, or lcm(28, scale), which is 84 at ×3."""
+        return math.lcm(self.multiple, scale)
+
+
+PROTOCOLS = {"field": Protocol("field", 1, True), "paper": Protocol("paper", 28, False)}
 
 
 def bicubic(scale: int, quantize: bool = True) -> Upscaler:
@@ -42,18 +82,176 @@ def load_network(options: dict[str, Any], path: str | Path, param_key: str = "pa
     return net.eval().requires_grad_(False)
 
 
-@torch.no_grad()
-def field_metrics(upscale: Upscaler, items: Iterable[dict[str, Any]], crop_border: int) -> dict[str, float]:
-    """Means over a data set of Y-PSNR (dB) and Y-SSIM of 8-bit images, with a border removed.
+def network(net: nn.Module, scale: int, window_size: int = 1, device: str | torch.device = "cpu") -> Upscaler:
+    """A network as an upscaler of (1, 3, H, W) in [0, 1], its result on the CPU.
 
     Args:
-        upscale: LR (1, 3, H, W) to SR, RGB in [0, 1].
-        items: a data set's items, with ``lq`` and ``gt``.
-        crop_border: pixels to remove at every border, usually the scale.
+        net: the SR network.
+        scale: its factor.
+        window_size: the image is reflected to a multiple of it and the SR image cut, for SwinIR and the like.
+        device: to run on.
     """
-    psnr, ssim = [], []
-    for item in items:
-        sr, gt = tensor2img(upscale(item["lq"][None])), tensor2img(item["gt"])
-        psnr.append(calculate_psnr(sr, gt, crop_border, test_y_channel=True))
-        ssim.append(calculate_ssim(sr, gt, crop_border, test_y_channel=True))
-    return {"psnr_y": float(np.mean(psnr)), "ssim_y": float(np.mean(ssim))}
+    net = net.to(device)
+
+    def upscale(lq: Tensor) -> Tensor:
+        height, width = lq.shape[-2:]
+        lq = F.pad(lq.to(device), (0, -width % window_size, 0, -height % window_size), "reflect")
+        return net(lq)[..., : height * scale, : width * scale].cpu()
+
+    return upscale
+
+
+def network_of(yaml: Path, checkpoint: Path, scale: int, param_key: str, device: str) -> Upscaler:
+    """The network of a YAML's ``network_g`` with a checkpoint's weights, as an upscaler.
+
+    Raises:
+        UserError: the YAML or the checkpoint is wrong, or they are of another scale.
+    """
+    opt = read_options(yaml)
+    check_arguments(opt.get("network_g"), "network_g", lookup(ARCH_REGISTRY, opt.get("network_g"), "network_g"))
+    if opt.get("scale") not in (None, scale):
+        raise UserError(f"--scale: {scale}, but {yaml} has scale: {opt['scale']}")
+    net = load_network(opt["network_g"], checkpoint, param_key)
+    return network(net, scale, opt["network_g"].get("window_size") or 1, device)
+
+
+def field_row(sr: Tensor, gt: Tensor, crop_border: int, grey: bool = False) -> Row:
+    """Y-PSNR (dB) and Y-SSIM of two images (1, 3, H, W), rounded to 8 bits, with a border removed.
+
+    Args:
+        sr: SR image, RGB in [0, 1].
+        gt: HR image.
+        crop_border: pixels to remove at every border, usually the scale.
+        grey: take the grey levels themselves as Y.
+    """
+    images = [tensor2img(image.clone()) for image in (sr, gt)]  # it clamps in place
+    if grey:
+        images = [np.round(image.mean(axis=2, keepdims=True)) for image in images]
+    return {
+        "psnr_y": calculate_psnr(*images, crop_border, test_y_channel=not grey),
+        "ssim_y": calculate_ssim(*images, crop_border, test_y_channel=not grey),
+    }
+
+
+def paper_row(sr: Tensor, gt: Tensor) -> Row:
+    """Y-PSNR (dB), L1 and MSE of two float images (1, 3, H, W), RGB in [0, 1], by the paper's protocol."""
+    return {"psnr_y": psnr_y(sr, gt).item(), "l1": l1(sr, gt).item(), "mse": mse(sr, gt).item()}
+
+
+@torch.no_grad()
+def field_metrics(upscale: Upscaler, items: Iterable[dict[str, Any]], crop_border: int) -> dict[str, float]:
+    """Means of :func:`field_row` over a data set's items, with ``lq`` and ``gt`` (3, H, W)."""
+    rows = [field_row(upscale(item["lq"][None]), item["gt"], crop_border) for item in items]
+    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+
+
+@torch.no_grad()
+def evaluate(
+    upscalers: dict[str, Upscaler],
+    gt_folder: str | Path,
+    scale: int,
+    *,
+    lq_folder: str | Path | None = None,
+    with_lpips: bool = False,
+    with_perceptual: bool = False,
+    grey_as_y: bool = False,
+    progress: bool = False,
+) -> list[Row]:
+    """Measure every image of a folder.
+
+    Args:
+        upscalers: by the protocol's name, see :data:`PROTOCOLS`: LR (1, 3, H, W) to SR, RGB in [0, 1].
+        gt_folder: of the HR images.
+        scale: of the super-resolution.
+        lq_folder: of LR images, instead of those made by the protocol: ``NAME`` or ``NAMExS`` for HR's ``NAME``. HR is
+            cut to their size; with ``'field'`` only.
+        with_lpips: also LPIPS of VGG and AlexNet.
+        with_perceptual: also GMSD (lower is better), HaarPSI and VIF (higher is better) of the ``piq`` package, of RGB.
+        grey_as_y: of HR images with one channel take the levels as Y (``'field'``), as the published values of Set14
+            do; else they are expanded to RGB first, as BasicSR does.
+        progress: show a bar.
+
+    Returns:
+        A row for each image and protocol: ``image``, ``protocol`` and the metrics.
+
+    Raises:
+        UserError: a folder, an image or the network's result is wrong.
+    """
+    entries = list_images({"dataroot_gt": str(gt_folder), "io_backend": {"type": "disk"}}, what="--gt")
+    lq_paths = _lq_paths(Path(lq_folder), [entry.path for entry in entries], scale) if lq_folder else {}
+    for name in upscalers:
+        smallest = max(PROTOCOLS[name].mod_crop(scale), 2 * scale + SSIM_WINDOW)
+        check_sizes(entries, None, PROTOCOLS[name].mod_crop(scale), scale, "--gt")
+        for entry in entries:
+            if min(entry.height, entry.width) < smallest:
+                raise UserError(
+                    f"--gt: {entry.path} is {entry.height}×{entry.width}; SSIM needs {smallest} pixels a side"
+                )
+    client = FileClient("disk")
+    rows = []
+    for entry in tqdm(entries, unit="image", disable=not progress, leave=False):
+        whole = read_image(client, entry.path)
+        for name, upscale in upscalers.items():
+            protocol = PROTOCOLS[name]
+            if lq_folder:
+                lq = read_image(client, lq_paths[entry.path])
+                gt = whole[: lq.shape[0] * scale, : lq.shape[1] * scale]
+                if gt.shape[:2] != (lq.shape[0] * scale, lq.shape[1] * scale):
+                    raise UserError(f"--lq: {lq_paths[entry.path]} is larger than {entry.path} by 1/{scale}")
+            else:
+                multiple = protocol.mod_crop(scale)
+                height, width = (side // multiple * multiple for side in whole.shape[:2])
+                gt = whole[:height, :width]
+                lq = lq_of_crop(gt, 0, 0, height // scale, width // scale, scale, protocol.quantize)
+            lq, gt = (image[None] for image in img2tensor([np.ascontiguousarray(lq), np.ascontiguousarray(gt)]))
+            try:
+                sr = upscale(lq)
+            except Exception as error:
+                raise UserError(f"the network fails on {entry.path} ({first_line(error)})") from error
+            if sr.shape != gt.shape:
+                raise UserError(
+                    f"the network makes {tuple(sr.shape)} of {tuple(lq.shape)}; --scale {scale} does not fit"
+                )
+            grey = grey_as_y and Image.open(entry.path).mode.startswith(("L", "I"))
+            row = field_row(sr, gt, scale, grey) if protocol.quantize else paper_row(sr, gt)
+            sr = torch.from_numpy(to_8_bits(sr.numpy() * 255)) / 255 if protocol.quantize else sr.clamp(0, 1)
+            if with_perceptual:
+                row |= {metric: call(sr, gt).item() for metric, call in PERCEPTUAL.items()}
+            if with_lpips:
+                row |= {f"lpips_{net}": lpips(sr, gt, net).item() for net in LPIPS_NETS}
+            rows.append({"image": Path(entry.path).stem, "protocol": name, **row})
+    return rows
+
+
+def _lq_paths(folder: Path, gt_paths: Sequence[str], scale: int) -> dict[str, str]:
+    """The LR image of every HR image."""
+    found = list_images({"dataroot_gt": str(folder), "io_backend": {"type": "disk"}}, what="--lq")
+    by_stem = {Path(entry.path).stem: entry.path for entry in found}
+    paths = {}
+    for gt in gt_paths:
+        stem = Path(gt).stem
+        path = by_stem.get(stem) or by_stem.get(f"{stem}x{scale}")
+        if path is None:
+            raise UserError(f"--lq: no LR image for {gt} in {folder}; accepted names are {stem} and {stem}x{scale}")
+        paths[gt] = path
+    return paths
+
+
+def means(rows: list[Row]) -> dict[str, dict[str, float]]:
+    """Means over the images: ``{'field': {'psnr_y': …, 'ssim_y': …}, 'paper': {…}}``."""
+    result: dict[str, dict[str, float]] = {}
+    for name in dict.fromkeys(row["protocol"] for row in rows):
+        chosen = [row for row in rows if row["protocol"] == name]
+        metrics = [key for key in chosen[0] if key not in ("image", "protocol")]
+        result[name] = {metric: float(np.mean([row[metric] for row in chosen])) for metric in metrics}
+    return result
+
+
+def csv_text(rows: list[Row]) -> str:
+    """The rows as CSV, with a column for every metric of any of them."""
+    text = io.StringIO()
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

@@ -207,3 +207,29 @@ def marginal_pixel_loss(distance: Distance | None, sr: Tensor, gt: Tensor, ws: T
 def k_schedule(t: float, k_start: float = 0.3, k_end: float = 0.9, k_decay: float = 100.0) -> float:
     r"""k(t) = k_start + (k_end - k_start)·(1 - exp(-t / k_decay)), with t in epochs (the paper's) or iterations."""
     return k_start + (k_end - k_start) * (1 - math.exp(-t / k_decay))
+
+
+def uncertainty_loss(sr: Tensor, gt: Tensor, s: Tensor) -> Tensor:
+    r"""L_ESU, stage one of the uncertainty baseline: mean(exp(-s)·|x̂ - x| + 2s).
+
+    Source: Ning et al., "Uncertainty-Driven Loss for Single Image Super-Resolution", NeurIPS 2021.
+
+    Args:
+        sr: x̂ (N, C, H, W), with gradient.
+        gt: x (N, C, H, W).
+        s: log-variance map (N, C, H, W), with gradient.
+
+    Returns:
+        Scalar.
+    """
+    s = at_least_fp32(s)
+    return ((-s).exp() * pixel_error(sr, gt, "l1", 0) + 2 * s).mean()
+
+
+def uncertainty_driven_loss(sr: Tensor, gt: Tensor, s: Tensor) -> Tensor:
+    r"""L_UDL, stage two of the uncertainty baseline: mean((s - min s)·|x̂ - x|), the minimum of each channel.
+
+    Arguments and source as :func:`uncertainty_loss`; no gradient goes to ``s``.
+    """
+    s = at_least_fp32(s.detach())
+    return ((s - s.amin(dim=(-2, -1), keepdim=True)) * pixel_error(sr, gt, "l1", 0)).mean()

@@ -423,7 +423,9 @@ TRAIN = {
     "accumulation_steps": _whole(1),
     "clip_grad_norm": _or_none(POSITIVE),
     "scheduler": DICT,
+    "init_g": _one_of("default", "paper"),
     "tlw": _or_none(DICT),
+    "uncertainty": DICT,
 }
 TLW = {
     "k_start": FRACTION,
@@ -444,7 +446,9 @@ VAL = {
     "pbar": BOOL,
     "suffix": Kind("text, or ~", lambda v: v is None or isinstance(v, str)),
     "metrics": _or_none(DICT),
+    "save_best": _or_none(STR),
 }
+UNCERTAINTY = {"stage_one_iter": _whole(0), "features": STR}
 LOGGER = {
     "print_freq": POSITIVE,
     "save_checkpoint_freq": POSITIVE,
@@ -488,6 +492,9 @@ def check_options(opt: Options, is_train: bool) -> None:
             where = f"val.metrics.{name}"
             check_arguments(metric, where, lookup(METRIC_REGISTRY, metric, where), ("type", "better"), ("img", "img2"))
             check_section(metric, where, {"better": _one_of("higher", "lower")}, (), metric)
+        best, metrics = opt["val"].get("save_best"), opt["val"].get("metrics") or {}
+        if best and best not in metrics:
+            raise UserError(f"val.save_best: {best} is not in val.metrics; accepted are {', '.join(metrics) or 'none'}")
         if not is_train:
             opt["val"].setdefault("suffix", None)
     if is_train:
@@ -597,6 +604,7 @@ def _check_train(opt: Options, model: type, known: Collection[str]) -> None:
     if wandb.get("project") and not opt["logger"]["use_tb_logger"]:
         raise UserError("logger.wandb.project: needs use_tb_logger: true")
     _check_tlw(opt, train)
+    _check_uncertainty(opt, train)
 
 
 def _overrides(model: type, *methods: str) -> bool:
@@ -640,3 +648,22 @@ def _check_tlw(opt: Options, train: Options) -> None:
     if distance is not None:
         where = "train.pixel_opt.distance"
         check_arguments(distance, where, lookup(LOSS_REGISTRY, distance, where))
+
+
+def _check_uncertainty(opt: Options, train: Options) -> None:
+    """The parts of the uncertainty baseline need each other."""
+    pixel_type = (train.get("pixel_opt") or {}).get("type")
+    if opt["model_type"] != "UncertaintyModel":
+        if pixel_type == "UncertaintyLoss":
+            raise UserError("train.pixel_opt.type: UncertaintyLoss needs model_type: UncertaintyModel")
+        return
+    if pixel_type != "UncertaintyLoss":
+        raise UserError(
+            f"train.pixel_opt.type: {pixel_type!r}; accepted with model_type: UncertaintyModel is UncertaintyLoss"
+        )
+    if "network_u" not in opt:
+        raise UserError("network_u: missing; UncertaintyModel needs the head, such as {type: UncertaintyHead}")
+    check_section(train.get("uncertainty") or {}, "train.uncertainty", UNCERTAINTY, ["stage_one_iter"])
+    factor = opt["network_u"].get("upscale")
+    if factor is not None and factor != opt["scale"]:
+        raise UserError(f"network_u.upscale: {factor} does not fit scale: {opt['scale']}")

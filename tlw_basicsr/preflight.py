@@ -15,6 +15,7 @@ from tlw_basicsr.data.bicubic_sr_dataset import check_sizes
 from tlw_basicsr.data.images import ImageEntry, list_images
 from tlw_basicsr.errors import UserError, first_line
 from tlw_basicsr.losses.tlw_loss import TLWLoss
+from tlw_basicsr.models.uncertainty_model import FeatureTap
 from tlw_basicsr.options import Options, lookup
 
 
@@ -39,6 +40,8 @@ def check_files(opt: Options) -> None:
         loss = TLWLoss(**{key: value for key, value in pixel_opt.items() if key != "type"})
         if loss.weights == "learned":
             check_distance(loss, opt)
+    if opt["model_type"] == "UncertaintyModel":
+        check_uncertainty(opt)
     for name, metric in ((opt.get("val") or {}).get("metrics") or {}).items():
         check_metric(metric, f"val.metrics.{name}")
 
@@ -56,6 +59,26 @@ def check_distance(loss: TLWLoss, opt: Options) -> None:
     if not torch.is_tensor(value) or value.shape != (2,):
         shape = tuple(getattr(value, "shape", ()))
         raise UserError(f"{where}: expected a loss with one value per sample, got shape {shape} for two samples")
+
+
+def check_uncertainty(opt: Options) -> None:
+    """Check that the head of the uncertainty baseline gives a map of the SR image's size from the named features."""
+    net_g, net_u = build(opt, "network_g"), build(opt, "network_u")
+    tap = FeatureTap(net_g, (opt["train"].get("uncertainty") or {}).get("features", "upsample"))
+    with torch.no_grad():
+        lq = torch.zeros(1, 3, 16, 16, device=next(net_g.parameters()).device)
+        sr = net_g(lq)
+        features = tap.take()
+        try:
+            s = net_u(features)
+        except Exception as error:
+            raise UserError(
+                f"network_u: fails on features of shape {tuple(features.shape)} ({first_line(error)})"
+            ) from error
+    # a network that pads the image, as HAT does, has features of the padded one
+    padded = (*sr.shape[:2], *(side * opt["scale"] for side in features.shape[2:]))
+    if s.shape not in (sr.shape, padded):
+        raise UserError(f"network_u: gives {tuple(s.shape)} where the SR image is {tuple(sr.shape)}; set its upscale")
 
 
 def check_metric(metric: dict[str, Any], where: str) -> None:

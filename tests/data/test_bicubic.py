@@ -7,7 +7,7 @@ from tlw_basicsr import imresize
 from tlw_basicsr.data.bicubic import resize_matrix
 
 
-@pytest.mark.parametrize("shape", [(48, 64, 3), (37, 53, 3), (40, 31), (9, 120, 1)])
+@pytest.mark.parametrize("shape", [(48, 64, 3), (37, 53, 3), (40, 31), (9, 120, 1), (20, 24, 6)])
 @pytest.mark.parametrize("scale", [1 / 2, 1 / 3, 1 / 4, 0.37, 2, 3, 4])
 def test_same_as_basicsrs(shape, scale):
     image = np.random.rand(*shape).astype(np.float32)

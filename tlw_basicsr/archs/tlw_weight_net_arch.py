@@ -3,7 +3,7 @@
 from typing import Literal
 
 from basicsr.utils.registry import ARCH_REGISTRY
-from torch import Tensor, cat, compiler, nn
+from torch import Generator, Tensor, cat, compiler, nn
 
 from tlw_basicsr.functional import at_least_fp32, fixed_sum, sample_weights
 
@@ -61,7 +61,7 @@ class TLWWeightNet(nn.Module):
         self.conv = nn.Sequential(*layers, nn.Conv2d(num_feat, num_in_ch, 3, padding=1))
         self.fixed_sum = FixedSum(k)
         if init == "paper":
-            self.apply(_paper_start_values)
+            self.apply(paper_start_values)
 
     @property
     def k(self) -> float:
@@ -82,9 +82,10 @@ class TLWWeightNet(nn.Module):
         return sample_weights(self(sr, gt), num_samples)
 
 
-def _paper_start_values(module: nn.Module) -> None:
+def paper_start_values(module: nn.Module, generator: Generator | None = None) -> None:
+    """Start values of the published runs for one module: conv and BN weights N(0, 0.02), BN biases N(0.02, 1)."""
     if isinstance(module, nn.Conv2d):
-        nn.init.normal_(module.weight, 0.0, 0.02)
+        nn.init.normal_(module.weight, 0.0, 0.02, generator)
     elif isinstance(module, nn.BatchNorm2d):
-        nn.init.normal_(module.weight, 0.0, 0.02)
-        nn.init.normal_(module.bias, 0.02, 1.0)
+        nn.init.normal_(module.weight, 0.0, 0.02, generator)
+        nn.init.normal_(module.bias, 0.02, 1.0, generator)

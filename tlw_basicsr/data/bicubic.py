@@ -3,6 +3,7 @@
 import math
 from functools import lru_cache
 
+import cv2
 import numpy as np
 from basicsr.utils.matlab_functions import calculate_weights_indices
 from scipy.sparse import csr_matrix
@@ -49,9 +50,16 @@ def imresize(image: np.ndarray, scale: float, antialiasing: bool = True) -> np.n
     finish = to_8_bits if image.dtype == np.uint8 else np.asarray
     for matrix in (rows, columns):  # along the first axis, then with the axes swapped along the other
         flat = np.ascontiguousarray(image).reshape(matrix.shape[1], -1).astype(np.float32, copy=False)
-        resized = finish(matrix @ flat).reshape(matrix.shape[0], *image.shape[1:])
-        image = resized.swapaxes(0, 1)
-    return np.ascontiguousarray(image)
+        image = swap_axes(finish(matrix @ flat).reshape(matrix.shape[0], *image.shape[1:]))
+    return image
+
+
+def swap_axes(image: np.ndarray) -> np.ndarray:
+    """(H, W) or (H, W, C) to (W, H) or (W, H, C), of one piece; by OpenCV, which takes a fifth of numpy's time."""
+    height, width, *channels = image.shape
+    if channels and not 1 <= channels[0] <= 4:
+        return np.ascontiguousarray(image.swapaxes(0, 1))
+    return cv2.transpose(image).reshape(width, height, *channels)
 
 
 def to_8_bits(image: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ import random
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -20,7 +20,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
+from torch.utils.data import DataLoader
 
+from tlw_basicsr.archs.tlw_weight_net_arch import paper_start_values
 from tlw_basicsr.checkpoint import check_fit, network_state, save_file
 from tlw_basicsr.compat import CudaMeans
 from tlw_basicsr.errors import UserError
@@ -36,7 +38,11 @@ class TrainingMixin(BaseModel):
     - ``use_amp``: ``bf16`` or ``fp16``, see :class:`MixedPrecision`;
     - ``use_channels_last``: networks' weights in channels-last order;
     - ``use_compile``: ``torch.compile`` of the networks;
-    - ``use_tf32``: TensorFloat-32 in matrix products.
+    - ``use_tf32``: TensorFloat-32 in matrix products;
+    - ``init_g: paper``: weights of the SR network's convolutions start from N(0, 0.02), by ``manual_seed`` alone.
+
+    ``val.save_best: METRIC`` keeps the networks that are best by this metric on the first validation set, as
+    ``net_*_best.pth``.
     """
 
     def __init__(self, opt: dict[str, Any]) -> None:
@@ -55,17 +61,29 @@ class TrainingMixin(BaseModel):
         with device_names(self.opt):
             super().feed_data(data)
 
-    def validation(self, *args: Any, **kwargs: Any) -> None:
-        """As the model's own, on its device, by the bare network.
+    def validation(self, dataloader: DataLoader, current_iter: int, *args: Any, **kwargs: Any) -> None:
+        """As the model's own, on its device, by the bare network; the best networks are saved by the options.
 
         One process may validate alone, and a distributed network would wait for the others to share its buffers.
         """
         wrapped, self.net_g = self.net_g, self.get_bare_model(self.net_g)
         try:
             with device_names(self.opt):
-                super().validation(*args, **kwargs)
+                super().validation(dataloader, current_iter, *args, **kwargs)
         finally:
             self.net_g = wrapped
+        self.save_best(dataloader.dataset.opt["name"], current_iter)
+
+    @master_only
+    def save_best(self, dataset: str, current_iter: int) -> None:
+        """Write ``net_*_best.pth`` if the metric ``val.save_best`` of the first validation set is the best so far."""
+        metric = (self.opt.get("val") or {}).get("save_best")
+        if not self.is_train or not metric:
+            return
+        first = next(options["name"] for options in self.opt["datasets"].values() if options["phase"] == "val")
+        best = self.best_metric_results[first][metric] if dataset == first else {"iter": None}
+        if best["iter"] == current_iter:
+            self.save(-1, "best")
 
     def get_optimizer(self, optim_type: str, params: Any, lr: float, **kwargs: Any) -> Optimizer:
         """BasicSR's, with gradient accumulation and clipping by the options."""
@@ -100,6 +118,9 @@ class TrainingMixin(BaseModel):
     def model_to_device(self, net: nn.Module) -> nn.Module:
         """As BasicSR's, with ``use_channels_last`` and ``use_compile``; distributed on CPU processes too."""
         train = (self.opt.get("train") or {}) if self.is_train else {}
+        if train.get("init_g") == "paper" and net is getattr(self, "net_g", None):
+            generator = torch.Generator().manual_seed(self.opt["manual_seed"])
+            net.apply(partial(paper_start_values, generator=generator))
         if train.get("use_channels_last"):
             channels_last(net)
         if train.get("use_compile"):
@@ -160,9 +181,9 @@ class TrainingMixin(BaseModel):
             "best_metric_results": plain(getattr(self, "best_metric_results", {})),
         }
 
-    def save_training_state(self, epoch: int, current_iter: int) -> None:
-        """Write ``{current_iter}.state``: BasicSR's entries and :meth:`training_state`; nothing at -1."""
-        if current_iter == -1:
+    def save_training_state(self, epoch: int, current_iter: int | str) -> None:
+        """Write ``{current_iter}.state``: BasicSR's entries and :meth:`training_state`; nothing at -1 or ``best``."""
+        if current_iter in (-1, "best"):
             return
         state = {
             "epoch": epoch,

@@ -1,0 +1,82 @@
+"""Measure a trained network, or bicubic, on a folder of HR images.
+
+python scripts/evaluate.py --gt datasets/Set5 --scale 4 --bicubic
+python scripts/evaluate.py --gt datasets/Set5 --scale 4 --opt options/train/EDSR/train_EDSR_L1TLW_x4.yml \\
+    --checkpoint experiments/train_EDSR_L1TLW_x4/models/net_g_best.pth --lpips --csv set5.csv
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import tlw_basicsr  # noqa: I001, F401  comes first, see its compat.py
+import torch
+
+from tlw_basicsr.checkpoint import write_text
+from tlw_basicsr.errors import UserError, run
+from tlw_basicsr.evaluation import PROTOCOLS, Upscaler, bicubic, csv_text, evaluate, means, network_of
+
+
+def upscalers(args: argparse.Namespace, protocols: list[str]) -> dict[str, Upscaler]:
+    """Bicubic or the network, for each protocol."""
+    if args.bicubic:
+        return {name: bicubic(args.scale, PROTOCOLS[name].quantize) for name in protocols}
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return dict.fromkeys(protocols, network_of(args.opt, args.checkpoint, args.scale, args.param_key, device))
+
+
+def main() -> None:
+    """Parse the arguments, measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gt", type=Path, required=True, help="folder of HR images")
+    parser.add_argument("--scale", type=int, required=True)
+    parser.add_argument("--lq", type=Path, help="folder of LR images, for the field's protocol; default: made from HR")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--bicubic", action="store_true", help="measure bicubic upscaling")
+    what.add_argument("--opt", type=Path, help="YAML with network_g")
+    parser.add_argument("--checkpoint", type=Path, help="the network, with --opt")
+    parser.add_argument("--param_key", default="params", help="entry of the checkpoint: params or params_ema")
+    parser.add_argument(
+        "--protocol", choices=[*PROTOCOLS, "both"], help="default: both, with --lq the field's (BasicSR's)"
+    )
+    parser.add_argument("--lpips", action="store_true", help="also LPIPS of VGG and AlexNet; needs their weights")
+    parser.add_argument("--perceptual", action="store_true", help="also GMSD, HaarPSI and VIF, which need no weights")
+    parser.add_argument("--grey-as-y", action="store_true", help="take the levels of a grey HR image as Y (field)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, …; default: a GPU where there is one")
+    parser.add_argument("--csv", type=Path, help="write the values of every image")
+    parser.add_argument("--json", type=Path, help="write the means")
+    args = parser.parse_args()
+    if not 1 <= args.scale <= 8:
+        raise UserError(f"--scale: expected 1 to 8, got {args.scale}")
+    if args.opt and not args.checkpoint:
+        raise UserError("--checkpoint: missing; --opt needs the network's file")
+    if args.lq and args.protocol in ("paper", "both"):
+        raise UserError(f"--protocol {args.protocol}: the paper's protocol makes LR from HR; leave --lq out")
+    chosen = args.protocol or ("field" if args.lq else "both")
+    protocols = list(PROTOCOLS) if chosen == "both" else [chosen]
+    rows = evaluate(
+        upscalers(args, protocols),
+        args.gt,
+        args.scale,
+        lq_folder=args.lq,
+        with_lpips=args.lpips,
+        with_perceptual=args.perceptual,
+        grey_as_y=args.grey_as_y,
+        progress=sys.stderr.isatty(),
+    )
+    result = means(rows)
+    images = len(rows) // len(protocols)
+    print(f"{args.gt.name}, ×{args.scale}, {'bicubic' if args.bicubic else args.checkpoint}, mean of {images} images\n")
+    for name, values in result.items():
+        print(f"{name}: " + ", ".join(f"{metric} {value:.4f}" for metric, value in values.items()))
+    if args.csv:
+        write_text(csv_text(rows), args.csv)
+    if args.json:
+        write_text(json.dumps(result, indent=2), args.json)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,102 @@
+"""The networks of the comparison against plain formulations of them."""
+
+import pytest
+import torch
+from basicsr.archs import build_network
+from torch.nn import functional as F
+
+from tlw_basicsr import TLWHAT, TLWRCAN, TLWVDSR, UncertaintyHead
+
+SMALL_HAT = {"embed_dim": 12, "depths": [2], "num_heads": [2], "squeeze_factor": 6, "num_feat": 8}
+
+
+def conv(state, name, x):
+    weight = state[f"{name}.weight"]
+    return F.conv2d(x, weight, state.get(f"{name}.bias"), padding=weight.shape[-1] // 2)
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_vdsr_is_a_residual_on_the_bicubic_image(scale):
+    net = TLWVDSR(num_feat=6, num_block=3, upscale=scale)
+    lq = torch.rand(2, 3, 8, 11)
+    state = net.state_dict()
+    assert not any(name.endswith("bias") for name in state)
+    upsampled = F.interpolate(2 * lq - 1, scale_factor=scale, mode="bicubic", align_corners=False)
+    x = conv(state, "conv_first", upsampled).relu()
+    for i in range(3):
+        x = conv(state, f"body.{i}", x).relu()
+    expected = (conv(state, "conv_last", x) + upsampled + 1) / 2
+    torch.testing.assert_close(net(lq), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_rcan_upscales_in_one_step(scale):
+    net = TLWRCAN(num_feat=16, num_group=2, num_block=2, squeeze_factor=4, upscale=scale)
+    state, lq = net.state_dict(), torch.rand(2, 3, 8, 9)
+    assert state["upsample.0.weight"].shape == (scale**2 * 16, 16, 3, 3)
+    x = first = conv(state, "conv_first", 2 * lq - 1)
+    for g in range(2):
+        group = x
+        for b in range(2):
+            name = f"body.{g}.residual_group.{b}.rcab"
+            y = conv(state, f"{name}.2", conv(state, f"{name}.0", x).relu())
+            attention = conv(state, f"{name}.3.attention.1", y.mean(dim=(2, 3), keepdim=True)).relu()
+            x = x + y * conv(state, f"{name}.3.attention.3", attention).sigmoid()
+        x = group + conv(state, f"body.{g}.conv", x)
+    x = first + conv(state, "conv_after_body", x)
+    x = F.pixel_shuffle(conv(state, "upsample.0", x), scale)
+    torch.testing.assert_close(net(lq), (conv(state, "conv_last", x) + 1) / 2, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (14, 21), (9, 30)])
+def test_hat_takes_any_size(size):
+    net = TLWHAT(**SMALL_HAT).eval()
+    lq = torch.rand(1, 3, *size)
+    h, w = size
+    padded = F.pad(lq, (0, -w % 7, 0, -h % 7), mode="reflect")
+    with torch.no_grad():
+        sr = net(lq)
+        assert sr.shape == (1, 3, 4 * h, 4 * w)
+        torch.testing.assert_close(sr, net(padded)[..., : 4 * h, : 4 * w])
+
+
+def test_hat_sees_minus_one_to_one():
+    """With its last convolution at 0 the network gives the mean back; a mean of its own shifts input and output."""
+    net = TLWHAT(**SMALL_HAT, rgb_mean=[0.1, 0.5, 0.9]).eval()
+    seen = []
+    net.conv_first.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    torch.nn.init.zeros_(net.conv_last.weight)
+    torch.nn.init.zeros_(net.conv_last.bias)
+    lq, mean = torch.rand(1, 3, 14, 14), torch.tensor([0.1, 0.5, 0.9]).view(1, 3, 1, 1)
+    with torch.no_grad():
+        torch.testing.assert_close(net(lq), mean.expand(1, 3, 56, 56))
+    torch.testing.assert_close(seen[0], 2 * (lq - mean))
+
+
+@pytest.mark.parametrize("name", ["TLWVDSR", "TLWRCAN", "TLWHAT"])
+def test_basicsr_builds_them_by_name_and_the_smallest_image_passes(name):
+    net = build_network({"type": name, "upscale": 2, **(SMALL_HAT if name == "TLWHAT" else {"num_feat": 16})}).eval()
+    with torch.no_grad():
+        assert net(torch.rand(1, 3, 8, 8)).shape == (1, 3, 16, 16)
+
+
+def test_names_leave_room_for_basicsrs_and_other_plugins():
+    """A second registration of a name stops the program; the HAT plugin registers HAT."""
+    from basicsr.utils.registry import ARCH_REGISTRY
+
+    class HAT(torch.nn.Module):
+        pass
+
+    ARCH_REGISTRY.register(HAT)
+    del ARCH_REGISTRY._obj_map["HAT"]
+    assert ARCH_REGISTRY.get("RCAN") is not TLWRCAN
+
+
+def test_the_head_of_the_uncertainty_baseline():
+    head = UncertaintyHead(num_in_ch=8, num_feat=4, upscale=3)
+    state = head.state_dict()
+    features = torch.rand(2, 8, 5, 6)
+    x = features.repeat_interleave(3, dim=2).repeat_interleave(3, dim=3)
+    for i in (1, 3, 5):
+        x = conv(state, f"body.{i}", F.elu(x) if i > 1 else x)
+    torch.testing.assert_close(head(features), x)

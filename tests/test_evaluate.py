@@ -1,0 +1,197 @@
+"""``scripts/evaluate.py`` on small data, against numbers worked out in the test."""
+
+import csv
+import json
+import runpy
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from basicsr.archs import build_network
+from basicsr.metrics import calculate_psnr, calculate_ssim
+from basicsr.utils.matlab_functions import imresize as basicsr_imresize
+
+from tests.conftest import ROOT, photograph, write_yaml
+from tlw_basicsr import UserError
+from tlw_basicsr.evaluation import bicubic, evaluate, field_row, means
+
+EDSR = {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 4, "num_block": 1, "upscale": 2}
+
+
+@pytest.fixture
+def gt_folder(tmp_path):
+    """Two photographs, whose sides are no multiples of 28 nor of the scale."""
+    folder = tmp_path / "gt"
+    folder.mkdir()
+    for number, shape in enumerate([(59, 75), (64, 57)]):
+        cv2.imwrite(str(folder / f"p{number}.png"), photograph("coffee", 100, 150 + 60 * number, *shape)[..., ::-1])
+    return folder
+
+
+@pytest.fixture
+def program(tmp_path, monkeypatch, capsys):
+    """Run the script in this process; returns its exit code and what it wrote to stderr."""
+
+    def run(*arguments):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
+        code = 0
+        try:
+            runpy.run_path(str(ROOT / "scripts/evaluate.py"), run_name="__main__")
+        except SystemExit as ended:
+            code = ended.code
+        return code, capsys.readouterr().err
+
+    return run
+
+
+def test_the_paper_protocol_by_hand(gt_folder):
+    """Crop to 56×56 from the top left, float bicubic down and up by BasicSR's own code, nothing rounded."""
+    rows = evaluate({"paper": bicubic(2, quantize=False)}, gt_folder, 2)
+    for row in rows:
+        gt = cv2.imread(str(gt_folder / f"{row['image']}.png"))[:56, :56, ::-1].astype(np.float32) / 255
+        sr = basicsr_imresize(basicsr_imresize(np.ascontiguousarray(gt), 0.5), 2).clip(0, 1)
+        y = [16 + i.astype(np.float64) @ (219 * np.array([0.299, 0.587, 0.114])) for i in (sr, gt)]
+        assert row["psnr_y"] == pytest.approx(10 * np.log10(255**2 / ((y[0] - y[1]) ** 2).mean()), abs=1e-3)
+        assert row["l1"] == pytest.approx(np.abs(sr - gt).mean(), rel=1e-4)
+        assert row["mse"] == pytest.approx(((sr - gt) ** 2).mean(), rel=1e-4)
+
+
+def test_at_3_the_paper_protocol_crops_to_84(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), photograph("coffee", 0, 0, 100, 170))
+    seen = []
+
+    def upscale(lq):
+        seen.append(tuple(lq.shape))
+        return bicubic(3, quantize=False)(lq)
+
+    evaluate({"paper": upscale}, tmp_path, 3)
+    assert seen == [(1, 3, 28, 56)]
+
+
+def test_the_field_protocol_rounds_lr_and_sr_and_cuts_the_border(gt_folder):
+    seen = []
+
+    def upscale(lq):
+        seen.append(lq)
+        return bicubic(2)(lq) + 0.3 / 255  # less than a half: rounded away
+
+    rows = evaluate({"field": upscale}, gt_folder, 2)
+    for row, lq in zip(rows, seen, strict=True):
+        assert torch.equal(lq * 255, (lq * 255).round())
+        gt = cv2.imread(str(gt_folder / f"{row['image']}.png"))
+        gt = gt[: gt.shape[0] // 2 * 2, : gt.shape[1] // 2 * 2]
+        sr = (bicubic(2)(lq)[0].permute(1, 2, 0).numpy()[..., ::-1] * 255).round().clip(0, 255).astype(np.uint8)
+        assert row["psnr_y"] == pytest.approx(calculate_psnr(sr, gt, 2, test_y_channel=True))
+        assert row["ssim_y"] == pytest.approx(calculate_ssim(sr, gt, 2, test_y_channel=True))
+
+
+def test_grey_levels_as_y():
+    """Y of RGB has 219 levels for 255 of grey: 1.32 dB more."""
+    grey = torch.from_numpy(photograph("coffee", 50, 80, 48, 48)[..., :1].copy()).permute(2, 0, 1).float() / 255
+    gt = grey.expand(3, -1, -1)
+    sr = (gt + 0.1 * torch.rand(1, 48, 48)).clamp(0, 1)
+    as_rgb, as_y = field_row(sr, gt, 2), field_row(sr, gt, 2, grey=True)
+    assert as_rgb["psnr_y"] - as_y["psnr_y"] == pytest.approx(20 * np.log10(255 / 219), abs=0.03)
+    assert as_rgb["ssim_y"] != as_y["ssim_y"]
+
+
+def test_only_files_with_one_channel_are_grey(tmp_path):
+    image = photograph("coffee", 0, 0, 60, 60)
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    cv2.imwrite(str(tmp_path / "one.png"), grey)
+    cv2.imwrite(str(tmp_path / "three.png"), cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR))
+    values = {}
+    for flag in (False, True):
+        rows = evaluate({"field": bicubic(2)}, tmp_path, 2, grey_as_y=flag)
+        values[flag] = {row["image"]: row["psnr_y"] for row in rows}
+    assert values[True]["three"] == values[False]["three"] == values[False]["one"]
+    assert values[True]["one"] < values[False]["one"] - 1
+
+
+def test_a_network_by_the_program_with_csv_and_json(gt_folder, tmp_path, program):
+    net = build_network(EDSR)
+    torch.save({"params": net.state_dict()}, tmp_path / "net.pth")
+    write_yaml(tmp_path, {"scale": 2, "network_g": EDSR}, "net.yml")
+    network = ["--opt", "net.yml", "--checkpoint", "net.pth"]
+    code, error = program(
+        "--gt", gt_folder, "--scale", 2, *network, "--perceptual", "--csv", "a.csv", "--json", "a.json"
+    )
+    assert code == 0, error
+    written = json.loads((tmp_path / "a.json").read_text())
+    assert written["field"].keys() == {"psnr_y", "ssim_y", "gmsd", "haarpsi", "vif"}
+    assert written["paper"].keys() == {"psnr_y", "l1", "mse", "gmsd", "haarpsi", "vif"}
+    with open(tmp_path / "a.csv") as file:
+        lines = list(csv.DictReader(file))
+    assert [(line["image"], line["protocol"]) for line in lines] == [
+        (image, protocol) for image in ("p0", "p1") for protocol in ("field", "paper")
+    ]
+    upscale = {"paper": lambda lq: net(lq)}
+    expected = means(evaluate(upscale, gt_folder, 2))["paper"]["psnr_y"]
+    assert written["paper"]["psnr_y"] == pytest.approx(expected, abs=1e-4)
+    from_csv = np.mean([float(line["psnr_y"]) for line in lines if line["protocol"] == "paper"])
+    assert from_csv == pytest.approx(written["paper"]["psnr_y"])
+
+    assert program("--gt", gt_folder, "--scale", 3, *network) == (2, "error: --scale: 3, but net.yml has scale: 2\n")
+
+
+def test_lr_images_of_a_folder(gt_folder, tmp_path):
+    """LR images as they are on disk; HR is cut to their size."""
+    lq_folder = tmp_path / "lq"
+    lq_folder.mkdir()
+    for number, name in enumerate(("p0.png", "p1x2.png")):
+        gt = cv2.imread(str(gt_folder / f"p{number}.png"))
+        cv2.imwrite(str(lq_folder / name), cv2.resize(gt[:50, :40], (20, 25), interpolation=cv2.INTER_AREA))
+    rows = evaluate({"field": bicubic(2)}, gt_folder, 2, lq_folder=lq_folder)
+    for row, name in zip(rows, ("p0.png", "p1x2.png"), strict=True):
+        lq = cv2.imread(str(lq_folder / name))[..., ::-1].copy()
+        sr = bicubic(2)(torch.from_numpy(lq).permute(2, 0, 1)[None] / 255)
+        gt = cv2.imread(str(gt_folder / f"{row['image']}.png"))[:50, :40]
+        sr = (sr[0].permute(1, 2, 0).numpy()[..., ::-1] * 255).round().clip(0, 255).astype(np.uint8)
+        assert row["psnr_y"] == pytest.approx(calculate_psnr(sr, gt, 2, test_y_channel=True))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--gt", "nowhere", "--scale", 2, "--bicubic"], "--gt.dataroot_gt: nowhere is not a folder"),
+        (["--gt", "gt", "--scale", 9, "--bicubic"], "--scale: expected 1 to 8, got 9"),
+        (["--gt", "gt", "--scale", 3, "--bicubic"], "--gt: gt/p0.png is 59×75 pixels"),
+        (["--gt", "gt", "--scale", 2, "--opt", "x.yml"], "--checkpoint: missing"),
+        (["--gt", "gt", "--scale", 2, "--opt", "x.yml", "--checkpoint", "y"], "-opt x.yml: can't be read"),
+        (["--gt", "gt", "--scale", 2, "--bicubic", "--lq", "gt", "--protocol", "both"], "--protocol both: the paper's"),
+        (["--gt", "gt", "--scale", 2, "--bicubic", "--lq", "gt"], "--lq: gt/p0.png is larger than gt/p0.png by 1/2"),
+        (["--gt", "gt", "--scale", 2, "--bicubic", "--lq", "other"], "--lq: no LR image for gt/p0.png in other"),
+        (["--gt", "gt", "--scale", 2, "--bicubic", "--json", "no/x.json"], "no/x.json can't be written"),
+    ],
+)
+def test_wrong_arguments_are_one_line(gt_folder, tmp_path, program, arguments, message):
+    (tmp_path / "other").mkdir()
+    cv2.imwrite(str(tmp_path / "other/q.png"), photograph())
+    code, error = program(*arguments)
+    assert code == 2
+    assert error.startswith(f"error: {message}")
+    assert "\n" not in error.strip()
+
+
+def test_a_network_of_another_scale_is_named(gt_folder):
+    with pytest.raises(UserError, match="--scale 2 does not fit"):
+        evaluate({"paper": lambda lq: lq}, gt_folder, 2)
+
+
+BICUBIC = {  # published, dB; of Set14 with the grey image's levels as Y
+    ("Set5", 2): 33.66,
+    ("Set5", 3): 30.39,
+    ("Set5", 4): 28.42,
+    ("Set14", 2): 30.24,
+    ("Set14", 3): 27.55,
+    ("Set14", 4): 26.00,
+}
+
+
+@pytest.mark.parametrize(("name", "scale"), BICUBIC)
+def test_bicubic_rows_are_the_published_ones(benchmark_images, name, scale):
+    rows = evaluate({"field": bicubic(scale)}, benchmark_images(name), scale, grey_as_y=True)
+    assert means(rows)["field"]["psnr_y"] == pytest.approx(BICUBIC[name, scale], abs=0.02)

@@ -1,0 +1,213 @@
+"""``scripts/reproduce_tables.py``: trains what is missing, measures, writes the table."""
+
+import csv
+import json
+import runpy
+import shutil
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+from tests.conftest import ROOT, photograph
+from tests.test_pipeline import same
+from tlw_basicsr import UserError
+from tlw_basicsr.checkpoint import load_file
+from tlw_basicsr.tables import Cell, Run, Variant, cell_options, first_difference, latex, markdown, table_rows
+
+FORCED = [
+    *("network_g:num_feat=4", "network_g:num_block=1", "network_w:num_feat=4"),
+    *("datasets:train:gt_size=32", "datasets:train:batch_size_per_gpu=2", "datasets:train:num_worker_per_gpu=0"),
+    *("train:optim_g:lr=1e-3", "num_gpu=0"),
+]
+
+
+@pytest.fixture
+def folders(tmp_path, photographs):
+    """Training photographs and a test set Set5."""
+    (tmp_path / "data/Set5").mkdir(parents=True)
+    for number in range(2):
+        image = photograph("coffee", 90, 120 + 80 * number, 60, 60)
+        cv2.imwrite(str(tmp_path / f"data/Set5/{number}.png"), image[..., ::-1])
+    return tmp_path
+
+
+@pytest.fixture
+def reproduce(folders, photographs, monkeypatch, capsys):
+    """Run the script in this process; returns its exit code and what it printed."""
+
+    def run(*arguments, train_data=photographs):
+        argv = [
+            "--networks",
+            "EDSR",
+            "--scales",
+            "4",
+            "--data",
+            "data",
+            "--train-data",
+            str(train_data),
+            "--out",
+            "out",
+        ]
+        argv += ["--no-lpips", "--distance", "{type: SSIMDistance, kernel_size: 5}", "--force_yml", *FORCED]
+        monkeypatch.chdir(folders)
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+        monkeypatch.setattr(sys, "argv", ["reproduce_tables.py", *argv, *arguments])
+        code = 0
+        try:
+            runpy.run_path(str(ROOT / "scripts/reproduce_tables.py"), run_name="__main__")
+        except SystemExit as ended:
+            code = ended.code
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run
+
+
+def modified(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and "table_" not in path.name}
+
+
+def test_a_run_trains_what_is_missing_and_a_second_one_nothing(folders, reproduce):
+    common = ["--sets", "Set5", "Set14", "--iters", "4"]
+    code, out, _ = reproduce(*common, "--losses", "L1")
+    assert code == 0
+    assert "1 cells, 1 to train, 4 iterations" in out
+    assert "Left out, not in data: Set14" in out
+
+    variant = ["--variant", "Fast", "L1TLW", "train:tlw:preset=fast"]
+    before = modified(folders / "out")
+    code, out, _ = reproduce(*common, "--losses", "L1", *variant)
+    assert code == 0
+    assert "2 cells, 1 to train, 4 iterations" in out
+    assert before.items() <= modified(folders / "out").items()  # what was there is left as it was
+
+    before = modified(folders / "out")
+    code, out, _ = reproduce(*common, "--losses", "L1", *variant)
+    assert "2 cells, 0 to train, 0 iterations" in out
+    assert modified(folders / "out") == before
+
+    text = (folders / "out/table_x4.md").read_text("utf-8")
+    assert "Trained for 4 iterations on" in text
+    assert "Left out, not in the data folder: Set14." in text
+    assert "Fast: L1TLW with train:tlw:preset=fast." in text
+    with open(folders / "out/table_x4.csv") as file:
+        lines = list(csv.DictReader(file))
+    rows = {(line["protocol"], line["loss"], line["metric"]): line for line in lines}
+    assert {loss for _, loss, _ in rows} == {"bicubic", "L1", "Fast"}
+    for protocol in ("field", "paper"):
+        values = {loss: float(rows[protocol, loss, "psnr_y"]["mean"]) for loss in ("bicubic", "L1", "Fast")}
+        difference = float(rows[protocol, "Fast", "psnr_y"]["difference"])
+        assert difference == pytest.approx(values["Fast"] - values["L1"])
+        best = [loss for loss in values if rows[protocol, loss, "psnr_y"]["best"] == "1"]
+        assert best == [max(values, key=values.get)]
+        record = json.loads((folders / "out/cells/EDSR_L1_x4_seed0.json").read_text())
+        assert record["results"]["Set5"][protocol]["psnr_y"] == values["L1"]
+        assert f"{values['L1']:.2f}" in text
+    fast, plain = (
+        load_file(folders / f"out/experiments/EDSR_{name}_x4_seed0/training_states/4.state", "")
+        for name in ("Fast", "L1")
+    )
+    assert fast["tlw"]["last_e_step"] == 3  # the preset was used
+    assert not same(fast["optimizers"], plain["optimizers"])
+
+    code, _, error = reproduce("--sets", "Set5", "--losses", "L1", "--iters", "6")
+    assert code == 2
+    assert "EDSR_L1_x4_seed0 was trained with other options (train.total_iter: 4, now 6" in error
+
+
+def test_an_interrupted_run_goes_on(folders, photographs, reproduce):
+    """A training that fails is told with its reason; with that mended the run continues."""
+    data = folders / "photos"
+    shutil.copytree(photographs, data)
+    content = (data / "photo3.png").read_bytes()
+    (data / "photo3.png").write_bytes(content[: len(content) // 2])
+    arguments = ["--sets", "Set5", "--iters", "10", "--losses", "L1"]
+    code, _, error = reproduce(*arguments, train_data=data)
+    assert code == 2
+    assert "EDSR_L1_x4_seed0: the training ended with 2: " in error
+    assert "photo3.png: not an image that can be read" in error.splitlines()[-1]
+    (data / "photo3.png").write_bytes(content)
+    code, _, error = reproduce(*arguments, train_data=data)
+    assert code == 0, error
+    assert json.loads((folders / "out/cells/EDSR_L1_x4_seed0.json").read_text())["trained"] is True
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--losses", "L3"], "--losses: EDSR ×4 has no L3; accepted are L1, L1Error, "),
+        (["--networks", "EDRS"], "--networks: EDRS; accepted are EDSR, HAT, RCAN, RRDB, VDSR"),
+        (["--scales", "7"], "--scales: EDSR has no options file for ×7"),
+        (["--sets", "Set6"], "--data: data has none of the test sets Set6"),
+        (["--iters", "0"], "--iters: expected a number of at least 1, got 0"),
+        (["--variant", "a/b", "L1"], "--variant a/b L1: expected NAME LOSS KEY=VALUE"),
+        (["--train-data", "nowhere"], "--train-data: nowhere is not a folder"),
+        (["--distance", "{type: [}"], "--distance, line 1: not valid YAML"),
+    ],
+)
+def test_wrong_arguments_are_one_line(folders, reproduce, arguments, message):
+    code, _, error = reproduce("--sets", "Set5", *arguments)
+    assert code == 2
+    assert error.strip().startswith(f"error: {message}")
+    assert "\n" not in error.strip()
+    assert not (folders / "out").exists()
+
+
+def test_without_iters_the_options_are_the_files(tmp_path):
+    (tmp_path / "Set5").mkdir()
+    run = Run(tmp_path, tmp_path, sets=["Set5"])
+    opt = cell_options(run, Cell("HAT", Variant("L1TLW", "L1TLW"), 4, 7))
+    assert opt["train"]["total_iter"] == 480_000
+    assert opt["train"]["tlw"] == {"k_start": 0.3, "k_end": 0.9, "k_decay": 100, "k_unit": "epoch"}
+    assert opt["val"]["save_best"] == "lpips_vgg"
+    assert opt["manual_seed"] == 7
+    short = cell_options(Run(tmp_path, tmp_path, sets=["Set5"], iters=50), Cell("HAT", Variant("L1TLW", "L1TLW"), 4, 7))
+    assert short["train"]["tlw"] == {"k_start": 0.3, "k_end": 0.9, "k_decay": 50, "k_unit": "iter"}
+    assert short["val"]["val_freq"] == 5
+
+
+def record(psnr, ssim=0.9):
+    opt = {"train": {"total_iter": 5, "pixel_opt": {}}, "datasets": {"train": {"name": "photos"}}}
+    results = {"Set5": {"field": {"psnr_y": psnr, "ssim_y": ssim}, "paper": {"psnr_y": psnr, "l1": 1 / psnr}}}
+    return {"options": opt, "results": results}
+
+
+def test_the_tables_text(tmp_path):
+    """Two seeds: mean and sample standard deviation; PSNR is best where it is high, L1 where it is low."""
+    (tmp_path / "Set5").mkdir()
+    (tmp_path / "cells").mkdir()
+    run = Run(tmp_path, tmp_path, sets=["Set5"])
+    cells = [Cell("EDSR", Variant(loss, loss), 4, seed) for loss in ("L1", "L1TLW") for seed in (0, 1)]
+    values = dict(zip(cells, (30.0, 30.4, 30.5, 30.5), strict=True))
+    (tmp_path / "cells/bicubic_x4.json").write_text(json.dumps(record(28)))
+    for cell, psnr in values.items():
+        (tmp_path / f"cells/{cell.name}.json").write_text(json.dumps(record(psnr)))
+    rows = table_rows(run, cells, 4)
+    text = markdown(run, rows, 4, ["a note"])
+    assert "- a note\n" in text
+    spread = np.std([30.0, 30.4], ddof=1)
+    assert f"| EDSR | L1 | 30.20 ± {spread:.2f} | **0.9000 ± 0.0000** |" in text
+    assert "| EDSR | L1TLW | **30.50 ± 0.00** (+0.30) | **0.9000 ± 0.0000** (+0.0000) |" in text
+    assert "| – | bicubic | 28.00 | 3.571 |" in text
+    assert "| EDSR | L1TLW | **30.50 ± 0.00** (+0.30) | **3.279 ± 0.000** (-0.033) |" in text
+    tex = latex(run, rows, 4, ["a note"])
+    assert r"EDSR & L1TLW & \textbf{30.50 $\pm$ 0.00} (+0.30) & \textbf{3.279 $\pm$ 0.000} (-0.033) \\" in tex
+    assert tex.count(r"\begin{table}") == tex.count(r"\end{table}") == 2
+    assert r"L1 $\times 10^2$" in tex
+
+
+def test_first_difference():
+    assert first_difference({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2}) == "a.b: 1, now 3"
+    assert first_difference({"a": 1}, {"a": 1, "d": None, "e": 4}) == "e: None, now 4"
+
+
+def test_a_damaged_record_is_named(folders, photographs):
+    (folders / "out/cells").mkdir(parents=True)
+    (folders / "out/cells/EDSR_L1_x4_seed0.json").write_text("{")
+    from tlw_basicsr.tables import is_trained
+
+    run = Run(folders / "out", folders / "data", sets=["Set5"])
+    with pytest.raises(UserError, match=r"EDSR_L1_x4_seed0.json: damaged; delete it"):
+        is_trained(run, Cell("EDSR", Variant("L1", "L1"), 4, 0))

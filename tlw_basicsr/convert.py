@@ -1,0 +1,159 @@
+"""The published checkpoints of arXiv:2301.10575 as networks of BasicSR and this package.
+
+The published networks take and give BGR in [-1, 1]; ours RGB in [0, 1]. The channel order goes into the first and last
+layers' weights, the range into the networks' options, so results differ by rounding only.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+from basicsr.archs import build_network
+from torch import Tensor
+
+from tlw_basicsr.checkpoint import check_fit, network_state, save_file, write_text
+from tlw_basicsr.errors import UserError
+
+HAT_BGR_MEAN = (0.4488, 0.4371, 0.4040)  # subtracted from an input in [-1, 1]
+
+
+class Published(NamedTuple):
+    """One published network.
+
+    Attributes:
+        options: of the network that it becomes, by the scale.
+        names: of its tensors: a pattern and what it becomes, or None for a tensor that is not used.
+        first: weights that take the image, and how often its channels follow each other in their input.
+        last: the layer that gives the image.
+        scales: there are.
+        section: of the YAML.
+    """
+
+    options: Callable[[int], dict[str, Any]]
+    names: dict[str, str | None]
+    first: tuple[str, int]
+    last: str
+    scales: tuple[int, ...] = (2, 3, 4)
+    section: str = "network_g"
+
+
+def _edsr(scale: int) -> dict[str, Any]:
+    size = {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 64, "num_block": 16, "upscale": scale, "res_scale": 1}
+    return {"type": "EDSR", **size, "img_range": 2.0, "rgb_mean": [0.5, 0.5, 0.5]}
+
+
+def _hat(scale: int) -> dict[str, Any]:
+    # 2v - 1 - m = 2(v - (1 + m) / 2)
+    return {"type": "TLWHAT", "upscale": scale, "rgb_mean": [(1 + m) / 2 for m in reversed(HAT_BGR_MEAN)]}
+
+
+PUBLISHED = {
+    "edsr": Published(
+        _edsr,
+        {
+            r"(sub|add)_mean\.(weight|bias)": None,
+            r"head\.0\.(.*)": r"conv_first.\1",
+            r"body\.16\.(.*)": r"conv_after_body.\1",
+            r"body\.(\d+)\.body\.0\.(.*)": r"body.\1.conv1.\2",
+            r"body\.(\d+)\.body\.2\.(.*)": r"body.\1.conv2.\2",
+            r"tail\.0\.(.*)": r"upsample.\1",
+            r"tail\.1\.(.*)": r"conv_last.\1",
+        },
+        ("conv_first.weight", 1),
+        "conv_last",
+    ),
+    "vdsr": Published(
+        lambda scale: {"type": "TLWVDSR", "num_feat": 64, "num_block": 10, "upscale": scale},
+        {
+            r"conv1\.0\.(.*)": r"conv_first.\1",
+            r"trunk\.(\d+)\.conv\.(.*)": r"body.\1.\2",
+            r"conv2\.(.*)": r"conv_last.\1",
+        },
+        ("conv_first.weight", 1),
+        "conv_last",
+    ),
+    "rcan": Published(
+        lambda scale: {"type": "TLWRCAN", "num_feat": 64, "num_group": 10, "num_block": 20, "upscale": scale},
+        {
+            r"sf\.(.*)": r"conv_first.\1",
+            r"rgs\.(\d+)\.module\.20\.(.*)": r"body.\1.conv.\2",
+            r"rgs\.(\d+)\.module\.(\d+)\.module\.(0|2)\.(.*)": r"body.\1.residual_group.\2.rcab.\3.\4",
+            r"rgs\.(\d+)\.module\.(\d+)\.module\.3\.module\.(.*)": r"body.\1.residual_group.\2.rcab.3.attention.\3",
+            r"conv1\.(.*)": r"conv_after_body.\1",
+            r"upscale\.0\.(.*)": r"upsample.0.\1",
+            r"conv2\.(.*)": r"conv_last.\1",
+        },
+        ("conv_first.weight", 1),
+        "conv_last",
+    ),
+    "hat": Published(_hat, {r"net\.(.*)": r"\1"}, ("conv_first.weight", 1), "conv_last", (4,)),
+    "weight": Published(
+        lambda _: {"type": "TLWWeightNet", "num_feat": 64},
+        {r"(conv\..*)": r"\1"},
+        ("conv.0.weight", 2),
+        "conv.9",
+        section="network_w",
+    ),
+}
+
+
+def convert(path: Path, net: str, scale: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A published checkpoint as a state dict and the options of the network that it belongs to.
+
+    Args:
+        path: the checkpoint, a plain state dict.
+        net: a key of :data:`PUBLISHED`.
+        scale: of the network; of no matter for ``'weight'``.
+
+    Raises:
+        UserError: the file is damaged, no state dict, or of another network or scale.
+    """
+    published = PUBLISHED[net]
+    if scale not in published.scales:
+        raise UserError(f"--scale: {scale}; published for {net} are {', '.join(map(str, published.scales))}")
+    theirs = network_state(path, None, "IN.pth")
+    state = {}
+    for name, tensor in theirs.items():
+        for pattern, ours in published.names.items():
+            match = re.fullmatch(pattern, name)
+            if match:
+                if ours is not None:
+                    state[match.expand(ours)] = tensor
+                break
+        else:
+            raise UserError(f"IN.pth: {path} is no published {net}: it has a tensor {name!r:.80}")
+    options = published.options(scale)
+    model = build_network(dict(options))
+    check_fit(state, model, True, path, f"IN.pth as {net} ×{scale}")
+    flip_channels(state, published)
+    return state, options
+
+
+def flip_channels(state: dict[str, Tensor], published: Published) -> None:
+    """BGR to RGB, in place: the first layer's input and the last layer's output channels."""
+    first, groups = published.first
+    order = [3 * group + channel for group in range(groups) for channel in (2, 1, 0)]
+    state[first] = state[first][:, order].contiguous()
+    for name in (f"{published.last}.weight", f"{published.last}.bias"):
+        if name in state:
+            state[name] = state[name][[2, 1, 0]].contiguous()
+
+
+def convert_file(source: Path, target: Path, net: str, scale: int) -> Path:
+    """Write ``target`` as ``{'params': …}`` and beside it the YAML with the network's options; returns its path.
+
+    Raises:
+        UserError: see :func:`convert`; or a file can't be written.
+    """
+    state, options = convert(source, net, scale)
+    section = PUBLISHED[net].section
+    text = f"# the network of {target.name}, converted from a published checkpoint ({net}"
+    text += ")\n" if section == "network_w" else f", ×{scale})\nscale: {scale}\n"
+    options_path = target.with_suffix(".yml")
+    with torch.no_grad():
+        save_file({"params": state}, target)
+    write_text(text + yaml.safe_dump({section: options}, sort_keys=False), options_path)
+    return options_path

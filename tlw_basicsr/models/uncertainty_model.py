@@ -1,0 +1,155 @@
+"""The uncertainty baseline of the paper's comparison."""
+
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from basicsr.archs import build_network
+from basicsr.models.sr_model import SRModel
+from basicsr.utils import get_root_logger
+from basicsr.utils.registry import MODEL_REGISTRY
+from torch import Tensor, nn
+
+from tlw_basicsr.checkpoint import check_fit, network_state
+from tlw_basicsr.errors import UserError
+from tlw_basicsr.models.training import TrainingMixin
+
+STAGE_ONE_KEYS = {"net_g": "stage_one_g", "net_u": "stage_one_u"}
+
+
+class FeatureTap:
+    """Keeps the input of one of a network's modules.
+
+    Args:
+        net: the network.
+        name: of the module.
+
+    Raises:
+        UserError: there is no such module.
+    """
+
+    def __init__(self, net: nn.Module, name: str) -> None:
+        try:
+            module = net.get_submodule(name)
+        except AttributeError:
+            choices = ", ".join(child for child, _ in net.named_children())
+            raise UserError(
+                f"train.uncertainty.features: {name!r} is no module of {type(net).__name__}; such are {choices}"
+            ) from None
+        self.features: Tensor | None = None
+        module.register_forward_pre_hook(self._keep)
+
+    def _keep(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.features = inputs[0]
+
+    def take(self) -> Tensor:
+        """The features of the last forward, which are let go."""
+        features, self.features = self.features, None
+        if features is None:
+            raise UserError("train.uncertainty.features: the network's forward does not pass this module")
+        return features
+
+
+@MODEL_REGISTRY.register()
+class UncertaintyModel(TrainingMixin, SRModel):
+    """Uncertainty-driven loss (Ning et al., NeurIPS 2021) in two stages of one training.
+
+    Stage one trains the SR network and a head that predicts the log-variance map s from its features, with L_ESU. At
+    its end both are copied and frozen; stage two trains the SR network from there with L_UDL and the copies' s, and
+    with a fresh optimiser. The head steps with ``optim_g``.
+
+    Options beside SRModel's: ``network_u`` (an :class:`UncertaintyHead`), ``train.pixel_opt: {type: UncertaintyLoss}``
+    and ``train.uncertainty``:
+
+    - ``stage_one_iter``: iterations of stage one; 0 starts stage two from ``path.pretrain_network_g`` and ``_u``;
+    - ``features``: the module of ``network_g`` whose input the head gets, by default ``upsample`` (EDSR, RCAN, HAT).
+    """
+
+    def init_training_settings(self) -> None:
+        """Build the head, then what SRModel builds, then take the place of its pixel loss."""
+        options = self.opt["train"].get("uncertainty") or {}
+        self.stage_one_iter = options["stage_one_iter"]
+        self.features_name = options.get("features", "upsample")
+        self.net_u = self.model_to_device(build_network(self.opt["network_u"]))
+        self.print_network(self.net_u)
+        path = self.opt["path"]
+        if path.get("pretrain_network_u") is not None:
+            strict, key = path.get("strict_load_u") is not False, path.get("param_key_u", "params")
+            self.load_network(self.net_u, path["pretrain_network_u"], strict, key)
+        self.net_u.train()
+        self.tap = FeatureTap(self.get_bare_model(self.net_g), self.features_name)
+        self.stage_one: dict[str, nn.Module] | None = None
+        super().init_training_settings()
+        self.cri_uncertainty, self.cri_pix = self.cri_pix, self.uncertainty_pixel_loss
+
+    def setup_optimizers(self) -> None:
+        """SRModel's, with the head's parameters in the SR network's optimiser."""
+        super().setup_optimizers()
+        self.optimizer_g.add_param_group({"params": list(self.net_u.parameters())})
+
+    def begin_stage_two(self) -> None:
+        """Copy the SR network and the head as they are, frozen, and forget the optimiser's moments and gradients."""
+        self.freeze({name: self.get_bare_model(getattr(self, name)).state_dict() for name in STAGE_ONE_KEYS})
+        self.optimizer_g.state.clear()
+        self.optimizer_g.accumulated = 0
+        self.optimizer_g.zero_grad()
+
+    def freeze(self, states: dict[str, dict[str, Tensor]]) -> None:
+        """Keep stage one's networks, given by their state dicts, for s."""
+        networks = {}
+        with torch.random.fork_rng():
+            for name, state in states.items():
+                net = build_network(self.opt[name.replace("net", "network")]).to(self.device)
+                net.load_state_dict(state)
+                networks[name] = net.eval().requires_grad_(False)
+        self.stage_one_tap = FeatureTap(networks["net_g"], self.features_name)
+        self.stage_one = networks
+        self.net_u.requires_grad_(False)
+
+    def optimize_parameters(self, current_iter: int) -> None:
+        """SRModel's step, in the stage of this iteration."""
+        if self.stage_one is None and current_iter > self.stage_one_iter:
+            get_root_logger().info("Stage two of the uncertainty baseline begins.")
+            self.begin_stage_two()
+        super().optimize_parameters(current_iter)
+
+    def uncertainty_pixel_loss(self, sr: Tensor, gt: Tensor) -> Tensor:
+        """L_ESU or L_UDL of the SR image (N, C, H, W) in [0, 1] that SRModel has computed: scalar."""
+        if self.stage_one is None:
+            s, stage = self.net_u(self.tap.take()), 1
+        else:
+            with torch.no_grad():
+                self.stage_one["net_g"](self.lq)
+                s, stage = self.stage_one["net_u"](self.stage_one_tap.take()), 2
+            self.tap.take()
+        s = s[..., : sr.shape[-2], : sr.shape[-1]]  # HAT pads the image
+        self.s_log = {"s_mean": s.detach().mean(), "s_std": s.detach().std()}
+        return self.cri_uncertainty(sr, gt, s, stage)
+
+    def get_current_log(self) -> OrderedDict[str, float]:
+        """SRModel's log, the stage, mean and spread of s."""
+        log = super().get_current_log()
+        log["stage"] = 1 if self.stage_one is None else 2
+        log.update(self.reduce_loss_dict(OrderedDict(getattr(self, "s_log", {}))))
+        return log
+
+    def save(self, epoch: int, current_iter: int) -> None:
+        """``net_u_{current_iter}.pth``, with stage one's networks in stage two, then SRModel's files."""
+        nets, keys = [self.net_u], ["params"]
+        for name, key in STAGE_ONE_KEYS.items():
+            if self.stage_one is not None:
+                nets.append(self.stage_one[name])
+                keys.append(key)
+        self.save_network(nets, "net_u", current_iter, keys)
+        super().save(epoch, current_iter)
+
+    def resume_training(self, resume_state: dict[str, Any]) -> None:
+        """Also stage one's networks, if it has ended."""
+        if resume_state["iter"] > self.stage_one_iter:
+            path, what = self.opt["path"]["pretrain_network_u"], "path.pretrain_network_u"
+            states = {}
+            for name, key in STAGE_ONE_KEYS.items():
+                states[name] = network_state(path, key, what)
+                check_fit(states[name], self.get_bare_model(getattr(self, name)), True, path, what)
+            self.freeze(states)
+        super().resume_training(resume_state)
