@@ -30,6 +30,11 @@ SWINIR = {
     "type": "SwinIR", "upscale": 2, "img_size": 16, "window_size": 8, "depths": [2], "embed_dim": 12, "num_heads": [2],
     "mlp_ratio": 2, "upsampler": "pixelshuffle", "img_range": 1.0,
 }  # fmt: skip
+# a state dict does not hold img_range and mean: spandrel takes the published networks' 1 and DIV2K's mean
+HAT = {
+    "type": "TLWHAT", "upscale": 2, "window_size": 8, "embed_dim": 12, "depths": [2], "num_heads": [2],
+    "mlp_ratio": 2, "compress_ratio": 3, "squeeze_factor": 4, "overlap_ratio": 0.5, "img_range": 1.0, "rgb_mean": [0.4488, 0.4371, 0.4040],
+}  # fmt: skip
 RCAN_OF_SPANDREL = {
     "type": "RCAN_spandrel", "scale": 2, "n_resgroups": 1, "n_resblocks": 1, "n_feats": 8, "reduction": 4,
 }  # fmt: skip
@@ -44,7 +49,7 @@ def spandrels_rcan():
 
 @pytest.mark.parametrize(
     ("network", "architecture"),
-    [(RRDB, "ESRGAN"), (SWINIR, "SwinIR"), (RCAN_OF_SPANDREL, "RCAN")],
+    [(RRDB, "ESRGAN"), (SWINIR, "SwinIR"), (HAT, "HAT"), (RCAN_OF_SPANDREL, "RCAN")],
     ids=lambda n: n if isinstance(n, str) else "",
 )
 def test_what_tlw_has_trained_loads_in_spandrel_and_in_basicsr(
