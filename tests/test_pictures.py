@@ -106,3 +106,18 @@ def test_tensorboards_picture_is_x_then_sr_then_w():
     assert beside.shape == (3, 4, 15) and beside.dtype == torch.uint8
     assert (beside[:, :, :5] == 0).all() and (beside[:, :, 5:10] == 255).all()
     assert beside[:, 0, -1].tolist() == [68, 1, 84]  # viridis' darkest
+
+
+def test_spread_figure_shows_every_seed_the_mean_and_the_spread(tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    from tlw_basicsr.pictures import spread_figure
+
+    drawn = []
+    monkeypatch.setattr(Axes, "errorbar", lambda _, x, y, xerr, **__: drawn.append((x, y, xerr)))
+    panels = [("Set5", "PSNR (dB)", [[1.0, 3.0], [5.0, 5.0]]), ("Set14", "PSNR (dB)", [[2.0], [7.0]])]
+    spread_figure(["L1", "L1TLW"], panels, tmp_path / "a.png", "title")
+    assert [(x, y, round(e, 6)) for x, y, e in drawn] == [
+        (2.0, 0, 1.414214), (5.0, 1, 0.0), (2.0, 0, 0.0), (7.0, 1, 0.0)
+    ]  # fmt: skip
+    assert (tmp_path / "a.png").stat().st_size > 5000

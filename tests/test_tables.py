@@ -88,6 +88,7 @@ def test_a_run_trains_what_is_missing_and_a_second_one_nothing(folders, reproduc
     assert "2 cells, 0 to train, 0 iterations" in out
     assert modified(folders / "out") == before
 
+    assert cv2.imread(str(folders / "out/table_x4_EDSR.png")).std() > 5
     text = (folders / "out/table_x4.md").read_text("utf-8")
     assert "Trained for 4 iterations on" in text
     assert "Left out, not in the data folder: Set14." in text

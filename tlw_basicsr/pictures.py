@@ -249,3 +249,40 @@ def strip_figure(gt: Tensor, frames: Sequence[Frame], path: Path, title: str = "
     figure.colorbar(error_map, ax=axes[0], label=r"$|\hat{x} - x|$, levels of 255", extend="max", location="right")
     figure.colorbar(weights, ax=axes[1], label="weight $w$", location="right")
     save(figure, path)
+
+
+def spread_figure(
+    rows: Sequence[str], panels: Sequence[tuple[str, str, Sequence[Sequence[float]]]], path: Path, title: str
+) -> None:
+    """Write a figure of values over seeds: a panel for each test set and metric, a line for each row.
+
+    Every seed is a ring, their mean a dot, with a bar of one sample standard deviation to each side.
+
+    Args:
+        rows: names from top to bottom.
+        panels: heading, label of the axis with its unit, and the values of every row.
+        path: PNG to write.
+        title: of the figure.
+    """
+    across = min(len(panels), 3)
+    down = -(-len(panels) // across)
+    size = (1.5 + 3.4 * across, 0.8 + down * (0.9 + 0.3 * len(rows)))
+    figure, axes = plt.subplots(down, across, figsize=size, sharey=True, squeeze=False, layout="constrained")
+    figure.suptitle(title)
+    positions = np.arange(len(rows))
+    for axis, (heading, label, values) in zip(axes.ravel(), panels, strict=False):
+        for position, seeds in zip(positions, values, strict=True):
+            spread = float(np.std(seeds, ddof=1)) if len(seeds) > 1 else 0.0
+            axis.plot(seeds, [position] * len(seeds), "o", mfc="none", mec="0.45", ms=5)
+            axis.errorbar(np.mean(seeds), position, xerr=spread, fmt="o", color="#0072b2", ms=6, capsize=4, lw=1.8)
+        axis.set_title(heading, fontsize=10)
+        axis.set_xlabel(label)
+        axis.grid(axis="x", color="0.9")
+        axis.set_axisbelow(True)
+        axis.margins(x=0.12)
+    for axis in axes[:, 0]:
+        axis.set_yticks(positions, rows)
+    axes[0, 0].set_ylim(len(rows) - 0.5, -0.5)
+    for axis in axes.ravel()[len(panels) :]:
+        axis.set_visible(False)
+    save(figure, path)

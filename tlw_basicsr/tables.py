@@ -23,6 +23,7 @@ from tlw_basicsr.errors import UserError
 from tlw_basicsr.evaluation import PROTOCOLS, Upscaler, bicubic, csv_text, evaluate, means
 from tlw_basicsr.inference import upscaler_of
 from tlw_basicsr.options import Options, force_options, read_options
+from tlw_basicsr.pictures import spread_figure
 
 ROOT = Path(__file__).resolve().parents[1]
 TEST_SETS = ("Set5", "Set14", "BSD100", "Urban100", "Manga109", "T91", "BSDS200", "General100")
@@ -481,8 +482,25 @@ def long_csv(run: Run, rows: Sequence[TableRow], scale: int) -> str:
     return text.getvalue()
 
 
+def plot(run: Run, rows: Sequence[TableRow], scale: int) -> list[Path]:
+    """Write ``table_x{scale}_{network}.png`` for every network: PSNR, and LPIPS or HaarPSI, with the seeds' spread."""
+    paths = []
+    for network, group in groupby((row for row in rows if row.network), key=lambda row: row.network):
+        chosen, panels = list(group), []
+        metrics = rows[0].records[0]["results"][run.sets[0]]["paper"]
+        for metric in [m for m in ("psnr_y", "lpips_vgg", "haarpsi") if m in metrics]:
+            heading, _, factor, higher = METRICS[metric]
+            for name_of_set in run.sets:
+                values = [[factor * v for v in row.value(name_of_set, "paper", metric).values] for row in chosen]
+                panels.append((name_of_set, f"{heading}, {'higher' if higher else 'lower'} is better", values))
+        paths.append(run.out / f"table_x{scale}_{network}.png")
+        title = f"{network} ×{scale}, the paper's protocol: mean and standard deviation over the seeds"
+        spread_figure([row.loss for row in chosen], panels, paths[-1], title)
+    return paths
+
+
 def write_tables(run: Run, cells: Sequence[Cell], scale: int) -> list[Path]:
-    """Write ``table_x{scale}.md``, ``.csv`` and ``.tex``; returns their paths."""
+    """Write ``table_x{scale}.md``, ``.csv`` and ``.tex``, and a plot for each network; returns their paths."""
     rows = table_rows(run, cells, scale)
     notes = description(run, rows, [cell for cell in cells if cell.scale == scale])
     texts = {
@@ -494,4 +512,4 @@ def write_tables(run: Run, cells: Sequence[Cell], scale: int) -> list[Path]:
     for suffix, text in texts.items():
         paths.append(run.out / f"table_x{scale}.{suffix}")
         write_text(text, paths[-1])
-    return paths
+    return paths + plot(run, rows, scale)

@@ -18,7 +18,13 @@ from tlw_basicsr.functional import k_schedule
 from tlw_basicsr.losses.tlw_loss import TLWLoss
 from tlw_basicsr.models.training import TrainingMixin, channels_last
 
-PRESETS: dict[str, dict[str, Any]] = {"exact": {}, "fast": {"importance": False, "weight_interval": 2}}
+PRESETS: dict[str, dict[str, Any]] = {
+    "exact": {},
+    "fast": {"importance": False, "weight_interval": 2},
+    "paper": {  # stays so if the defaults change
+        "k_start": 0.3, "k_end": 0.9, "k_decay": 100, "k_unit": "epoch", "importance": True, "weight_interval": 1
+    },
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +32,8 @@ class TLWOptions:
     """The options ``train.tlw``.
 
     Attributes:
-        preset: values of the options that are not given: ``exact``, the published mathematics, or ``fast``:
-            ``importance: false`` and ``weight_interval: 2``.
+        preset: values of the options that are not given: ``exact``, the published mathematics; ``fast``:
+            ``importance: false`` and ``weight_interval: 2``; ``paper``, all values of the published runs.
         k_start: k = k_start + (k_end - k_start)·(1 - exp(-t / k_decay)), see :func:`tlw_basicsr.k_schedule`.
         k_end: see ``k_start``.
         k_decay: see ``k_start``.
