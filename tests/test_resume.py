@@ -371,7 +371,7 @@ def test_a_folder_that_cant_be_written_to_is_one_line(photographs, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_images_logs_and_tensorboard_on_a_full_disk(photographs, train, monkeypatch):
+def test_images_logs_and_tensorboard_on_a_full_disk(photographs, train, tmp_path, monkeypatch):
     from basicsr.models import sr_model
 
     def full(*_):
@@ -385,12 +385,12 @@ def test_images_logs_and_tensorboard_on_a_full_disk(photographs, train, monkeypa
 
         patch.setattr(checkpoint.os, "fsync", images_full)
         with pytest.raises(UserError, match=r"photo0_4\.png can't be written \(No space left on device\)"):
-            train(tiny_options(photographs, val__save_img=True))
+            train(tiny_options(photographs, val__save_img=True), root=tmp_path / "images")
         assert sr_model.imwrite.__module__ == "tlw_basicsr.data.images"
     with monkeypatch.context() as patch:
         patch.setattr("torch.utils.tensorboard.SummaryWriter.add_scalar", full)
         with pytest.raises(UserError, match="No space left on device"):
-            train(quick(photographs, logger__use_tb_logger=True))
+            train(quick(photographs, logger__use_tb_logger=True), root=tmp_path / "tensorboard")
     reset_logger()
     with monkeypatch.context() as patch:
         flush = logging.StreamHandler.flush
@@ -400,7 +400,7 @@ def test_images_logs_and_tensorboard_on_a_full_disk(photographs, train, monkeypa
             lambda h: full() if "/train_" in getattr(h, "baseFilename", "") else flush(h),
         )
         with pytest.raises(UserError, match=r"\.log can't be written \(No space left on device\)"):
-            train(quick(photographs))
+            train(quick(photographs), root=tmp_path / "logs")
 
 
 # ------------------------------------------------------------------------------------------------- kills
