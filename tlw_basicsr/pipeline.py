@@ -175,10 +175,12 @@ def start_log(opt: Options, kind: str) -> logging.Logger:
 
 
 def fail_to_log(handler: logging.FileHandler, _: logging.LogRecord) -> None:
-    """Raise a :class:`UserError` for the error that a log's handler has met; it closes its file."""
+    """Raise a :class:`UserError` for the error that a log's handler has met; the handler is taken away."""
     error = sys.exc_info()[1]
     with suppress(OSError, AttributeError):
         handler.stream.close()
+    handler.stream = None
+    logging.getLogger("basicsr").removeHandler(handler)
     raise UserError(f"{handler.baseFilename} can't be written ({reason_of(error)})") from error
 
 
