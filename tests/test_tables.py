@@ -212,3 +212,9 @@ def test_a_damaged_record_is_named(folders, photographs):
     run = Run(folders / "out", folders / "data", sets=["Set5"])
     with pytest.raises(UserError, match=r"EDSR_L1_x4_seed0.json: damaged; delete it"):
         is_trained(run, Cell("EDSR", Variant("L1", "L1"), 4, 0))
+
+
+def test_what_a_loss_is_compared_with():
+    assert Variant("L1TLW", "L1TLW").unweighted == Variant("a", "L1Random").unweighted == "L1"
+    assert Variant("MSETLW", "MSETLW").unweighted == "MSE"
+    assert Variant("b", "L1Random", ("train:pixel_opt:base=mse",)).unweighted == "MSE"

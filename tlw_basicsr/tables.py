@@ -65,7 +65,7 @@ class Variant:
     @property
     def unweighted(self) -> str:
         """The loss that it is compared with."""
-        return "MSE" if self.loss.startswith("MSE") else "L1"
+        return "MSE" if self.loss.startswith("MSE") or "train:pixel_opt:base=mse" in self.forced else "L1"
 
 
 @dataclass(frozen=True)
