@@ -280,6 +280,7 @@ def spread_figure(
         axis.grid(axis="x", color="0.9")
         axis.set_axisbelow(True)
         axis.margins(x=0.12)
+        axis.locator_params(axis="x", nbins=5)  # more labels would touch
     for axis in axes[:, 0]:
         axis.set_yticks(positions, rows)
     axes[0, 0].set_ylim(len(rows) - 0.5, -0.5)
