@@ -47,13 +47,34 @@ def imresize(image: np.ndarray, scale: float, antialiasing: bool = True) -> np.n
     Raises:
         ValueError: a side is so short that the kernel would reach beyond the mirrored image.
     """
-    rows = resize_matrix(image.shape[0], scale, antialiasing)
     columns = resize_matrix(image.shape[1], scale, antialiasing)
     finish = to_8_bits if image.dtype == np.uint8 else np.asarray
-    for matrix in (rows, columns):  # along the first axis, then with the axes swapped along the other
-        flat = np.ascontiguousarray(image).reshape(matrix.shape[1], -1).astype(np.float32, copy=False)
-        image = swap_axes(finish(matrix @ flat).reshape(matrix.shape[0], *image.shape[1:]))
-    return image
+    blocks = []
+    for first, last, matrix in row_blocks(image.shape[0], scale, antialiasing):
+        # along the first axis, then with the axes swapped along the other
+        block = finish(along_first_axis(matrix, image[first:last]))
+        blocks.append(swap_axes(finish(along_first_axis(columns, swap_axes(block)))))
+    return np.concatenate(blocks)
+
+
+def along_first_axis(matrix: csr_matrix, image: np.ndarray) -> np.ndarray:
+    """The product of a matrix (out, H) and an image (H, …), float32."""
+    flat = np.ascontiguousarray(image).reshape(matrix.shape[1], -1).astype(np.float32, copy=False)
+    return (matrix @ flat).reshape(matrix.shape[0], *image.shape[1:])
+
+
+@lru_cache(maxsize=512)
+def row_blocks(length: int, scale: float, antialiasing: bool) -> list[tuple[int, int, csr_matrix]]:
+    """:func:`resize_matrix` in blocks of 32 rows, whose results stay in a processor's cache.
+
+    For each block the first row of the image that it needs, the last one plus 1, and its matrix for these.
+    """
+    whole, blocks = resize_matrix(length, scale, antialiasing), []
+    for row in range(0, whole.shape[0], 32):
+        block = whole[row : row + 32]
+        first, last = int(block.indices.min()), int(block.indices.max()) + 1
+        blocks.append((first, last, block[:, first:last].tocsr()))
+    return blocks
 
 
 def swap_axes(image: np.ndarray) -> np.ndarray:
