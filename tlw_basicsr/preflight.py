@@ -65,16 +65,19 @@ def check_uncertainty(opt: Options) -> None:
     """Check that the head of the uncertainty baseline gives a map of the SR image's size from the named features."""
     net_g, net_u = build(opt, "network_g"), build(opt, "network_u")
     tap = FeatureTap(net_g, (opt["train"].get("uncertainty") or {}).get("features", "upsample"))
-    with torch.no_grad():
-        lq = torch.zeros(1, 3, 16, 16, device=next(net_g.parameters()).device)
-        sr = net_g(lq)
-        features = tap.take()
-        try:
+    lq = torch.zeros(1, 3, 16, 16, device=next(net_g.parameters()).device)
+    features = None
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            sr = net_g(lq)
+            features = tap.take()
             s = net_u(features)
-        except Exception as error:
-            raise UserError(
-                f"network_u: fails on features of shape {tuple(features.shape)} ({first_line(error)})"
-            ) from error
+    except UserError:
+        raise
+    except Exception as error:
+        what = "network_g: fails on an image" if features is None else "network_u: fails on features"
+        shape = tuple((lq if features is None else features).shape)
+        raise UserError(f"{what} of shape {shape} ({first_line(error)})") from error
     # a network that pads the image, as HAT does, has features of the padded one
     padded = (*sr.shape[:2], *(side * opt["scale"] for side in features.shape[2:]))
     if s.shape not in (sr.shape, padded):

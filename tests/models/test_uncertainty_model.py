@@ -30,7 +30,7 @@ NETWORKS = {
 def options(photographs, network="EDSR", **changes):
     uncertainty = {
         "model_type": "UncertaintyModel",
-        "network_g": NETWORKS[network],
+        "network_g": dict(NETWORKS[network]),
         "network_u": {"type": "UncertaintyHead", "num_in_ch": 8, "num_feat": 4, "upscale": 2},
         "train__pixel_opt": {"type": "UncertaintyLoss"},
         "train__uncertainty": {"stage_one_iter": 4, "features": "upsample"},
@@ -97,6 +97,7 @@ def test_stage_two_alone_from_saved_networks(photographs, train, tmp_path):
     [
         ({"train__uncertainty__features": "tail"}, "train.uncertainty.features: 'tail' is no module of EDSR; such are"),
         ({"network_u__num_in_ch": 5}, r"network_u: fails on features of shape \(1, 8, 16, 16\)"),
+        ({"network_g__num_in_ch": 1}, r"network_g: fails on an image of shape \(1, 3, 16, 16\)"),
         ({"network_u__upscale": 4}, "network_u.upscale: 4 does not fit scale: 2"),
         ({"network_u": None}, "network_u: expected a section"),
         ({"train__uncertainty": {}}, "train.uncertainty.stage_one_iter: missing"),

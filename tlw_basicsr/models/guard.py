@@ -97,13 +97,15 @@ class StepGuard:
 
     @torch.no_grad()
     def note(self, term: str, value: Any) -> None:
-        """Note whether a tensor is finite; anything else is left out."""
-        if torch.is_tensor(value) and value.is_floating_point():
+        """Note whether a tensor is finite; anything else, and a term that is noted already, is left out."""
+        if term not in self.flags and torch.is_tensor(value) and value.is_floating_point():
             self.flags[term] = torch.isfinite(value).all()
 
     @torch.no_grad()
     def note_norm(self, term: str, tensors: Iterable[Tensor | None]) -> None:
-        """Note whether many tensors are finite, and their squares with them, by their norm."""
+        """Note whether many tensors are finite, and their squares with them, by their norm; once for a term."""
+        if term in self.flags:
+            return
         tensors = [t.detach() for t in tensors if t is not None and t.is_floating_point()]
         if tensors:
             self.flags[term] = torch.isfinite(get_total_norm(tensors))
