@@ -198,3 +198,23 @@ BICUBIC = {  # published, dB; of Set14 with the grey image's levels as Y
 def test_bicubic_rows_are_the_published_ones(benchmark_images, name, scale):
     rows = evaluate({"field": bicubic(scale)}, benchmark_images(name), scale, grey_as_y=True)
     assert means(rows)["field"]["psnr_y"] == pytest.approx(BICUBIC[name, scale], abs=0.02)
+
+
+def test_lpips_of_both_networks(gt_folder, monkeypatch):
+    """On seeded random weights, which need no download; 8-bit images in the field's protocol."""
+    from tlw_basicsr import evaluation
+    from tlw_basicsr.metrics.paper_metrics import lpips
+
+    compared = []
+
+    def random_lpips(sr, gt, net):
+        compared.append((net, sr))
+        return lpips(sr, gt, net, "random")
+
+    monkeypatch.setattr(evaluation, "lpips", random_lpips)
+    rows = evaluate({"field": bicubic(2), "paper": bicubic(2, quantize=False)}, gt_folder, 2, with_lpips=True)
+    assert all(0 < row[f"lpips_{net}"] < 1 for row in rows for net in ("vgg", "alex"))
+    assert [net for net, _ in compared] == ["vgg", "alex"] * 4
+    field, paper = compared[0][1] * 255, compared[2][1] * 255
+    torch.testing.assert_close(field, field.round())
+    assert (paper - paper.round()).abs().max() > 0.1
