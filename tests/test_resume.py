@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -267,6 +268,27 @@ def test_a_second_signal_ends_at_once():
     assert process.stdout.readline() == f"{signal.SIGINT.value}\n"
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=10) == 128 + signal.SIGTERM
+
+
+def test_a_program_ends_while_something_still_holds_a_data_loaders_worker(photographs, tmp_path):
+    """Python sends SIGTERM to the workers that are left when it ends, and waits for them."""
+    shutil.copytree(photographs, tmp_path / "photos")
+    damaged = tmp_path / "photos/photo2.png"
+    damaged.write_bytes(damaged.read_bytes()[:-2000])
+    changes = {"dataroot_gt": str(tmp_path / "photos"), "num_worker_per_gpu": 2}
+    write_yaml(tmp_path, tiny_options(photographs, **{f"datasets__train__{k}": v for k, v in changes.items()}))
+    script = (
+        "import multiprocessing\nfrom tlw_basicsr.pipeline import train_pipeline\n"
+        f"try: train_pipeline({str(tmp_path)!r}, ['-opt', 'options.yml'])\n"
+        "except Exception as e: held = e\n"
+        "print(len(multiprocessing.active_children()), held)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    last = done.stdout.splitlines()[-1]
+    assert done.returncode == 0 and last.startswith("2 ") and "photo2.png" in last, done.stdout + done.stderr
 
 
 def test_the_signals_mean_what_they_meant_after_a_training(photographs, train):

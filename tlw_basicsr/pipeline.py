@@ -34,7 +34,7 @@ from tlw_basicsr.models import build_model
 from tlw_basicsr.options import Options, parse_options
 from tlw_basicsr.preflight import check_batch, check_files
 from tlw_basicsr.resume import best_iterations, find_state, options_of, prune, remove_leftovers
-from tlw_basicsr.signals import StopSignals, leave_to_parent
+from tlw_basicsr.signals import StopSignals
 
 
 @files_in_a_line()
@@ -69,6 +69,9 @@ def train_pipeline(root_path: str, argv: list[str] | None = None) -> None:
     model.given_options = options_of(opt)
     loader, sampler = train_data(opt)
     val_loaders = validation_data(opt)
+    stop = StopSignals(opt["dist"], model.device)
+    for each in (loader, *val_loaders):
+        each.worker_init_fn = stop.leave_to_parent(each.worker_init_fn)
     total_iters = int(opt["train"]["total_iter"])
     logger.info(
         f"Training: {len(loader.dataset):,} images, {len(loader):,} iterations an epoch, {total_iters:,} in all, "
@@ -104,7 +107,6 @@ def train_pipeline(root_path: str, argv: list[str] | None = None) -> None:
     data_timer, iter_timer = AvgTimer(), AvgTimer()
     show_bar = opt["rank"] == 0 and sys.stderr.isatty()
     bar = tqdm(total=total_iters, initial=current_iter, unit="it", disable=not show_bar, dynamic_ncols=True)
-    stop = StopSignals(opt["dist"], model.device)
     with bar, logging_redirect_tqdm([logger]), stop:
         while current_iter < total_iters:
             epoch, done = divmod(current_iter - position["iter"], len(loader))
@@ -222,7 +224,6 @@ def data_loader(
     loader = build_dataloader(
         dataset, dataset_opt, num_gpu=opt["num_gpu"], dist=opt["dist"], sampler=sampler, seed=opt["manual_seed"]
     )
-    loader.worker_init_fn = leave_to_parent(loader.worker_init_fn)
     loader.generator = torch.Generator().manual_seed(opt["manual_seed"])
     return loader
 

@@ -1,5 +1,6 @@
 """SIGTERM and SIGINT: a training stops at the end of its iteration."""
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -29,14 +30,17 @@ class StopSignals:
     def __init__(self, distributed: bool = False, device: torch.device | str = "cpu") -> None:
         self.distributed, self.device = distributed, device
         self.received, self.time = 0, 0.0
+        self.within = multiprocessing.RawValue("b", 0)  # shared with the data loaders' workers
         self.previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
             self.previous = {number: signal.signal(number, self.receive) for number in STOPPING}
+        self.within.value = 1
         return self
 
     def __exit__(self, *_: Any) -> None:
+        self.within.value = 0
         for number, handler in self.previous.items():
             signal.signal(number, handler or signal.SIG_DFL)
 
@@ -55,14 +59,21 @@ class StopSignals:
         dist.all_reduce(flag, dist.ReduceOp.MAX)
         return int(flag)
 
+    def leave_to_parent(self, init: Callable[[int], None] | None) -> Callable[[int], None]:
+        """A data loader's ``worker_init_fn``: after ``init``, leave the signals that the process group gets to us.
 
-def leave_to_parent(init: Callable[[int], None] | None) -> Callable[[int], None]:
-    """A data loader's ``worker_init_fn``: after ``init``, ignore the signals that the process group gets."""
-    return partial(_ignore, init)
+        Outside of the ``with`` block SIGTERM ends a worker: Python sends it to those that are left when it ends itself,
+        and then waits for them.
+        """
+        return partial(_leave_to_parent, init, self.within)
 
 
-def _ignore(init: Callable[[int], None] | None, worker: int) -> None:
-    for number in STOPPING:
-        signal.signal(number, signal.SIG_IGN)
+def _leave_to_parent(init: Callable[[int], None] | None, within: Any, worker: int) -> None:
+    def receive(number: int, _: Any) -> None:
+        if not within.value:
+            os._exit(128 + number)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, receive)
     if init is not None:
         init(worker)
