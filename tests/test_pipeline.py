@@ -5,7 +5,9 @@ import re
 import subprocess
 import sys
 from functools import partial
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -207,6 +209,58 @@ def test_tensorboard_gets_tlws_values(photographs, train, tmp_path):
     histogram = events.Histograms("weights_histogram/photos_val")[0].histogram_value
     assert histogram.num == 3 * 48 * 64
     assert histogram.sum / histogram.num == pytest.approx(k_schedule(1, k_decay=4), abs=1e-5)
+
+
+def with_wandb(photographs, **more):
+    wandb = {"project": "tlw", "resume_id": None, **more}
+    changes = {"train__total_iter": 2, "val__val_freq": 2, "logger__use_tb_logger": True, "logger__wandb": wandb}
+    return tiny_options(photographs, **changes)
+
+
+@pytest.mark.parametrize("given", [None, "abc"])
+def test_wandb_is_started_before_tensorboard(photographs, train, tmp_path, monkeypatch, given):
+    calls = []
+
+    def init(**options):
+        calls.append((options, any((tmp_path / "tb_logger/tiny").iterdir())))
+        return SimpleNamespace(id=options["id"] or "drawn")
+
+    module = ModuleType("wandb")
+    module.init, module.__spec__ = init, ModuleSpec("wandb", None)
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    experiment = train(with_wandb(photographs, resume_id=given))
+    [(options, too_late)] = calls
+    assert not too_late and options["sync_tensorboard"] is True
+    assert (options["project"], options["name"], options["id"]) == ("tlw", "tiny", given)
+    assert options["resume"] == ("allow" if given else "never")
+    assert f"wandb: project tlw, resume_id {given or 'drawn'}." in next(experiment.glob("train_*.log")).read_text()
+
+    def refuse(**_):
+        raise RuntimeError("no key\nmore")
+
+    module.init = refuse
+    with pytest.raises(UserError, match=r"^logger\.wandb: can't start \(RuntimeError: no key\)$"):
+        train(with_wandb(photographs), root=tmp_path / "refused")
+
+
+def test_wandb_that_is_not_installed_is_told_first(photographs, train, tmp_path, monkeypatch):
+    monkeypatch.setattr("tlw_basicsr.preflight.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"^logger\.wandb\.project: wandb is not installed"):
+        train(with_wandb(photographs))
+    assert not (tmp_path / "experiments").exists()
+
+
+def test_wandb_itself_takes_the_run_without_a_network(photographs, tmp_path):
+    pytest.importorskip("wandb", reason="wandb is not installed")
+    write_yaml(tmp_path, with_wandb(photographs))
+    env = {**os.environ, "WANDB_MODE": "offline", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "tlw_basicsr.train", "-opt", "options.yml"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    [run] = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
+    content = run.read_bytes()
+    for key in (b"losses/l_w", b"weights/photos_val", b"weights_histogram/photos_val", b"total_iter"):
+        assert key in content, key
 
 
 @pytest.mark.parametrize("options", [tiny_options, partial(control_options, weights="error")], ids=["tlw", "control"])

@@ -13,13 +13,13 @@ import torch
 import torch.distributed as dist
 from basicsr.data import build_dataloader
 from basicsr.data.prefetch_dataloader import CUDAPrefetcher
-from basicsr.train import init_tb_loggers
 from basicsr.utils import (
     AvgTimer,
     MessageLogger,
     get_env_info,
     get_root_logger,
     get_time_str,
+    init_tb_logger,
     make_exp_dirs,
     mkdir_and_rename,
 )
@@ -29,10 +29,10 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from tlw_basicsr.data.resumable import CheckedDataset, ResumableSampler, SeededDataset
-from tlw_basicsr.errors import UserError, files_in_a_line, reason_of
+from tlw_basicsr.errors import UserError, files_in_a_line, first_line, reason_of
 from tlw_basicsr.models import build_model
 from tlw_basicsr.options import Options, parse_options
-from tlw_basicsr.preflight import check_batch, check_files
+from tlw_basicsr.preflight import check_batch, check_files, wandb_options
 from tlw_basicsr.resume import best_iterations, find_state, options_of, prune, remove_leftovers
 from tlw_basicsr.signals import StopSignals
 
@@ -63,7 +63,7 @@ def train_pipeline(root_path: str, argv: list[str] | None = None) -> None:
     logger = start_log(opt, "train")
     for note in notes:
         logger.warning(note)
-    tb_logger = init_tb_loggers(opt)
+    tb_logger = start_tensorboard(opt)
 
     model = build_model(opt)
     model.given_options = options_of(opt)
@@ -174,6 +174,31 @@ def start_log(opt: Options, kind: str) -> logging.Logger:
     logger.info(get_env_info())
     logger.info(dict2str(opt))
     return logger
+
+
+def start_tensorboard(opt: Options) -> Any:
+    """The first process's ``SummaryWriter``, or None, and before it wandb, which reads what is written.
+
+    BasicSR's own asks wandb for ``wandb.util.generate_id``, which is no longer there.
+
+    Raises:
+        UserError: wandb can't start.
+    """
+    if opt["rank"] or not opt["logger"]["use_tb_logger"] or "debug" in opt["name"]:
+        return None
+    if options := wandb_options(opt):
+        import wandb
+
+        run_id, project = options.get("resume_id"), options["project"]
+        resume = "allow" if run_id else "never"
+        try:
+            run = wandb.init(
+                id=run_id, resume=resume, name=opt["name"], config=opt, project=project, sync_tensorboard=True
+            )
+        except Exception as error:
+            raise UserError(f"logger.wandb: can't start ({first_line(error)})") from error
+        get_root_logger().info(f"wandb: project {project}, resume_id {run.id}.")
+    return init_tb_logger(log_dir=str(Path(opt["root_path"], "tb_logger", opt["name"])))
 
 
 def fail_to_log(handler: logging.FileHandler, _: logging.LogRecord) -> None:

@@ -1,5 +1,6 @@
 """Checks of the files that the options name, before a folder is made or an iteration run."""
 
+from importlib.util import find_spec
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ def check_files(opt: Options) -> None:
         check_uncertainty(opt)
     for name, metric in ((opt.get("val") or {}).get("metrics") or {}).items():
         check_metric(metric, f"val.metrics.{name}")
+    if wandb_options(opt) and find_spec("wandb") is None:
+        raise UserError("logger.wandb.project: wandb is not installed; pip install wandb, or delete the project")
 
 
 def check_distance(loss: TLWLoss, opt: Options) -> None:
@@ -94,6 +97,12 @@ def check_metric(metric: dict[str, Any], where: str) -> None:
         calculate_metric({"img": image, "img2": other}, options)
     except Exception as error:
         raise UserError(f"{where}: {metric['type']} fails with these options ({first_line(error)})") from error
+
+
+def wandb_options(opt: Options) -> Options:
+    """The options of wandb; empty where it isn't used."""
+    options = (opt.get("logger") or {}).get("wandb") or {}
+    return options if options.get("project") and "debug" not in opt["name"] else {}
 
 
 def check_folders(opt: dict[str, Any], where: str) -> None:
