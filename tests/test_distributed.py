@@ -166,6 +166,63 @@ def test_one_process_validates_a_network_with_buffers(photographs, tmp_path):
     assert torchrun(tmp_path).count("Validation photos_val") == 3
 
 
+BAD = """
+from basicsr.utils.registry import MODEL_REGISTRY
+from watched import Watched
+
+@MODEL_REGISTRY.register()
+class BadOnce(Watched):
+    '''The second process gets an image that is not finite in its third iteration.'''
+
+    fed = 0
+
+    def feed_data(self, data):
+        super().feed_data(data)
+        self.fed += 1
+        if self.opt["rank"] == 1 and self.fed == 3:
+            self.lq[0, 0, 0, 0] = float("nan")
+"""
+
+
+def test_a_number_that_is_not_finite_in_one_process_is_a_step_that_both_leave_out(photographs, tmp_path):
+    changes = {"train__total_iter": 6, "logger__save_checkpoint_freq": 1, "val__val_freq": 100}
+    opt = options(photographs, tmp_path, **changes)
+    (tmp_path / "bad.py").write_text(BAD)
+    write_yaml(tmp_path, opt | {"plugins": ["watched", "bad"], "base_model": "BadOnce"})
+    [told] = [line for line in torchrun(tmp_path).splitlines() if "not finite" in line]
+    assert "Iteration 3: not finite: gradient of optimizer_" in told  # of the first process, by the second one's
+    assert "; lq, " in told
+    places = [(i, rank) for i in (2, 3, 4, 6) for rank in (0, 1)]
+    held = {place: load_file(tmp_path / "held_{}_{}.pth".format(*place), "") for place in places}
+    for net in ("net_g", "net_w"):
+        own = {place: {k: v for k, v in held[place][net].items() if "running" not in k} for place in places}
+        for i in (2, 3, 4, 6):
+            assert same(own[i, 0], own[i, 1])
+            assert all(v.isfinite().all() for v in own[i, 0].values())
+        assert same(own[2, 0], own[3, 0]) and not same(own[3, 0], own[4, 0])
+    state = load_file(tmp_path / "experiments/tiny/training_states/6.state", "")
+    assert state["guard"] == {"skipped": 1, "in_row": 0}
+
+
+def test_sigterm_to_the_launcher_saves_once_and_ends_all(photographs, tmp_path):
+    changes = {"train__total_iter": 100_000, "logger__save_checkpoint_freq": 100_000, "val__val_freq": 10_000}
+    options(photographs, tmp_path, **changes)
+    process = start(tmp_path)
+    log, deadline = [], time.time() + 120
+    while not any("iter:      10" in file.read_text() for file in log):
+        assert time.time() < deadline and process.poll() is None
+        time.sleep(0.1)
+        log = list(tmp_path.glob("experiments/tiny/train_*.log"))
+    process.send_signal(signal.SIGTERM)
+    output = process.communicate(timeout=100)[0]
+    assert "Stopped by SIGTERM after iteration" in output
+    [newest] = (tmp_path / "experiments/tiny/training_states").glob("[0-9]*.state")
+    assert load_file(newest, "")["iter"] == int(newest.stem) >= 10
+    for rank in (0, 1):
+        with pytest.raises(ProcessLookupError):
+            os.kill(int((tmp_path / f"pid{rank}").read_text()), 0)
+
+
 WORKER = """
 import sys, torch, torch.distributed as dist
 import tlw_basicsr, yaml
