@@ -140,9 +140,9 @@ def train_pipeline(root_path: str, argv: list[str] | None = None) -> None:
                         f"Stopped by {signal.Signals(stopping).name} after iteration {current_iter:,}; "
                         "--auto_resume goes on from here."
                     )
-                    wait_for_all(opt)
                     if tb_logger:
                         tb_logger.close()
+                    leave_together(opt)
                     sys.exit(128 + stopping)
                 if current_iter >= total_iters:
                     break
@@ -155,13 +155,20 @@ def train_pipeline(root_path: str, argv: list[str] | None = None) -> None:
         validate()
     if tb_logger:
         tb_logger.close()
-    wait_for_all(opt)  # the first process may still be validating
+    leave_together(opt)  # the first process may still be validating
 
 
 def wait_for_all(opt: Options) -> None:
     """Wait until every process is here."""
     if opt["dist"]:
         dist.barrier()
+
+
+def leave_together(opt: Options) -> None:
+    """Wait until every process is here, and leave their group: one that just ends may break another's connection."""
+    wait_for_all(opt)
+    if opt["dist"]:
+        dist.destroy_process_group()
 
 
 def start_log(opt: Options, kind: str) -> logging.Logger:
