@@ -14,15 +14,18 @@ missing are left out.
 """
 
 import argparse
+import signal
 import sys
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import tlw_basicsr  # noqa: I001, F401  comes first, see its compat.py
 from tqdm import tqdm
 
-from tlw_basicsr.errors import UserError, run as run_program
+from tlw_basicsr.errors import UserError, files_in_a_line, run as run_program
 from tlw_basicsr.options import load_yaml
 from tlw_basicsr.tables import (
     TEST_SETS,
@@ -31,6 +34,7 @@ from tlw_basicsr.tables import (
     Variant,
     available_losses,
     cell_options,
+    check_cell,
     check_forced,
     checkpoint_of,
     is_trained,
@@ -75,34 +79,49 @@ def parse() -> argparse.Namespace:
 
 
 def cells_of(args: argparse.Namespace, options: Path) -> list[Cell]:
-    """The cells that the arguments name.
+    """The cells that the arguments name and that there are options files for; says which are left out.
 
     Raises:
-        UserError: there is no such network, scale or loss.
+        UserError: a network, a scale or a loss has no cell at all.
     """
-    cells = []
+    known = sorted(folder.name for folder in options.iterdir() if folder.is_dir())
     for network in args.networks:
-        known = sorted(folder.name for folder in options.iterdir() if folder.is_dir())
         if network not in known:
             raise UserError(f"--networks: {network}; accepted are {', '.join(known)}")
-        for scale in args.scales:
-            losses = available_losses(options, network, scale)
-            if not losses and len(args.networks) == 1:
-                raise UserError(f"--scales: {network} has no options file for ×{scale}")
-            variants = [Variant(loss, loss) for loss in args.losses or [x for x in PAPER_LOSSES if x in losses]]
-            variants += [Variant(name, loss, tuple(forced)) for name, loss, *forced in args.variant]
-            for variant in variants:
-                if losses and variant.loss not in losses:
-                    raise UserError(
-                        f"--losses: {network} ×{scale} has no {variant.loss}; accepted are {', '.join(losses)}"
-                    )
-            cells += [Cell(network, v, scale, seed) for v in variants for seed in args.seeds if losses]
+    pairs = list(product(dict.fromkeys(args.networks), dict.fromkeys(args.scales)))
+    there = {pair: available_losses(options, *pair) for pair in pairs}
+    named = ", ".join(dict.fromkeys(args.networks))
+    for scale in args.scales:
+        if not any(there[pair] for pair in pairs if pair[1] == scale):
+            raise UserError(f"--scales: no options file of {named} is for ×{scale}")
+    variants = [Variant(loss, loss) for loss in dict.fromkeys(args.losses or PAPER_LOSSES)]
+    variants += [Variant(name, loss, tuple(forced)) for name, loss, *forced in args.variant]
+    everything = sorted({loss for losses in there.values() for loss in losses})
+    for variant in variants:
+        if (args.losses or variant.forced) and variant.loss not in everything:
+            raise UserError(f"--losses: {named} have no {variant.loss}; accepted are {', '.join(everything)}")
+    cells = []
+    for (network, scale), losses in there.items():
+        absent = [v.name for v in variants if v.loss not in losses]
+        if args.losses and losses and absent:
+            print(f"Left out, no options file: {network} ×{scale} with {', '.join(absent)}")
+        chosen = [v for v in variants if v.loss in losses]
+        cells += [Cell(network, v, scale, seed) for v in chosen for seed in dict.fromkeys(args.seeds)]
     return cells
 
 
+def stop(number: int, _: Any) -> None:
+    """A signal's handler: end, and let the training save and end."""
+    sys.exit(128 + number)
+
+
+@files_in_a_line()
 def main() -> None:
     """Train what is missing, measure, write the tables."""
     args = parse()
+    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, stop)
     for words in args.variant:
         if len(words) < 2 or not words[0].replace("-", "").isalnum():
             raise UserError(f"--variant {' '.join(words)}: expected NAME LOSS KEY=VALUE …, NAME of letters and digits")
@@ -120,6 +139,11 @@ def main() -> None:
     cells = cells_of(args, run.options)
     check_forced(run, cells)
     missing = [cell for cell in cells if not is_trained(run, cell)]
+    for cell in missing:
+        check_cell(run, cell)
+    scales = sorted({cell.scale for cell in cells})
+    for scale in scales:  # before the trainings: it needs all of the test sets, and LPIPS's weights
+        measure(run, f"bicubic_x{scale}", scale, None)
     iterations = {cell: int(cell_options(run, cell)["train"]["total_iter"]) for cell in missing}
     print(f"{len(cells)} cells, {len(missing)} to train, {sum(iterations.values()):,} iterations", flush=True)
     with tqdm(total=sum(iterations.values()), unit="it", disable=not missing, mininterval=1) as bar:
@@ -129,9 +153,6 @@ def main() -> None:
             train(run, cell, lambda iteration, done=done: bar.update(done + iteration - bar.n))
             done += iterations[cell]
             bar.update(done - bar.n)
-    scales = sorted({cell.scale for cell in cells} or set(args.scales))
-    for scale in scales:
-        measure(run, f"bicubic_x{scale}", scale, None)
     for cell in tqdm(cells, desc="measure", unit="cell", leave=False):
         measure(run, cell.name, cell.scale, checkpoint_of(run, cell))
     for scale in scales:

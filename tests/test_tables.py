@@ -1,10 +1,16 @@
 """``scripts/reproduce_tables.py``: trains what is missing, measures, writes the table."""
 
+import contextlib
 import csv
 import json
+import os
 import runpy
 import shutil
+import signal
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -45,11 +51,10 @@ def reproduce(folders, photographs, monkeypatch, capsys):
             "4",
             "--data",
             "data",
-            "--train-data",
-            str(train_data),
             "--out",
             "out",
         ]
+        argv += ["--train-data", str(train_data)] if train_data else []
         argv += ["--no-lpips", "--distance", "{type: SSIMDistance, kernel_size: 5}", "--force_yml", *FORCED]
         monkeypatch.chdir(folders)
         monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -138,9 +143,16 @@ def test_an_interrupted_run_goes_on(folders, photographs, reproduce):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--losses", "L3"], "--losses: EDSR ×4 has no L3; accepted are L1, L1Error, "),
+        (["--losses", "L3"], "--losses: EDSR have no L3; accepted are L1, L1Error, "),
         (["--networks", "EDRS"], "--networks: EDRS; accepted are EDSR, HAT, RCAN, RRDB, VDSR"),
-        (["--scales", "7"], "--scales: EDSR has no options file for ×7"),
+        (["--scales", "7"], "--scales: no options file of EDSR is for ×7"),
+        (["--scales", "4", "0"], "--scales: no options file of EDSR is for ×0"),
+        (["--networks", "EDSR", "HAT", "--scales", "4", "6"], "--scales: no options file of EDSR, HAT is for ×6"),
+        (["--force_yml", "train:optim_g:foo=1"], "EDSR_L1_x4_seed0: train.optim_g.foo: unknown option"),
+        (
+            ["--iters", "3", "--force_yml", "datasets:train:dataroot_gt=no"],
+            "EDSR_L1_x4_seed0: datasets.train.dataroot_gt",
+        ),
         (["--sets", "Set6"], "--data: data has none of the test sets Set6"),
         (["--iters", "0"], "--iters: expected a number of at least 1, got 0"),
         (["--variant", "a/b", "L1"], "--variant a/b L1: expected NAME LOSS KEY=VALUE"),
@@ -154,6 +166,93 @@ def test_wrong_arguments_are_one_line(folders, reproduce, arguments, message):
     assert error.strip().startswith(f"error: {message}")
     assert "\n" not in error.strip()
     assert not (folders / "out").exists()
+
+
+def test_the_options_data_is_found_from_the_folder_that_it_is_started_in(folders, photographs, reproduce):
+    (folders / "datasets/DIV2K/tiles512").mkdir(parents=True)
+    shutil.copytree(photographs, folders / "datasets/DIV2K/tiles512/HR")
+    code, _, error = reproduce("--sets", "Set5", "--iters", "1", "--losses", "L1", train_data=None)
+    assert code == 0, error
+    assert "Trained for 1 iterations on DIV2K" in (folders / "out/table_x4.md").read_text("utf-8")
+
+
+def test_an_option_that_no_training_has_seen_can_be_mended(folders, reproduce, monkeypatch):
+    """The check before the trainings is left out: a network that can't be built is seen by the training alone."""
+    arguments = ["--sets", "Set5", "--iters", "1", "--losses", "L1"]
+    code, _, error = reproduce(*arguments, "--variant", "Odd", "L1", "network_g:num_out_ch=5")
+    assert code == 2 and "Odd" in error
+    code, _, error = reproduce(*arguments, "--variant", "Odd", "L1", "network_g:res_scale=0.5")
+    assert code == 0, error
+
+
+def test_an_unusable_test_set_is_told_before_the_trainings(folders, reproduce):
+    (folders / "data/Tiny").mkdir()
+    cv2.imwrite(str(folders / "data/Tiny/a.png"), photograph(height=30, width=26))
+    code, _, error = reproduce("--sets", "Set5", "Tiny", "--iters", "1", "--losses", "L1")
+    assert code == 2
+    assert "a.png is 30×26" in error
+    assert not (folders / "out/experiments").exists()
+
+
+def test_a_loss_that_a_network_does_not_have_is_left_out(capsys, monkeypatch):
+    script = runpy.run_path(str(ROOT / "scripts/reproduce_tables.py"))
+    monkeypatch.setattr(
+        sys, "argv", ["", "--losses", "L1", "MSE", "L1", "--networks", "EDSR", "HAT", "--scales", "2", "4"]
+    )
+    cells = script["cells_of"](script["parse"](), ROOT / "options/train")
+    assert [cell.name for cell in cells] == [
+        *("EDSR_L1_x2_seed0", "EDSR_MSE_x2_seed0", "EDSR_L1_x4_seed0", "EDSR_MSE_x4_seed0", "HAT_L1_x4_seed0")
+    ]
+    assert "Left out, no options file: HAT ×4 with MSE" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", [""])  # the paper's comparison: 3 networks × 3 scales × 4 losses, and HAT's 3
+    cells = script["cells_of"](script["parse"](), ROOT / "options/train")
+    assert len([cell for cell in cells if cell.variant.name != "L1Uncertainty"]) == 3 * 3 * 4 + 2
+    assert len([cell for cell in cells if cell.network == "HAT"]) == 3
+
+
+def processes_of(folder):
+    """Trainings of this folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = path.read_bytes().decode(errors="replace").split("\0")
+            if any(str(folder) in word for word in words) and any(word.endswith("train.py") for word in words):
+                found.append(int(path.parent.name))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").is_file(), reason="looks for processes in /proc")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_program_ended_by_a_signal(folders, photographs, number):
+    """SIGTERM ends the training, too, which saves; after SIGKILL of the program alone a second one keeps off it."""
+    command = [
+        *(sys.executable, str(ROOT / "scripts/reproduce_tables.py"), "--networks", "EDSR", "--scales", "4"),
+        *("--data", "data", "--train-data", str(photographs), "--out", "out", "--no-lpips", "--sets", "Set5"),
+        *("--losses", "L1", "--iters", "100000", "--force_yml", *FORCED, "logger:save_checkpoint_freq=100000"),
+    ]
+    run = {"cwd": folders, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    states = folders / "out/experiments/EDSR_L1_x4_seed0/training_states"
+    with subprocess.Popen(command, **run) as program:
+        try:
+            for _ in range(1200):
+                if list(folders.glob("out/experiments/*/train_*.log")) and processes_of(folders):
+                    break
+                time.sleep(0.1)
+            time.sleep(1)
+            program.send_signal(number)
+            program.wait(60)
+            if number == signal.SIGTERM:
+                assert program.returncode == 128 + number
+                assert processes_of(folders) == []
+                return
+            second = subprocess.run(command, **run, check=False, timeout=120)
+            assert second.returncode == 2
+            assert "EDSR_L1_x4_seed0 is being trained by another process" in second.stderr
+            assert len(processes_of(folders)) == 1
+        finally:
+            for pid in processes_of(folders):
+                os.kill(pid, signal.SIGKILL)
+    assert not states.exists() or not list(states.iterdir())
 
 
 def test_without_iters_the_options_are_the_files(tmp_path):

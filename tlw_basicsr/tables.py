@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -22,8 +23,15 @@ from tlw_basicsr.checkpoint import write_text
 from tlw_basicsr.errors import UserError
 from tlw_basicsr.evaluation import PROTOCOLS, Upscaler, bicubic, csv_text, evaluate, means
 from tlw_basicsr.inference import upscaler_of
-from tlw_basicsr.options import Options, force_options, read_options
+from tlw_basicsr.options import Options, check_options, force_options, read_options
 from tlw_basicsr.pictures import spread_figure
+from tlw_basicsr.preflight import check_folders
+from tlw_basicsr.resume import saved_states
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 ROOT = Path(__file__).resolve().parents[1]
 TEST_SETS = ("Set5", "Set14", "BSD100", "Urban100", "Manga109", "T91", "BSDS200", "General100")
@@ -140,8 +148,10 @@ def cell_options(run: Run, cell: Cell) -> Options:
     opt = read_options(str(file))
     opt.update(name=cell.name, manual_seed=cell.seed)
     train = opt["train"]
+    data = opt["datasets"]["train"]
     if run.train_data:
-        opt["datasets"]["train"].update(dataroot_gt=str(run.train_data.resolve()), name=run.train_data.name)
+        data.update(dataroot_gt=str(run.train_data), name=run.train_data.name)
+    data["dataroot_gt"] = str(Path(data["dataroot_gt"]).expanduser().resolve())  # the training runs in run.out
     if not (run.data / "Set5").is_dir():
         del opt["datasets"]["val"], opt["val"]
     else:
@@ -222,13 +232,29 @@ def is_trained(run: Run, cell: Cell) -> bool:
     """
     record = read_record(run, cell.name)
     opt = json.loads(json.dumps(cell_options(run, cell)))
-    if record.get("options", opt) != opt:
+    begun = record.get("trained") or saved_states(run.out / "experiments" / cell.name / "training_states")
+    if begun and record.get("options", opt) != opt:
         key = first_difference(record["options"], opt)
         raise UserError(
             f"{run.out}: {cell.name} was trained with other options ({key}); name another --out, or delete "
             f"{record_path(run, cell.name)} and {run.out / 'experiments' / cell.name}"
         )
     return record.get("trained", False)
+
+
+def check_cell(run: Run, cell: Cell) -> None:
+    """Check a training's options and the folders that they name.
+
+    Raises:
+        UserError: something is wrong with them.
+    """
+    try:
+        opt = deepcopy(cell_options(run, cell))
+        check_options(opt, is_train=True)
+        for key, dataset in opt["datasets"].items():
+            check_folders(dataset, f"datasets.{key}")
+    except UserError as error:
+        raise UserError(f"{cell.name}: {error}") from error
 
 
 def first_difference(old: Any, new: Any, place: str = "") -> str:
@@ -240,14 +266,41 @@ def first_difference(old: Any, new: Any, place: str = "") -> str:
     return f"{place}: {old!r}, now {new!r}"
 
 
+@contextmanager
+def lock(path: Path) -> Iterator[tuple[int, ...]]:
+    """Lock a file, where the system can; yields its descriptor: a process that inherits it holds the lock, too.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    if fcntl is None:
+        yield ()
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"{path.stem} is being trained by another process, which holds {path}") from error
+        yield (file.fileno(),)
+
+
 def train(run: Run, cell: Cell, report: Callable[[int], None]) -> None:
     """Train a cell, or go on with it; ``report`` is called with the iterations done.
 
+    The training is a process of its own. What ends this one, such as Ctrl-C or ``sys.exit`` of a signal's handler, lets
+    it save and end, too.
+
     Raises:
-        UserError: the training fails.
+        UserError: the training fails, or another process is at it.
     """
+    with lock(record_path(run, cell.name).with_suffix(".lock")) as descriptors:
+        _train(run, cell, report, descriptors)
+
+
+def _train(run: Run, cell: Cell, report: Callable[[int], None], descriptors: tuple[int, ...]) -> None:
     opt, record = cell_options(run, cell), read_record(run, cell.name)
-    record.setdefault("options", opt)
+    record["options"] = opt
     write_record(run, cell.name, record)
     file = run.out / "options" / f"{cell.name}.yml"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -255,14 +308,19 @@ def train(run: Run, cell: Cell, report: Callable[[int], None]) -> None:
     program = Path(__file__).with_name("train.py")
     command = [sys.executable, str(program), "-opt", str(file.resolve()), "--auto_resume"]
     start, lines = time.perf_counter(), []
-    with subprocess.Popen(
-        command, cwd=run.out, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-    ) as process:
-        for line in process.stdout:
-            lines.append(line.rstrip())
-            found = re.search(r"\biter:\s*([\d,]+)", line)
-            if found:
-                report(int(found[1].replace(",", "")))
+    # a terminal's Ctrl-C reaches it through this process alone
+    options = {"cwd": run.out, "start_new_session": True, "pass_fds": descriptors, "text": True, "errors": "replace"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options) as process:
+        try:
+            for line in process.stdout:
+                lines.append(line.rstrip())
+                found = re.search(r"\biter:\s*([\d,]+)", line)
+                if found:
+                    report(int(found[1].replace(",", "")))
+        except BaseException:
+            process.terminate()
+            process.stdout.read()  # until it has saved and ended
+            raise
     record["seconds"] = record.get("seconds", 0) + time.perf_counter() - start
     record["trained"] = process.returncode == 0
     write_record(run, cell.name, record)
@@ -494,7 +552,9 @@ def plot(run: Run, rows: Sequence[TableRow], scale: int) -> list[Path]:
                 values = [[factor * v for v in row.value(name_of_set, "paper", metric).values] for row in chosen]
                 panels.append((name_of_set, f"{heading}, {'higher' if higher else 'lower'} is better", values))
         paths.append(run.out / f"table_x{scale}_{network}.png")
-        title = f"{network} ×{scale}, the paper's protocol: mean and standard deviation over the seeds"
+        title = f"{network} ×{scale}, the paper's protocol"
+        if any(len(row.records) > 1 for row in chosen):
+            title += ": mean and standard deviation over the seeds"
         spread_figure([row.loss for row in chosen], panels, paths[-1], title)
     return paths
 
