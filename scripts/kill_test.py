@@ -2,8 +2,10 @@
 
     python scripts/kill_test.py --kills 25 --seed 0
 
-Every iteration writes networks and a state, so that many kills land within a write. At the end the networks, EMA and
-the optimisers' states must be those of the untouched training, bit for bit. Exit code 1 if they are not.
+Every iteration writes networks and a state, so that many kills land within a write; each one comes at a random moment
+after one or two further iterations. At the end the networks, EMA and the optimisers' states must be those of the
+untouched training, bit for bit. Exit code 1 if they are not, or if the kills were too few, never within a write, or not
+each followed by a resumption.
 """
 
 import argparse
@@ -114,6 +116,11 @@ def unfinished(experiment: Path) -> str:
     return "" if names["g"] == names["w"] == states else "iteration"
 
 
+def newest(states: Path) -> int:
+    """The last iteration that has a state; 0 without any."""
+    return max((int(p.stem) for p in states.glob("*.state") if p.stem.isdecimal()), default=0)
+
+
 def kill_test(folder: Path, kills: int, seed: int, iterations: int, num_feat: int, workers: int) -> dict[str, Any]:
     """Run both trainings in ``folder``.
 
@@ -135,9 +142,13 @@ def kill_test(folder: Path, kills: int, seed: int, iterations: int, num_feat: in
 
     generator = random.Random(seed)
     found = {"kills": 0, "file": 0, "iteration": 0, "": 0}
+    states = ends["killed"] / "training_states"
     while found["kills"] < kills:
         process = start(folder / "killed")
-        process.join(generator.uniform(0, 1.2 * duration / kills))
+        before = newest(states)
+        while process.is_alive() and newest(states) == before:
+            time.sleep(0.001)
+        process.join(generator.uniform(0, 2 * duration / iterations))
         if not process.is_alive():
             break
         os.kill(process.pid, signal.SIGKILL)
@@ -168,7 +179,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=25)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--iterations", type=int, default=100)
+    parser.add_argument("--iterations", type=int, default=100, help="at least three times the kills")
     parser.add_argument("--num-feat", type=int, default=128, help="channels of the network: how large the files are")
     parser.add_argument("--workers", type=int, default=0, help="of the data loader")
     parser.add_argument("--out", type=Path, help="folder to work in, which must not exist; default: a temporary one")
@@ -178,7 +189,9 @@ def main() -> None:
     print(json.dumps(figures, indent=2))
     if args.out is None:
         shutil.rmtree(folder, ignore_errors=True)
-    sys.exit(bool(figures["different_files"] or figures["left_over"]))
+    within = figures["within_a_file"] + figures["between_files_of_an_iteration"]
+    tested = figures["kills"] == args.kills == figures["resumed"] and within
+    sys.exit(bool(figures["different_files"] or figures["left_over"] or not tested))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
     python scripts/soak_test.py --iterations 2000
 
-The training validates, saves checkpoints (of which three are kept) and writes to TensorBoard. Reads /proc: Linux only.
+The training validates, saves checkpoints (of which three are kept) and writes to TensorBoard. Exit code 1 if something
+grows. Reads /proc: Linux only.
 """
 
 import argparse
@@ -22,6 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import kill_test
 
 PAGE = 4096 / 2**20  # MiB
+SLOPE = 8.0  # MiB per 1,000 iterations, and from the first third to the last; a leaked image or graph is more
+FILES = 3  # that may be open for a moment, such as a checkpoint that is written
 
 
 def soak(folder: Path, iterations: int, warm_up: int, workers: int) -> dict[str, Any]:
@@ -59,7 +62,7 @@ def soak(folder: Path, iterations: int, warm_up: int, workers: int) -> dict[str,
     return {
         "iterations": iterations,
         "samples": len(warm),
-        "memory_mib": [round(float(v), 1) for v in (warm[0, 1], warm[-1, 1])],
+        "memory_mib_of_thirds": [round(float(np.median(third[:, 1])), 1) for third in np.array_split(warm, 3)],
         "memory_slope_mib_per_1000": round(float(np.polyfit(warm[:, 0] / 1000, warm[:, 1], 1)[0]), 3),
         "open_files": [int(warm[:, 2].min()), int(warm[:, 2].max())],
         "log_lines_of_iterations": len(re.findall(r"\[epoch:", text)),
@@ -78,9 +81,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder to work in; default: a temporary one")
     args = parser.parse_args()
     folder = (args.out or Path(tempfile.mkdtemp())).resolve()
-    print(json.dumps(soak(folder, args.iterations, args.warm_up, args.workers), indent=2))
+    figures = soak(folder, args.iterations, args.warm_up, args.workers)
+    print(json.dumps(figures, indent=2))
     if args.out is None:
         shutil.rmtree(folder, ignore_errors=True)
+    first, _, last = figures["memory_mib_of_thirds"]
+    fewest, most = figures["open_files"]
+    flat = max(figures["memory_slope_mib_per_1000"], last - first) < SLOPE and most - fewest <= FILES
+    sys.exit(not (flat and figures["log_lines_of_iterations"] == figures["log_lines_expected"]))
 
 
 if __name__ == "__main__":

@@ -51,6 +51,38 @@ def not_finite(path):
     torch.save(content, path)
 
 
+def changed(change):
+    """A damage that changes the file's content."""
+
+    def damage(path):
+        content = load_file(path, "")
+        change(content)
+        torch.save(content, path)
+
+    damage.__name__ = change.__name__
+    return damage
+
+
+def average_not_finite(content):
+    next(iter(content["params_ema"].values())).view(-1)[0] = torch.nan
+
+
+def average_missing(content):
+    del content["params_ema"]
+
+
+def average_of_another_network(content):
+    content["params_ema"] = {"x": torch.zeros(1)}
+
+
+def another_shape(content):
+    content["params"]["conv_first.bias"] = torch.zeros(5)
+
+
+def moment_not_finite(content):
+    content["optimizers"][0]["state"][0]["exp_avg"].view(-1)[0] = torch.inf
+
+
 @pytest.fixture(scope="module")
 def finished(photographs, tmp_path_factory):
     """The files of a finished training, to be damaged in copies."""
@@ -73,6 +105,11 @@ def finished(photographs, tmp_path_factory):
         ("models/net_g_6.pth", not_finite),
         ("models/net_w_6.pth", flip),
         ("models/net_w_6.pth", Path.unlink),
+        ("models/net_g_6.pth", changed(average_not_finite)),
+        ("models/net_g_6.pth", changed(average_missing)),
+        ("models/net_g_6.pth", changed(average_of_another_network)),
+        ("models/net_g_6.pth", changed(another_shape)),
+        ("training_states/6.state", changed(moment_not_finite)),
     ],
     ids=lambda v: getattr(v, "__name__", v),
 )
@@ -90,6 +127,44 @@ def test_a_damaged_newest_state_is_named_and_the_one_before_it_used(
     assert Path(file).name in warning and "6.state" in warning
     assert all(same(content, load_file(experiment / name, "")) for name, content in whole.items())
     assert not list(experiment.rglob("*.tmp"))
+
+
+def test_another_metric_begins_anew_on_a_resume(photographs, train):
+    """One that is added, one that is turned round, one that stays."""
+    psnr = {"type": "calculate_psnr", "crop_border": 2, "test_y_channel": True}
+    train(tiny_options(photographs, val__metrics={"psnr": psnr, "turned": psnr, "gone": psnr}))
+    metrics = {"psnr": psnr, "turned": {**psnr, "better": "lower"}, "added": psnr}
+    changes = {"train__total_iter": 12, "val__metrics": metrics, "val__save_best": "added"}
+    experiment = train(tiny_options(photographs, **changes), "--auto_resume")
+    best = load_file(experiment / "training_states/12.state", "")["best_metric_results"]["photos_val"]
+    assert set(best) == set(metrics)
+    assert best["added"]["iter"] == best["turned"]["iter"] == 12 and best["psnr"]["iter"] in (4, 8, 12)
+    assert (experiment / "models/net_g_best.pth").is_file()
+
+
+def test_a_finished_training_can_be_made_longer_whenever_it_has_saved(photographs, train, tmp_path):
+    """The end is saved with its state, also where none is due."""
+    changes = {"logger__save_checkpoint_freq": 100}
+    train(quick(photographs, **changes), root=tmp_path / "a")
+    experiment = train(quick(photographs, **changes, train__total_iter=9), "--auto_resume", root=tmp_path / "a")
+    assert "Resuming after iteration 6." in log_text(experiment)
+    whole = train(quick(photographs, **changes, train__total_iter=9), root=tmp_path / "b")
+    for name in ("models/net_g_9.pth", "models/net_w_latest.pth", "training_states/9.state"):
+        assert same(load_file(experiment / name, ""), load_file(whole / name, "")), name
+
+
+def test_networks_without_any_state_are_told_of(finished, photographs, train, tmp_path):
+    shutil.rmtree(finished(tmp_path) / "training_states")
+    experiment = train(quick(photographs), "--auto_resume")
+    assert "there is no state for the networks in" in log_text(experiment)
+    assert len(list(tmp_path.glob("experiments/tiny_archived_*/models/*.pth"))) == 8
+
+
+def test_the_states_seed_is_told(finished, photographs, train, tmp_path):
+    experiment = finished(tmp_path)
+    train(quick(photographs, manual_seed=99, train__total_iter=7), "--auto_resume")
+    assert "manual_seed is 3, that of" in log_text(experiment)
+    assert load_file(experiment / "training_states/7.state", "")["seed"] == 3
 
 
 def test_networks_without_a_state_are_no_checkpoint(finished, photographs, train, tmp_path):
@@ -256,6 +331,15 @@ def test_a_signal_stops_after_the_iteration_and_the_run_goes_on_with_the_same_bi
         assert same(load_file(whole / name, ""), load_file(resumed / name, "")), name
 
 
+def test_a_signal_in_the_last_validation_lets_it_end(photographs, tmp_path):
+    process = start(tmp_path, tiny_options(photographs, val__val_freq=7), OMP_NUM_THREADS="1")
+    wait_for(process, "Save the latest model")
+    os.killpg(process.pid, signal.SIGTERM)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 0, error
+    assert len(list(tmp_path.glob("experiments/tiny/models/net_*_latest.pth"))) == 2
+
+
 def test_a_second_signal_ends_at_once():
     script = (
         "import signal, sys, time\nfrom tlw_basicsr.signals import StopSignals\n"
@@ -301,7 +385,7 @@ def test_the_signals_mean_what_they_meant_after_a_training(photographs, train):
 
 
 def test_old_checkpoints_go_but_not_the_newest_best_or_latest(photographs, train, monkeypatch):
-    """The metric is best at iteration 2."""
+    """The metric of ``save_best`` is best at iteration 2, another one is not."""
     from tlw_basicsr.models import TrainingMixin
 
     validation = TrainingMixin.validation
@@ -312,11 +396,13 @@ def test_old_checkpoints_go_but_not_the_newest_best_or_latest(photographs, train
             self.best_metric_results["photos_val"]["psnr"]["val"] = 99.0
 
     monkeypatch.setattr(TrainingMixin, "validation", validated)
+    psnr = {"type": "calculate_psnr", "crop_border": 2, "test_y_channel": True}
     opt = tiny_options(photographs, logger__save_checkpoint_freq=1, logger__keep_checkpoints=2, val__val_freq=2)
+    opt["val"].update(metrics={"other": {**psnr, "crop_border": 3}, "psnr": psnr}, save_best="psnr")
     experiment = train(opt)
     assert {p.stem for p in experiment.glob("training_states/*")} == {"2", "7", "8"}
     assert {p.name for p in experiment.glob("models/*")} == {
-        f"net_{n}_{i}.pth" for n in "gw" for i in (2, 7, 8, "latest")
+        f"net_{n}_{i}.pth" for n in "gw" for i in (2, 7, 8, "latest", "best")
     }
 
 
@@ -429,10 +515,20 @@ def test_images_logs_and_tensorboard_on_a_full_disk(photographs, train, tmp_path
 
 
 def test_a_training_killed_within_writes_ends_with_the_same_bits(tmp_path):
-    command = [sys.executable, str(ROOT / "scripts/kill_test.py"), "--kills", "3", "--iterations", "8"]
+    """20 kills; some within a write is what the program asks of itself."""
+    command = [sys.executable, str(ROOT / "scripts/kill_test.py"), "--kills", "20", "--iterations", "64"]
     done = subprocess.run(
-        [*command, "--num-feat", "16", "--out", str(tmp_path / "k")], capture_output=True, text=True, timeout=300
+        [*command, "--num-feat", "32", "--out", str(tmp_path / "k")], capture_output=True, text=True, timeout=500
     )
     assert done.returncode == 0, done.stdout + done.stderr
     figures = json.loads(done.stdout[done.stdout.index("{") :])
-    assert figures["kills"] == 3 and figures["different_files"] == [] and figures["checkpoints_kept"] >= 3
+    assert figures["kills"] == figures["resumed"] == 20 and figures["checkpoints_kept"] >= 3
+    assert figures["different_files"] == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="watches the process in /proc")
+def test_a_long_training_grows_nowhere(tmp_path):
+    command = [sys.executable, str(ROOT / "scripts/soak_test.py"), "--iterations", "600", "--warm-up", "200"]
+    done = subprocess.run([*command, "--out", str(tmp_path / "s")], capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads(done.stdout[done.stdout.index("{") :])["samples"] > 10

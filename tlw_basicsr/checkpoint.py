@@ -5,8 +5,9 @@ import pickle
 import sys
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain
 from numbers import Number
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,7 +15,7 @@ from typing import Any, BinaryIO
 import torch
 from torch.optim import Optimizer
 
-from tlw_basicsr.errors import UserError, reason_of
+from tlw_basicsr.errors import UserError, reason_of, short
 
 # ------------------------------------------------------------------------------------------------- reading
 
@@ -34,9 +35,9 @@ def load_file(path: str | Path, what: str) -> dict[str, Any]:
     Raises:
         UserError: no such file, damaged, not a dict, or a pickle with more than tensors and plain values in it.
     """
-    if Path(path).is_dir():
-        raise UserError(f"{what}: {path} is a folder, not a file")
     try:
+        if Path(path).is_dir():
+            raise UserError(f"{what}: {path} is a folder, not a file")
         if not Path(path).exists():
             raise UserError(f"{what}: {path} does not exist")
         if not Path(path).is_file():
@@ -45,7 +46,7 @@ def load_file(path: str | Path, what: str) -> dict[str, Any]:
             warnings.simplefilter("ignore")  # old formats, sparse tensors
             _check_sizes(Path(path))
             content = torch.load(path, map_location="cpu", weights_only=True)
-        _check_tensors(content)
+        _check_content(content)
     except UserError:
         raise
     except Exception as error:  # torch, zipfile and pickle each raise what they like
@@ -57,6 +58,18 @@ def load_file(path: str | Path, what: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{what}: {path} must hold a dict of tensors, it holds a {type(content).__name__}")
     return content
+
+
+PLAIN = {  # what torch.save writes of dense tensors and plain values
+    "collections": ("OrderedDict", "Counter"),
+    "torch._utils": ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3", "_rebuild_parameter"),
+    "torch": ("Size", "device"),
+    "builtins": ("set",),
+    "__builtin__": ("set",),
+    "_codecs": ("encode",),
+}
+DTYPES = {name for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
+MOST_VALUES, DEEPEST = 5_000_000, 60  # of a file's nested dicts and lists
 
 
 class _Refused(Exception):
@@ -76,8 +89,19 @@ class _Stub(dict):
     def extend(self, _: Any) -> None: ...
 
 
-class _Scan(pickle.Unpickler):
-    """Reads a pickle without calling anything that it names; collects the bytes that its storages declare."""
+class _Storage:
+    """Stands for a kind of storage, which is named, but not called."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        raise _Refused("it asks for memory of its own")
+
+
+class _Scan(pickle._Unpickler):  # Python's: the memo of C's is as large as a pickle of some bytes wants it
+    """Reads a pickle without calling anything that it names; collects the bytes that its storages declare.
+
+    What builds more than tensors of these storages and plain values is refused, also where torch would call it:
+    ``torch.Tensor(30000, 30000)`` or ``bytearray(10**9)`` take a few bytes of a file and gigabytes of memory.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         super().__init__(file, encoding="utf-8")
@@ -85,9 +109,12 @@ class _Scan(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> type:
         itemsize = 1
-        if module == "torch" and name.endswith("Storage"):
+        if module in ("torch", "torch.storage") and name.endswith("Storage"):
             itemsize = getattr(getattr(getattr(torch, name, None), "dtype", None), "itemsize", 1)
-        return type("_Stub", (_Stub,), {"itemsize": itemsize})
+            return type("_Storage", (_Storage,), {"itemsize": itemsize})
+        if name not in PLAIN.get(module, ()) and not (module == "torch" and name in DTYPES):
+            raise _Refused(f"it names {module}.{name}"[:200])
+        return _Stub
 
     def persistent_load(self, saved_id: Any) -> Any:
         if isinstance(saved_id, tuple) and len(saved_id) >= 5 and saved_id[0] == "storage":
@@ -133,23 +160,35 @@ def _check_sizes(path: Path) -> None:
             raise _Refused(f"it declares {declared:,} bytes for a tensor's data of {has:,}")
 
 
-def _check_tensors(content: Any) -> None:
-    """Refuse tensors that are not dense, or large ones that are larger than their data (a stride of 0)."""
-    waiting, seen = [content], set()
-    while waiting:
-        value = waiting.pop()
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
+def _check_content(content: Any) -> None:
+    """Refuse tensors that are not dense, or large ones that are larger than their data (a stride of 0).
+
+    Also dicts and lists that are too many, or without end, for whoever goes through them: a file of some bytes may have
+    lists of the same lists.
+    """
+    seen: dict[int, tuple[int, int]] = {}
+
+    def size(value: Any, depth: int) -> tuple[int, int]:
+        """How many values it has, what is shared counted each time, and how deep it is."""
         if isinstance(value, torch.Tensor):
             if value.layout is not torch.strided or value.is_quantized or value.device.type != "cpu":
                 raise _Refused("a tensor in it is not a dense one")
             if value.numel() * value.element_size() > max(value.untyped_storage().nbytes(), 2**24):
                 raise _Refused("a tensor in it is larger than its data")
-        elif isinstance(value, dict):
-            waiting += value.values()
-        elif isinstance(value, (list, tuple)):
-            waiting += value
+        if not isinstance(value, (dict, list, tuple, set)):
+            return 1, 1
+        if id(value) not in seen:
+            count = height = 1
+            if depth <= DEEPEST:
+                for item in chain(value.keys(), value.values()) if isinstance(value, dict) else value:
+                    more, below = size(item, depth + 1)
+                    count, height = count + more, max(height, below + 1)
+            if depth > DEEPEST or height > DEEPEST or count > MOST_VALUES:
+                raise _Refused("its dicts and lists are nested too deeply, or hold too much")
+            seen[id(value)] = count, height
+        return seen[id(value)]
+
+    size(content, 1)
 
 
 def network_state(path: str | Path, param_key: str | None, what: str) -> dict[str, torch.Tensor]:
@@ -163,11 +202,15 @@ def network_state(path: str | Path, param_key: str | None, what: str) -> dict[st
     Raises:
         UserError: as :func:`load_file`, or no such entry, or it holds something else than named tensors.
     """
-    content = load_file(path, what)
+    return entry_of(load_file(path, what), param_key, path, what)
+
+
+def entry_of(content: dict[str, Any], param_key: str | None, path: str | Path, what: str) -> dict[str, torch.Tensor]:
+    """:func:`network_state` of the file's content."""
     if param_key is not None:
         entry = content.get(param_key, content.get("params"))
         if entry is None:
-            keys = ", ".join(repr(key)[:60] for key in list(content)[:4])
+            keys = ", ".join(short(key) for key in list(content)[:4])
             raise UserError(f"{what}: {path} has no entry {param_key!r} (BasicSR's format), it starts with {keys}")
         content = entry
     if not isinstance(content, dict) or not all(torch.is_tensor(v) for v in content.values()):
@@ -216,6 +259,15 @@ def check_values(state: dict[str, torch.Tensor], own: dict[str, torch.Tensor], p
             raise UserError(f"{what}: {path}: {name} has values that are not finite (NaN or infinite in {ours.dtype})")
 
 
+RANGES: dict[str, Callable[[Any], bool]] = {
+    "lr": lambda v: v >= 0,
+    "initial_lr": lambda v: v >= 0,
+    "eps": lambda v: v >= 0,
+    "weight_decay": lambda v: v >= 0,
+    "betas": lambda v: len(v) == 2 and all(0 <= beta < 1 for beta in v),
+}
+
+
 def is_number(value: Any) -> bool:
     """Whether ``value`` is a finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
@@ -239,18 +291,18 @@ def check_optimizer_state(theirs: Any, optimizer: Optimizer, where: str) -> None
         for key in ours.keys() - {"params"}:
             # torch adds flags from version to version
             fits = _alike(group[key], ours[key]) if key in group else ours[key] is None or isinstance(ours[key], bool)
-            if not fits or (key == "betas" and len(group[key]) != 2):
-                raise UserError(f"{where}: {key}: expected a value like {ours[key]!r}, got {group.get(key)!r:.60}")
+            if not fits or not RANGES.get(key, lambda _: True)(group[key]):
+                raise UserError(f"{where}: {key}: expected a value like {ours[key]!r}, got {short(group.get(key))}")
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for number, p in zip((n for g in groups for n in g["params"]), parameters, strict=True):
         values = theirs["state"].get(number, {})
         if not isinstance(values, dict) or (adam and values and not {"step", "exp_avg", "exp_avg_sq"} <= values.keys()):
             raise UserError(f"{where}: the state of parameter {number} is not complete")
         for key, value in values.items():
-            if key == "step" and is_number(value):  # of older versions
+            if key == "step" and is_number(value) and value >= 0:  # of older versions
                 continue
-            if adam and (not torch.is_tensor(value) or (key == "step" and value.numel() != 1)):
-                raise UserError(f"{where}: {key} of parameter {number} is {type(value).__name__}, not a tensor's value")
+            if adam and (not torch.is_tensor(value) or (key == "step" and (value.numel() != 1 or not value >= 0))):
+                raise UserError(f"{where}: {key} of parameter {number} is no tensor as Adam has it")
             if not torch.is_tensor(value):
                 continue
             if key.startswith(("exp_avg", "max_exp_avg")) and value.shape != p.shape:
@@ -269,7 +321,10 @@ def check_scheduler_state(theirs: Any, ours: dict[str, Any], where: str) -> None
         raise UserError(f"{where} is not a scheduler's state")
     for key, value in ours.items():
         if key in theirs and not _alike(theirs[key], value):
-            raise UserError(f"{where}: {key}: expected a value like {value!r:.60}, got {theirs[key]!r:.60}")
+            raise UserError(f"{where}: {key}: expected a value like {short(value)}, got {short(theirs[key])}")
+    lists = [theirs[key] for key in ("restarts", "periods", "cumulative_period", "restart_weights") if key in theirs]
+    if len({len(numbers) for numbers in lists}) > 1:
+        raise UserError(f"{where}: its restarts and their weights are of different numbers")
 
 
 def _alike(a: Any, b: Any) -> bool:

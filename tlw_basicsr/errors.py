@@ -1,9 +1,12 @@
 """Errors that are the user's to mend, told in one line."""
 
 import os
+import reprlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 LONGEST = 4000  # characters of a message
 
@@ -19,6 +22,30 @@ class UserError(Exception):
         # a wrong value may be a tensor of many lines, or hold what a terminal would obey
         text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
         return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
+
+
+class _Repr(reprlib.Repr):
+    """Python's ``repr`` of bounded length, made in bounded time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 3
+        self.maxlist = self.maxtuple = self.maxdict = self.maxset = self.maxfrozenset = 6
+        self.maxstring = self.maxother = self.maxlong = 100
+
+    def repr_int(self, x: int, level: int) -> str:
+        if x.bit_length() > 4000:  # Python refuses to write larger ones
+            return f"a number of {x.bit_length():,} bits"
+        return super().repr_int(x, level)
+
+
+_REPR = _Repr()
+
+
+def short(value: Any) -> str:
+    """``repr(value)`` for a message: of text and numbers of usual length as it is, else cut, however large it is."""
+    text = _REPR.repr(value)
+    return text if len(text) <= 300 else f"{text[:150]} … {text[-140:]}"
 
 
 def first_line(error: BaseException) -> str:
@@ -37,22 +64,57 @@ def reason_of(error: BaseException) -> str:
     return first_line(error)
 
 
+def expanded(path: str | Path, where: str) -> Path:
+    """``path`` with the home folder for its ``~``.
+
+    Raises:
+        UserError: ``~name`` of a user that there is not; ``where`` is the option's place.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{where}: {path}: there is no such home folder; accepted are ~/… and whole paths") from error
+
+
 @contextmanager
 def files_in_a_line() -> Iterator[None]:
     """Tell an error of the operating system, such as a full disk, as a :class:`UserError` that names the file."""
     try:
         yield
+    except BrokenPipeError:  # nobody reads the output any more
+        raise
     except OSError as error:
         raise UserError(f"{error.filename or 'a file'} can't be read or written ({reason_of(error)})") from error
+
+
+@contextmanager
+def killed_workers_in_a_line() -> Iterator[None]:
+    """Tell the end of a data loader's process, such as by the system when memory is short, as a :class:`UserError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise UserError(
+            f"a process that loads data was killed, for want of memory perhaps; lower num_worker_per_gpu or the "
+            f"batch, or give it more memory ({first_line(error)})"
+        ) from error
 
 
 def run(main: Callable[[], None]) -> None:
     """Run a program: a :class:`UserError` is one line on stderr and exit code 2, Ctrl-C is 130.
 
-    With ``TLW_TRACEBACK=1`` in the environment the error comes with its traceback.
+    So are an error of the operating system, such as a full disk, and a killed process of a data loader. Where nobody
+    reads the output any more (``… | head``), it ends quietly with 141, as other programs do. With ``TLW_TRACEBACK=1``
+    in the environment the error comes with its traceback.
     """
     try:
-        main()
+        with files_in_a_line(), killed_workers_in_a_line():
+            main()
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would flush it once more
+        sys.exit(141)
     except UserError as error:
         if os.environ.get("TLW_TRACEBACK") == "1":
             raise

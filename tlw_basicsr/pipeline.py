@@ -100,7 +100,8 @@ def train_pipeline(root_path: str, argv: list[str] | None = None) -> None:
         logger.info("Saving models and training states.")
         model.save(epoch, current_iter)
         if opt["rank"] == 0:
-            metric = next(iter((opt.get("val") or {}).get("metrics") or {}), None)
+            val = opt.get("val") or {}
+            metric = val.get("save_best") or next(iter(val.get("metrics") or {}), None)
             prune(opt, current_iter, best_iterations(getattr(model, "best_metric_results", {}), metric))
 
     message_logger = MessageLogger(opt, current_iter, tb_logger)
@@ -108,6 +109,7 @@ def train_pipeline(root_path: str, argv: list[str] | None = None) -> None:
     show_bar = opt["rank"] == 0 and sys.stderr.isatty()
     bar = tqdm(total=total_iters, initial=current_iter, unit="it", disable=not show_bar, dynamic_ncols=True)
     with bar, logging_redirect_tqdm([logger]), stop:
+        trained = current_iter < total_iters
         while current_iter < total_iters:
             epoch, done = divmod(current_iter - position["iter"], len(loader))
             epoch += position["epoch"]
@@ -124,13 +126,14 @@ def train_pipeline(root_path: str, argv: list[str] | None = None) -> None:
                 model.optimize_parameters(current_iter)
                 iter_timer.record()
                 bar.update()
-                if current_iter % opt["logger"]["print_freq"] == 0:
+                validating = val_loaders and current_iter % opt["val"]["val_freq"] == 0
+                if validating or current_iter % opt["logger"]["print_freq"] == 0:
                     times = {"time": iter_timer.get_avg_time(), "data_time": data_timer.get_avg_time()}
                     lrs = model.get_current_learning_rate()
                     message_logger(
                         {"epoch": epoch, "iter": current_iter, "lrs": lrs, **times, **model.get_current_log()}
                     )
-                if val_loaders and current_iter % opt["val"]["val_freq"] == 0:
+                if validating:
                     validate()
                 stopping = stop.agreed()
                 if stopping or current_iter % opt["logger"]["save_checkpoint_freq"] == 0:
@@ -149,10 +152,12 @@ def train_pipeline(root_path: str, argv: list[str] | None = None) -> None:
                 data_timer.start()
                 iter_timer.start()
 
-    logger.info("End of training. Save the latest model.")
-    model.save(epoch=-1, current_iter=-1)
-    if val_loaders and current_iter % opt["val"]["val_freq"]:
-        validate()
+        logger.info("End of training. Save the latest model.")
+        model.save(epoch=-1, current_iter=-1)
+        if val_loaders and current_iter % opt["val"]["val_freq"]:
+            validate()
+        if trained and current_iter % opt["logger"]["save_checkpoint_freq"]:
+            save()  # a later run may go further
     if tb_logger:
         tb_logger.close()
     leave_together(opt)  # the first process may still be validating

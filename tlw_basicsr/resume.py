@@ -8,14 +8,16 @@ from typing import Any
 
 import torch
 
-from tlw_basicsr.checkpoint import is_number, load_file, network_state
+from tlw_basicsr.checkpoint import check_fit, entry_of, load_file
 from tlw_basicsr.errors import UserError
-from tlw_basicsr.options import DICT, LIST, Kind, Options, _or_none, _whole, check_section
+from tlw_basicsr.options import DICT, FRACTION, LIST, Kind, Options, _or_none, _whole, check_section
+from tlw_basicsr.preflight import build
 
 WHAT = "path.resume_state"
+COUNT = Kind("a whole number of at least 0", lambda v: _whole(0).accepts(v) and v < 2**60)
 STATE = {
-    "iter": _whole(0),
-    "epoch": _whole(0),
+    "iter": COUNT,
+    "epoch": COUNT,
     "optimizers": LIST,
     "schedulers": LIST,
     "random": LIST,
@@ -23,13 +25,18 @@ STATE = {
     "amp": DICT,
     "guard": DICT,
     "position": _or_none(DICT),
-    "seed": _or_none(_whole(0)),
+    "seed": Kind("a whole number below 2³²", lambda v: _whole(0).accepts(v) and v < 2**32),
     "best_metric_results": DICT,
     "tlw": DICT,
     "options": DICT,
     "version": Kind("text", lambda v: isinstance(v, str)),
 }
-POSITION = {"epoch": _whole(0), "iter": _whole(0), "iters_per_epoch": _whole(1)}
+POSITION = {"epoch": COUNT, "iter": COUNT, "iters_per_epoch": _whole(1)}
+PARTS = {  # sections of a state
+    "guard": {"skipped": COUNT, "in_row": COUNT},
+    "tlw": {"k": FRACTION, "last_e_step": _or_none(COUNT)},
+    "amp": {"scaler": DICT},
+}
 BEST = {
     "better": Kind("higher or lower", lambda v: v in ("higher", "lower")),
     "val": Kind("a number", lambda v: isinstance(v, (int, float))),
@@ -69,7 +76,10 @@ def find_state(opt: Options) -> tuple[dict[str, Any] | None, list[str]]:
             continue
         opt["path"]["resume_state"] = str(path)
         opt["path"].update(networks)
-        opt["manual_seed"] = state.get("seed", opt["manual_seed"])  # the one drawn then, if none is given
+        seed = state.get("seed", opt["manual_seed"])  # the one drawn then, if none is given
+        if seed != opt["manual_seed"]:
+            notes.append(f"manual_seed is {seed}, that of {path}")
+            opt["manual_seed"] = seed
         if "network_w" in opt and "pretrain_network_w" not in networks:
             notes.append(f"{path} is of a training without TLW: the weighting network starts anew")
         return state, notes
@@ -78,6 +88,9 @@ def find_state(opt: Options) -> tuple[dict[str, Any] | None, list[str]]:
             f"--auto_resume: no state in {saved[0].parent} can be used, the newest for this: "
             f"{notes[0].removesuffix('; the state before it is tried')}; move the folder away to start afresh"
         )
+    models = Path(opt["path"]["models"])
+    if opt["auto_resume"] and any(models.glob("net_*.pth")):
+        notes.append(f"--auto_resume: there is no state for the networks in {models}; the training begins anew")
     return None, notes
 
 
@@ -110,12 +123,18 @@ def read_state(path: Path) -> dict[str, Any]:
         check_section(state, where, STATE, ["iter", "epoch"], state)
         if state.get("position"):
             check_section(state["position"], f"{where}: position", POSITION, POSITION)
+            if state["position"]["iter"] > state["iter"]:
+                raise UserError(f"{where}: position.iter: its epoch begins after its iteration")
+        for key, schema in PARTS.items():
+            if state.get(key):
+                check_section(state[key], f"{where}: {key}", schema, schema if key == "tlw" else ())
+        if not all(isinstance(numbers, dict) for numbers in state.get("random", [])):
+            raise UserError(f"{where}: random: expected a section for each process")
+        if not finite(state["optimizers"]):
+            raise UserError(f"{where}: optimizers: values that are not finite")
         for dataset, metrics in state.get("best_metric_results", {}).items():
             for metric, best in metrics.items() if isinstance(metrics, dict) else [("", None)]:
                 check_section(best, f"{where}: best_metric_results.{dataset}.{metric}", BEST, BEST)
-        tlw = state.get("tlw", {})
-        if tlw and not (is_number(tlw.get("k")) and 0 < tlw["k"] < 1):
-            raise UserError(f"{where}: tlw.k: expected a number in (0, 1), got {tlw.get('k')!r}")
     except DamagedState:
         raise
     except UserError as error:
@@ -145,14 +164,42 @@ def read_networks(state: dict[str, Any], opt: Options, path: Path) -> dict[str, 
                 continue
             raise DamagedState(f"{WHAT}: {path} can't be used: {files[0]} is not a file")
         try:
-            saved = network_state(file, "params", f"{WHAT}: {path} can't be used: path.pretrain_network_{label}")
+            check_network_file(file, key, state, opt)
         except UserError as error:
-            raise DamagedState(*error.args) from error
-        for name, tensor in saved.items():
-            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                raise DamagedState(f"{WHAT}: {path} can't be used: {file}: {name} has values that are not finite")
+            raise DamagedState(f"{WHAT}: {path} can't be used: {error}") from error
         loads |= {f"pretrain_network_{label}": str(file), f"param_key_{label}": "params", f"strict_load_{label}": True}
     return loads
+
+
+def check_network_file(file: Path, key: str, state: dict[str, Any], opt: Options) -> None:
+    """Check every network in a file of a state's: that of ``params``, its moving average, those of the first stage.
+
+    Raises:
+        UserError: one is missing, not finite, or of another network than section ``key`` of the options.
+    """
+    what = f"path.pretrain_{key}"
+    entries = load_file(file, what)
+    needed = ["params"]
+    if key == "network_g" and ((state.get("options") or {}).get("train") or {}).get("ema_decay"):
+        needed.append("params_ema")
+    for name in needed:
+        if name not in entries:
+            raise UserError(f"{what}: {file} has no {name}")
+    net = build(opt, key)
+    for name in entries:
+        if name in ("params", "params_ema"):
+            check_fit(entry_of(entries, name, file, what), net, True, file, f"{what}, {name}")
+    if not finite(entries):
+        raise UserError(f"{what}: {file} has values that are not finite")
+
+
+def finite(value: Any) -> bool:
+    """Whether all floating point tensors in nested dicts and lists are finite."""
+    if torch.is_tensor(value):
+        return not value.is_floating_point() or bool(torch.isfinite(value).all())
+    if isinstance(value, dict):
+        return all(map(finite, value.values()))
+    return all(map(finite, value)) if isinstance(value, (list, tuple)) else True
 
 
 # ------------------------------------------------------------------------------------------------- comparing

@@ -307,6 +307,10 @@ class TrainingMixin(BaseModel):
             check_optimizer_state(theirs, ours, f"{where}: optimizers {number}")
         for number, (theirs, ours) in enumerate(zip(resume_state["schedulers"], lists["schedulers"], strict=True)):
             check_scheduler_state(theirs, ours.state_dict(), f"{where}: schedulers {number}")
+        for theirs, ours in zip(resume_state["optimizers"], lists["optimizers"], strict=True):
+            for group, own in zip(theirs["param_groups"], ours.param_groups, strict=True):
+                # how torch computes, such as fused: the options', not a file's
+                group.update({key: value for key, value in own.items() if value is None or isinstance(value, bool)})
         fresh = self.schedulers[len(lists["schedulers"]) :]
         try:
             with lists_of(self, **lists):
@@ -316,13 +320,25 @@ class TrainingMixin(BaseModel):
                     scheduler.optimizer._opt_called = True  # no step is missing that torch would warn of
                     scheduler.step()
             self.resume_rest(resume_state)
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError) as error:
             raise UserError(f"{where}: the state is damaged or of other networks ({first_line(error)})") from error
+
+    def best_of(self, saved: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """The best results so far of the metrics of ``val.metrics``; of one that is new, or turned round, none."""
+        results = {}
+        for dataset, records in saved.items():
+            results[dataset] = {}
+            for name, metric in ((self.opt.get("val") or {}).get("metrics") or {}).items():
+                better = metric.get("better", "higher")
+                none = {"better": better, "val": float("-inf" if better == "higher" else "inf"), "iter": -1}
+                record = records.get(name, none)
+                results[dataset][name] = record if record["better"] == better else none
+        return results
 
     def resume_rest(self, resume_state: dict[str, Any]) -> None:
         """What BasicSR's states do not hold."""
         if resume_state.get("best_metric_results"):
-            self.best_metric_results = resume_state["best_metric_results"]
+            self.best_metric_results = self.best_of(resume_state["best_metric_results"])
         self.amp.load_state_dict(resume_state.get("amp", {}))
         self.guard.load_state_dict(resume_state.get("guard", {}))
         for optimizer, kept in zip(self.optimizers, resume_state.get("accumulated", []), strict=False):
