@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import tlw_basicsr  # noqa: F401  comes first, see its compat.py
 from tlw_basicsr.add_tlw import add_tlw
+from tlw_basicsr.checkpoint import write_text
 from tlw_basicsr.errors import UserError, run
 
 
@@ -26,10 +27,9 @@ def main() -> None:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{args.input}: can't be read as text ({type(error).__name__})") from error
     new = add_tlw(text, str(args.input))
-    try:
-        args.output.write_bytes(new.encode("utf-8"))
-    except OSError as error:
-        raise UserError(f"{args.output}: can't be written ({error.strerror})") from error
+    if args.output.exists() and not args.output.is_file():
+        raise UserError(f"{args.output}: is no file that can be written")
+    write_text(new, args.output.resolve())  # not in place of a link; whole or not at all, since it may be IN.yml
     print(f"{args.output}: {'has TLW already' if new == text else 'TLW added'}")
 
 

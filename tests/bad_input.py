@@ -4,12 +4,15 @@ A case makes its files in a folder and returns what to do with them. That ends i
 """
 
 import io
+import os
 import random
 import struct
 import zipfile
 import zlib
 from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
+from itertools import product
 from typing import NamedTuple
 
 import cv2
@@ -19,7 +22,7 @@ import torch
 import yaml
 from PIL import Image
 
-from tests.conftest import photograph, tiny_options
+from tests.conftest import photograph, set_option, tiny_options
 from tlw_basicsr.data.resumable import CheckedDataset
 
 
@@ -116,6 +119,111 @@ def yaml_fixed(text):
         return lambda: given["train"](folder, path)
 
     return make
+
+
+def option_case(place, value, prepare=lambda folder: None):
+    """One option of a right file is another."""
+
+    def make(folder, rng, given):
+        opt = deepcopy(given["options"])
+        set_option(opt, place, value)
+        prepare(folder)
+        path = folder / "options.yml"
+        path.write_text(yaml.safe_dump(opt, sort_keys=False, allow_unicode=True), "utf-8")
+        return lambda: given["train"](folder, path)
+
+    return make
+
+
+PLUGINS = [
+    5,
+    "text",
+    {},
+    [5],
+    [None],
+    [["x"]],
+    ["../x"],
+    [".x"],
+    [""],
+    ["x."],
+    ["x y"],
+    ["a\0b"],
+    ["x" * 5000],
+    ["日本"],
+]
+CODE = {
+    "syntax": "def", "error": "raise KeyError('a\\nb')", "exit": "import sys\nsys.exit(0)", "zero": "1 / 0",
+    "bytes": "\0", "import": "import no_such_module", "recursion": "def f(): f()\nf()",
+}  # fmt: skip
+
+
+def plugins():
+    for number, value in enumerate(PLUGINS):
+        yield Case(f"plugins {number}", "plugins", option_case("plugins", value), must_fail=True)
+    for name, code in CODE.items():
+        module = f"bad_plugin_{name}"  # a module is imported once
+        write = partial(
+            lambda folder, module, code: (folder / f"{module}.py").write_text(code), module=module, code=code
+        )
+        yield Case(f"plugins {name}", "plugins", option_case("plugins", [module], write), must_fail=True)
+
+
+PATHS = [
+    "~no-such-user/x",
+    "~no-such-user",
+    "/dev/zero",
+    "/",
+    ".",
+    "a\0b",
+    "x" * 5000,
+    "日本",
+    "/proc/self/mem",
+    "pipe",
+]
+
+
+def paths():
+    """Places of files and folders that name something else; ``pipe`` is one that nobody writes to."""
+    for key in (
+        "path:pretrain_network_g",
+        "path:resume_state",
+        "datasets:train:meta_info_file",
+        "datasets:train:dataroot_gt",
+    ):
+        for number, value in enumerate(PATHS):
+            make = option_case(key, value, lambda folder: os.mkfifo(folder / "pipe"))
+            yield Case(f"path {key} {number}", "path", make, must_fail=True)
+
+
+TEMPLATES = [
+    "{0.x}",
+    "{",
+    "}",
+    "{}{}",
+    "{:>9999999999}",
+    "{:x}",
+    "{!r}",
+    "{0}",
+    "{a}",
+    "{{}}",
+    "}{",
+    "x",
+    "",
+    5,
+    ["{}"],
+]
+
+
+def templates():
+    for number, value in enumerate(TEMPLATES):
+        for kind in ("BicubicSRDataset", "PairedImageDataset"):
+
+            def make(folder, rng, given, value=value, kind=kind):
+                train = {**given["options"]["datasets"]["train"], "type": kind, "filename_tmpl": value}
+                lq = {"dataroot_lq": train["dataroot_gt"]} if kind == "PairedImageDataset" else {}
+                return option_case("datasets:train", {**train, **lq})(folder, rng, given)
+
+            yield Case(f"filename_tmpl {kind} {number}", "filename_tmpl", make, must_fail=True)
 
 
 # ------------------------------------------------------------------------------------------------- images
@@ -265,6 +373,47 @@ def fixed_images():
     ]
 
 
+def exif_of(endian, kind, count, value):
+    """EXIF with an orientation of any type."""
+    order = {"II": "<", "MM": ">"}[endian]
+    entry = struct.pack(f"{order}HHHI", 1, 0x0112, kind, count) + value.ljust(4, b"\0")[:4]
+    return b"Exif\0\0" + endian.encode() + struct.pack(f"{order}HI", 42, 8) + entry + b"\0\0\0\0"
+
+
+def exif():
+    """Orientations that are numbers, text, bytes and fractions; what must come is what OpenCV makes of them."""
+    image = photograph("coffee", 100, 200, 32, 48)
+    values = {"text": (2, 2, b"6\0"), "raw text": (2, 2, b"\6\0"), "bytes": (7, 2, b"\6\0"), "swapped": (7, 2, b"\0\6")}
+    values |= {
+        "one byte": (7, 1, b"\6"),
+        "byte": (1, 1, b"\6"),
+        "float": (11, 1, struct.pack("<f", 6)),
+        "none": (3, 0, b"\6"),
+    }
+    values |= {
+        "two": (3, 2, b"\6\0\1\0"),
+        "large": (3, 1, b"\x36\0"),
+        "zero": (3, 1, b"\0\0"),
+        "turned": (3, 1, b"\6\0"),
+    }
+    for (name, value), endian, suffix in product(values.items(), ("II", "MM"), ("JPEG", "WEBP")):
+        content = encoded(image, suffix, exif=exif_of(endian, *value))
+        expected = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+        make = image_fixed(f"image.{suffix.lower()}", content, expected)
+        yield Case(f"exif {name} {endian} {suffix}", "exif", make, must_fail=False)
+    for number in range(20):
+
+        def make(folder, rng, given):
+            head = exif_of(
+                rng.choice(["II", "MM"]), rng.randrange(1, 14), rng.choice([0, 1, 2, 4, 2**31]), rng.randbytes(4)
+            )
+            content = bytearray(head + rng.randbytes(rng.randrange(40)))
+            content[rng.randrange(6, len(content))] = rng.randrange(256)
+            return reads(folder, "image.jpg", encoded(image, "JPEG", exif=bytes(content)))
+
+        yield Case(f"exif bytes {number}", "exif", make)
+
+
 # ------------------------------------------------------------------------------------------------- checkpoints, states
 
 
@@ -396,6 +545,13 @@ FILES = [
 # ------------------------------------------------------------------------------------------------- LMDBs
 
 
+DIGITS = [
+    "1.png (²,64,3) 1", "1.png (٣,64,3) 1", "1.png (３２,40,3) 1", f"1.png ({'9' * 5000},40,3) 1", "1.png (32,40,①) 1",
+    "1.png (+32,40,3) 1", "1.png (3_2,40,3) 1", "...png (32,40,3) 1", "../1.png (32,40,3) 1", "a/../../1.png (32,40,3) 1",
+    "/1.png (32,40,3) 1", "a/...png (32,40,3) 1",
+]  # fmt: skip
+
+
 def lmdb_case(way):
     def make(folder, rng, given):
         root = folder / "data.lmdb"
@@ -414,6 +570,8 @@ def lmdb_case(way):
             lines[1] = rng.choice(
                 ["1.png", "1.png (a,b,3) 1", "1 (32,40,3)", "1.png ()", "\x00", "1.png (32)", "é.png (32,40,3) 1"]
             )
+        elif way.startswith("as "):
+            lines[1] = DIGITS[int(way[3:])]
         elif way == "size":
             lines[1] = f"1.png ({rng.choice(['3,3', '999,40', '0,0', '9' * 30 + ',4'])},3) 1"
         (root / "meta_info.txt").write_text("\n".join(lines))
@@ -458,6 +616,11 @@ def cases():
         *(Case(f"yaml {name}", "yaml", yaml_fixed(text), must_fail=True) for name, text in TEXTS.items()),
         *(Case(f"broken image {n}", "image", broken_image) for n in range(60)),
         *fixed_images(),
+        *(Case(f"unicode digits {n}", "unicode digits", lmdb_case(f"as {n}"), True) for n in range(len(DIGITS))),
+        *plugins(),
+        *paths(),
+        *templates(),
+        *exif(),
     ]
     for target, number in (("network", 25), ("state", 25), ("weights", 5)):
         many += [Case(f"{target} bytes {n}", target, file_case(target, "bytes")) for n in range(number)]

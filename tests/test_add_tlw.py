@@ -256,6 +256,18 @@ def test_files_never_seen(data):
             PSNR.replace("pixel_opt:", "pixel_opt: &p").replace("\nlogger:", "\ncopy: *p\nlogger:"),
             "can't be rewritten without changing other",
         ),
+        *(
+            (
+                PSNR.replace("total_iter: 300000", f"total_iter: {value}"),
+                "train.total_iter: expected a number of at least 1",
+            )
+            for value in ("many", "~", ".inf", "[1]", "0", "-5")
+        ),
+        *(
+            (PSNR.replace("type: L1Loss", f"type: {value}"), "accepted are L1Loss, MSELoss, CharbonnierLoss")
+            for value in ("[L1Loss]", "{a: 1}", "5", "~")
+        ),
+        (PSNR.replace("model_type: SRModel", "model_type: [SRModel]"), "model_type: expected text, got ['SRModel']"),
         ("name: [", "not valid YAML"),
         ("just text", "must hold options"),
     ],
@@ -277,3 +289,22 @@ def test_the_script(tmp_path):
     assert done.returncode == 2
     assert done.stderr.strip() == "error: in.yml: model_type is missing; expected is a training YAML of BasicSR"
     assert (tmp_path / "out.yml").read_text() == add_tlw(GAN, "x")
+
+
+def test_a_full_disk_leaves_the_file_as_it_was(tmp_path, script, monkeypatch):
+    path = tmp_path / "in.yml"
+    path.write_text(GAN)
+    link = tmp_path / "link.yml"
+    link.symlink_to(path)
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.fsync", full)
+        code, _, err = script("add_tlw.py", path, path)
+    assert code == 2 and err == f"error: {path} can't be written (No space left on device)\n"
+    assert path.read_text() == GAN and {p.name for p in tmp_path.iterdir()} == {"in.yml", "link.yml"}
+    assert script("add_tlw.py", path, link)[0] == 0
+    assert link.is_symlink() and path.read_text() == add_tlw(GAN, "x")
+    assert script("add_tlw.py", path, "/dev/null")[0] == 2

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from tests.bad_input import base_options, cases, generator_of
 from tests.conftest import ROOT, reset_logger, tiny_options, write_yaml
 from tlw_basicsr import UserError
 from tlw_basicsr.checkpoint import load_file
+from tlw_basicsr.errors import run, short
 from tlw_basicsr.losses.distance_loss import LPIPSDistance
 from tlw_basicsr.options import parse_options
 from tlw_basicsr.pipeline import train_pipeline
@@ -97,7 +99,8 @@ def test_a_broken_input_ends_in_a_right_result_or_one_line(case, given, tmp_path
 
 def test_there_are_enough_cases():
     assert len(CASES) >= 300 and len({c.name for c in CASES}) == len(CASES)
-    assert {c.kind for c in CASES} == {"yaml", "image", "network", "state", "weights", "lmdb"}
+    kinds = {"yaml", "image", "network", "state", "weights", "lmdb"}
+    assert {c.kind for c in CASES} == kinds | {"plugins", "path", "exif", "unicode digits", "filename_tmpl"}
 
 
 @pytest.mark.parametrize("name", ["state code"])
@@ -111,3 +114,57 @@ def test_as_a_program_it_is_one_line_and_exit_code_2(name, given, tmp_path):
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("error: ")
     assert not (tmp_path / "experiments").exists() and not (tmp_path / "ran").exists()
+
+
+class KillsItsProcess(torch.utils.data.Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_errors_of_the_system_and_killed_workers_are_one_line(capfd, tmp_path):
+    def killed():
+        list(torch.utils.data.DataLoader(KillsItsProcess(), num_workers=1))
+
+    def no_file():
+        (tmp_path / "none").read_text()
+
+    for main, message in (
+        (killed, "error: a process that loads data was killed, for want of memory perhaps; lower num_worker_per_gpu"),
+        (no_file, f"error: {tmp_path / 'none'} can't be read or written (No such file or directory)"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            run(main)
+        err = capfd.readouterr().err
+        assert end.value.code == 2 and err.startswith(message) and len(err.splitlines()) == 1, err
+    with pytest.raises(RuntimeError, match="a bug"):
+        run(lambda: (_ for _ in ()).throw(RuntimeError("a bug")))
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_output_that_nobody_reads_ends_a_program_quietly(lines):
+    code = f"import runpy; run = runpy.run_path('errors.py')['run']; run(lambda: print('x\\n' * {lines}))"
+    done = subprocess.run(
+        ["bash", "-c", '{ sleep 0.2; "$0" -c "$1"; echo $? >&2; } | true', sys.executable, code],
+        cwd=ROOT / "tlw_basicsr", capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stderr == "141\n"
+
+
+def test_a_value_in_a_message_is_short_and_made_at_once():
+    for value in (5, -1.5, True, None, "text", "é'", [1, "a"], {"a": [1]}, float("inf")):
+        assert short(value) == repr(value)
+    bomb = ["x" * 1000]
+    for _ in range(40):
+        bomb = [bomb] * 9
+    for value in (
+        bomb,
+        1 << 10**6,
+        "x" * 10**6,
+        dict.fromkeys(range(1000), bomb),
+        torch.zeros(2000, 2000),
+        b"x" * 10**6,
+    ):
+        assert 0 < len(short(value)) <= 300

@@ -10,7 +10,7 @@ from basicsr.utils.options import parse_options as basicsr_parse_options
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.conftest import ROOT, control_options, photograph, set_option, tiny_options, write_yaml
+from tests.conftest import ROOT, control_options, photograph, plain_options, set_option, tiny_options, write_yaml
 from tlw_basicsr import UserError
 from tlw_basicsr.models import build_model
 from tlw_basicsr.options import check_options, force_options, load_yaml, parse_options
@@ -82,6 +82,11 @@ def test_every_training_file_builds_its_model(path, photographs):
     }
     weights = next(m.weight for m in model.net_g.modules() if isinstance(m, torch.nn.Conv2d))
     assert weights.std().item() == pytest.approx(0.02, rel=0.1)
+
+
+def cosine(periods, weights=...):
+    given = {} if weights is ... else {"restart_weights": weights}
+    return {"type": "CosineAnnealingRestartLR", "periods": periods, "eta_min": 0, **given}
 
 
 # fmt: off
@@ -175,6 +180,38 @@ WRONG = [
     ("datasets:train:persistent_workers", True, "persistent_workers: true needs num_worker_per_gpu"),
     ("datasets:train:gt_size", None, "gt_size: ~ with more than one image in a batch needs images of one size"),
     ("plugins", ["no_such_plugin"], "plugins: no_such_plugin can't be imported"),
+    ("plugins", 5, "plugins: expected a list of names, or ~, got 5"),
+    ("plugins", [5], "plugins: expected a list of names, or ~, got [5]"),
+    ("plugins", ["../x"], "plugins: '../x' is not the name of a module"),
+    ("plugins", [".x"], "plugins: '.x' is not the name of a module"),
+    ("plugins", [""], "plugins: '' is not the name of a module"),
+    ("manual_seed", 5_000_000_000, "manual_seed: expected a whole number of at least 0 and at most 4,000,000,000, or ~"),
+    ("scale", 2**2000, "it has a number of more than 300 digits"),
+    ("scale", [["x" * 100] * 100] * 100, "scale: expected a whole number of at least 1, got [['xxx"),
+    ("network_g:upscale", ..., "network_g.upscale: missing, and EDSR's default of 4 does not fit scale: 2"),
+    ("network_g:num_in_ch", 1, "network_g: fails on an image of shape (1, 3, 8, 8) (RuntimeError: Given groups=1"),
+    ("network_g:num_in_ch", 4, "network_g: fails on an image of shape (1, 3, 8, 8) (RuntimeError: Given groups=1"),
+    ("network_g", {"type": "RRDBNet", "num_in_ch": 3, "num_out_ch": 1, "scale": 2, "num_feat": 4, "num_block": 1},
+     "network_g: gives (1, 1, 16, 16) for an image of shape (1, 3, 8, 8); expected is (1, 3, 16, 16)"),
+    ("network_g", {"type": "SwinIR", "img_size": 8, "window_size": 5, "embed_dim": 6, "depths": [1], "num_heads": [1],
+                   "upscale": 2, "upsampler": "pixelshuffledirect"}, "network_g: fails on an image of shape (1, 3, 8, 8)"),
+    ("train:scheduler", cosine([4, 3], [1, 1]), "train.scheduler.periods: their sum, 7, is less than train.total_iter: 8"),
+    ("train:scheduler", cosine(8), "train.scheduler.periods: expected a list of numbers above 0, got 8"),
+    ("train:scheduler", cosine([8, 0]), "train.scheduler.periods: expected a list of numbers above 0, got [8, 0]"),
+    ("train:scheduler", cosine([4, 4], [1]), "train.scheduler.restart_weights: expected a list of 2 numbers, one for each"),
+    ("train:scheduler", cosine([4], 1), "train.scheduler.restart_weights: expected a list of 1 numbers"),
+    ("datasets:train:dataroot_gt", "~no-such-user/x", "datasets.train.dataroot_gt: ~no-such-user/x: there is no such home"),
+    ("datasets:train:meta_info_file", "~no-such-user/x", "datasets.train.meta_info_file: ~no-such-user/x: there is no"),
+    ("datasets:train:meta_info_file", "/dev/zero", "datasets.train.meta_info_file: /dev/zero is no file"),
+    ("path:pretrain_network_g", "~no-such-user/x", "path.pretrain_network_g: ~no-such-user/x: there is no such home"),
+    ("path:resume_state", "~no-such-user/x", "path.resume_state: ~no-such-user/x: there is no such home folder"),
+    ("datasets:train:dataset_enlarge_ratio", 10**15, "datasets.train.dataset_enlarge_ratio: 1000000000000000 times 6"),
+    ("datasets:train:dataset_enlarge_ratio", 10**30, "make an epoch of more than 100,000,000; accepted is at most 16666666"),
+    ("datasets:train:num_worker_per_gpu", 10**6, "num_worker_per_gpu: expected a whole number of at least 0 and at most"),
+    *(("datasets:train:filename_tmpl", text, "datasets.train.filename_tmpl: expected text with one {} and no other braces")
+      for text in ("{0.x}", "{", "{:>9999999999}", "{}{}", "x2", "{}}{")),
+    ("val", {"save_img": False, "val_freq": 1, "metrics": {1: {"type": "calculate_psnr", "crop_border": 2}}, "save_best": "p"},
+     "val.save_best: p is not in val.metrics; accepted are 1"),
 ]
 # fmt: on
 
@@ -188,6 +225,96 @@ def test_a_wrong_option_is_one_line_that_names_it(photographs, tmp_path, place, 
     assert message in str(error.value)
     assert "\n" not in str(error.value)
     assert {p.name for p in tmp_path.iterdir()} == {"options.yml"}
+
+
+@pytest.mark.parametrize("code", ["def", "raise KeyError('x')", "import sys; sys.exit(3)", "1 / 0"])
+def test_a_plugin_that_fails_is_one_line_that_names_it(photographs, tmp_path, monkeypatch, code):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "failing_plugin.py").write_text(code)
+    with pytest.raises(UserError, match="plugins: failing_plugin can't be imported") as error:
+        parse(tmp_path, tiny_options(photographs, plugins=["failing_plugin"]))
+    assert "\n" not in str(error.value)
+
+
+WINDOWS = {
+    "type": "SwinIR", "embed_dim": 6, "depths": [1, 1], "num_heads": [1, 1], "upsampler": "pixelshuffledirect", "upscale": 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("network", "gt_size"),
+    [
+        (None, 16),
+        (None, None),
+        ({**WINDOWS, "img_size": 8, "window_size": 8}, 16),
+        ({**WINDOWS, "img_size": 10, "window_size": 5}, 20),
+        ({**WINDOWS, "img_size": 8, "window_size": 7}, None),
+        (
+            {
+                "type": "TLWHAT",
+                "embed_dim": 6,
+                "squeeze_factor": 2,
+                "depths": [1],
+                "num_heads": [1],
+                "num_feat": 4,
+                "upscale": 2,
+            },
+            16,
+        ),
+        ({"type": "TLWVDSR", "num_feat": 4, "num_block": 1, "upscale": 2}, 16),
+    ],
+)
+@pytest.mark.parametrize("is_train", [True, False])
+def test_networks_that_fit_pass_and_random_numbers_are_left_alone(photographs, tmp_path, network, gt_size, is_train):
+    opt = tiny_options(photographs, datasets__train__gt_size=gt_size, datasets__train__batch_size_per_gpu=1)
+    opt["network_g"] = network or opt["network_g"]
+    if not is_train:
+        opt = {**opt, "datasets": {"test": opt["datasets"]["val"]}}
+    parsed = parse(tmp_path, opt, is_train=is_train)
+    before = torch.get_rng_state()
+    check_files(parsed)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_plugins_way_to_feed_its_network_is_not_judged(photographs, tmp_path, monkeypatch):
+    (tmp_path / "fed_otherwise.py").write_text(
+        "import torch\n"
+        "from basicsr.models.sr_model import SRModel\n"
+        "from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY\n"
+        "@MODEL_REGISTRY.register()\n"
+        "class FedOtherwiseModel(SRModel):\n"
+        "    def feed_data(self, data):\n"
+        "        super().feed_data(data)\n"
+        "        self.lq = self.lq[:, :1]\n"
+        "@ARCH_REGISTRY.register()\n"
+        "class TwoImages(torch.nn.Conv2d):\n"
+        "    def __init__(self):\n"
+        "        super().__init__(3, 3, 1)\n"
+        "    def forward(self, a, b):\n"
+        "        return a + b\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    plugins = {"plugins": ["fed_otherwise"]}
+    check_files(parse(tmp_path, tiny_options(photographs, **plugins, network_g={"type": "TwoImages"})))
+    fed = {"model_type": "FedOtherwiseModel", "network_g__num_in_ch": 1}
+    check_files(parse(tmp_path, plain_options(photographs, **plugins, **fed)))
+
+
+def test_testing_needs_a_val_section_and_nothing_of_the_training(photographs, tmp_path):
+    opt = plain_options(photographs, train=..., logger=...)
+    opt["datasets"] = {"test": opt["datasets"]["val"]}
+    for value in (None, ...):
+        wrong = deepcopy(opt)
+        set_option(wrong, "val", value)
+        with pytest.raises(UserError, match=r"^val: (expected a section|missing)"):
+            parse(tmp_path, wrong, is_train=False)
+    for more in ({"model_type": "UncertaintyModel"}, {"train": {"pixel_opt": 5, "tlw": 5}}):
+        check_files(parse(tmp_path, {**opt, **more}, is_train=False))
+
+
+def test_periods_that_last_pass(photographs, tmp_path):
+    for scheduler in (cosine([8]), cosine([4, 4], [1, 0.5])):
+        check_files(parse(tmp_path, tiny_options(photographs, train__scheduler=scheduler)))
 
 
 @pytest.mark.parametrize("weights", ["random", "error"])
@@ -256,6 +383,11 @@ def test_any_misspelt_key_is_found(photographs, data):
         ("", "must hold options"),
         ("name: !!python/object/apply:os.system ['echo run > run.txt']", "could not determine a constructor"),
         ("a: &a [*a]\nb: \t x", "not valid YAML"),
+        ("a: {b: 1, c: 2, b: 3}", "the key 'b' is given twice"),
+        (
+            "a0: &a0 {x: 1}\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9)),
+            "aliases",
+        ),
     ],
 )
 def test_files_that_are_no_options_are_refused_and_not_run(tmp_path, text, message, monkeypatch):
@@ -273,6 +405,15 @@ def test_numbers_may_be_written_in_both_ways():
     assert opt == {"a": 1e-4, "b": 1e-4, "c": 1500.0, "d": "e5", "e": 12, "f": "1e5x"}
 
 
+def test_a_file_of_many_keys_or_merges_is_read_at_once():
+    assert len(load_yaml("\n".join(f"k{n}: {n}" for n in range(5000)), "x")) == 5000
+    bomb = "a0: &a0 {x: 1, y: 2}\n"
+    bomb += "".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}], z: {i}}}\n" for i in range(1, 12))
+    assert load_yaml(bomb, "x")["a11"] == {"x": 1, "y": 2, "z": 11}
+    merged = load_yaml("top: {a: &a {x: 1}, b: &b {<<: *a, x: 2}}\nc: {<<: *b, w: 3}", "x")
+    assert merged == {"top": {"a": {"x": 1}, "b": {"x": 2}}, "c": {"x": 2, "w": 3}}
+
+
 def test_force_yml():
     opt = {"a": {"b": 1}, "c": None}
     force_options(opt, ["a:b=!!float 1e-3", "a:new=[1, 2]", "c=True", "d=none", "e=x=y"])
@@ -282,6 +423,9 @@ def test_force_yml():
         ("z:b=1", "no section 'z'"),
         ("c:b=1", "no section 'c'"),
         ("a:b=[", "not valid"),
+        ("=5", "expected key=value"),
+        ("a:=5", "expected key=value"),
+        (":b=5", "expected key=value"),
     ]:
         with pytest.raises(UserError, match=message):
             force_options(opt, [entry])

@@ -5,7 +5,8 @@ from typing import Any
 
 import yaml
 
-from tlw_basicsr.errors import UserError
+from tlw_basicsr.checkpoint import is_number
+from tlw_basicsr.errors import UserError, short
 from tlw_basicsr.options import load_yaml
 
 BASE_OF = {"L1Loss": "l1", "MSELoss": "mse", "CharbonnierLoss": "l1"}
@@ -86,13 +87,17 @@ def _changed(opt: dict[str, Any], name: str) -> dict[str, Any]:
     for key in ("optim_g", "total_iter"):
         if key not in train:
             raise UserError(f"{name}: train.{key} is missing; expected is a training YAML of BasicSR")
+    if not is_number(train["total_iter"]) or train["total_iter"] < 1:
+        raise UserError(f"{name}: train.total_iter: expected a number of at least 1, got {short(train['total_iter'])}")
+    if not isinstance(opt["model_type"], str):
+        raise UserError(f"{name}: model_type: expected text, got {short(opt['model_type'])}")
     # copies, since an alias shares its section with the anchor's
     pixel_opt = dict(train["pixel_opt"])
     train = {**train, "pixel_opt": pixel_opt}
     new = {**opt, "train": train}
-    base = BASE_OF.get(pixel_opt.get("type"))
-    if base is None:
-        raise UserError(f"{name}: train.pixel_opt.type: {pixel_opt.get('type')!r}; accepted are {', '.join(BASE_OF)}")
+    kind = pixel_opt.get("type")
+    if not isinstance(kind, str) or kind not in BASE_OF:
+        raise UserError(f"{name}: train.pixel_opt.type: {short(kind)}; accepted are {', '.join(BASE_OF)}")
     if new["model_type"] != "SRModel":
         new["base_model"] = new["model_type"]
     new["model_type"] = "TLWModel"
@@ -101,7 +106,7 @@ def _changed(opt: dict[str, Any], name: str) -> dict[str, Any]:
     # the paper's decay, 100 epochs of 100, whatever an epoch is
     train["tlw"] = {"k_start": 0.3, "k_end": 0.9, "k_decay": int(train["total_iter"]), "k_unit": "iter"}
     pixel_opt.pop("eps", None)
-    pixel_opt |= {"type": "TLWLoss", "base": base, "num_samples": 3, "distance": load_yaml(DISTANCE, name)}
+    pixel_opt |= {"type": "TLWLoss", "base": BASE_OF[kind], "num_samples": 3, "distance": load_yaml(DISTANCE, name)}
     if "reduction" in pixel_opt:
         pixel_opt["reduction"] = "mean"
     return new

@@ -8,6 +8,7 @@ import inspect
 import random
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -28,10 +29,11 @@ from basicsr.utils.registry import (
 
 from tlw_basicsr.checkpoint import is_number
 from tlw_basicsr.distributed import LAUNCHERS, init_distributed
-from tlw_basicsr.errors import UserError
+from tlw_basicsr.errors import UserError, expanded, first_line, short
 from tlw_basicsr.models.tlw_model import PRESETS, with_tlw
 
 Options = dict[str, Any]
+OURS = ("basicsr.", "tlw_basicsr.")  # modules that are no plugin's
 
 
 # ------------------------------------------------------------------------------------------------- reading
@@ -41,11 +43,22 @@ class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader, which also reads ``1e-4`` as a number and refuses a key given twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", node.start_mark)
+        scalars = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        keys = Counter(key.value for key in scalars if key.tag != "tag:yaml.org,2002:merge")
+        for key, times in keys.items():
+            if times > 1:
+                problem = f"the key {short(key)} is given twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         return super().construct_mapping(node, deep)
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Merge ``<<``; of a key that comes more than once only the last stays, or merges of merges would explode."""
+        super().flatten_mapping(node)
+        node.value = list({_identity(key): (key, value) for key, value in node.value}.values())
+
+
+def _identity(key: yaml.Node) -> Any:
+    return (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else id(key)
 
 
 _Loader.add_implicit_resolver(
@@ -74,7 +87,8 @@ def _unshared(content: Any, name: str) -> Any:
     """``content`` with a copy for every YAML alias: BasicSR takes keys out of sections, which must not be shared.
 
     Raises:
-        UserError: the aliases make more than 100,000 values of it, or an endless one.
+        UserError: the aliases make more than 100,000 values of it, or an endless one; or it has a number of more than
+            1,000 bits, which can't be written.
     """
     count = 0
 
@@ -83,6 +97,8 @@ def _unshared(content: Any, name: str) -> Any:
         count += 1
         if count > 100_000:
             raise UserError(f"{name}: its YAML aliases make more than 100,000 values")
+        if isinstance(value, int) and value.bit_length() > 1000:
+            raise UserError(f"{name}: it has a number of more than 300 digits")
         if isinstance(value, dict):
             return {key: copied(item) for key, item in value.items()}
         return [copied(item) for item in value] if isinstance(value, list) else value
@@ -97,14 +113,14 @@ def force_options(opt: Options, entries: list[str]) -> None:
     """
     for entry in entries:
         keys, separator, text = entry.partition("=")
-        if not separator:
+        *sections, last = [key.strip() for key in keys.split(":")]
+        if not separator or not all([*sections, last]):
             raise UserError(f"--force_yml {entry}: expected key=value or section:key=value")
-        *sections, last = (key.strip() for key in keys.split(":"))
         place = opt
         for section in sections:
             place = place.get(section)
             if not isinstance(place, dict):
-                raise UserError(f"--force_yml {entry}: the options have no section {section!r}")
+                raise UserError(f"--force_yml {entry}: the options have no section {short(section)}")
         text = text.strip()
         place[last] = None if text.lower() == "none" else load_yaml(text, f"--force_yml {entry}")
 
@@ -116,13 +132,17 @@ def read_options(path: str, forced: Sequence[str] = ()) -> Options:
         UserError: it can't be read, holds no options, or a plugin can't be imported.
     """
     try:
+        if Path(path).exists() and not Path(path).is_file():
+            raise UserError(f"-opt {path}: is no file")  # of which /dev/zero would never end
         text = Path(path).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"-opt {path}: can't be read as text ({type(error).__name__})") from error
     opt = load_yaml(text, path)
     if not isinstance(opt, dict):
         raise UserError(f"-opt {path}: must hold options, 'key: value', not a {type(opt).__name__}")
     force_options(opt, list(forced))
+    if not TOP["plugins"].accepts(opt.get("plugins")):
+        raise UserError(f"plugins: expected {TOP['plugins'].text}, got {short(opt['plugins'])}")
     for name in opt.get("plugins") or []:
         _import_plugin(name)
     return opt
@@ -170,11 +190,13 @@ def parse_options(root_path: str, is_train: bool = True, argv: list[str] | None 
 
 
 def _import_plugin(name: str) -> None:
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise UserError(f"plugins: {short(name)} is not the name of a module, such as my_package.archs")
     sys.path.append(str(Path.cwd()))
     try:
         importlib.import_module(name)
-    except ImportError as error:
-        raise UserError(f"plugins: {name} can't be imported ({error})") from error
+    except (Exception, SystemExit) as error:  # of what kind is up to the plugin
+        raise UserError(f"plugins: {name} can't be imported ({first_line(error)})") from error
     finally:
         sys.path.pop()
 
@@ -185,7 +207,7 @@ def _complete(opt: Options, root: Path, debug: bool) -> None:
         opt["name"] = "debug_" + opt["name"]
     if opt["num_gpu"] == "auto":
         opt["num_gpu"] = torch.cuda.device_count()
-    train = opt.get("train") or {}
+    train = opt["train"] if opt["is_train"] else {}
     for key, used in (("use_amp", train), ("use_compile", train), ("tlw.use_amp", train.get("tlw") or {})):
         if used.get(key.split(".")[-1]) and opt["num_gpu"] > 1 and not opt["dist"]:
             raise UserError(f"train.{key}: needs a process for each GPU; start it by torchrun with --launcher pytorch")
@@ -193,11 +215,11 @@ def _complete(opt: Options, root: Path, debug: bool) -> None:
         dataset.update(phase=key.split("_")[0], scale=opt["scale"])
         for root_key in [k for k in dataset if k.startswith("dataroot")]:
             if isinstance(dataset[root_key], str):
-                dataset[root_key] = str(Path(dataset[root_key]).expanduser())
+                dataset[root_key] = str(expanded(dataset[root_key], f"datasets.{key}.{root_key}"))
     path = opt["path"]
     for key, value in path.items():
         if value is not None and ("resume_state" in key or "pretrain_network" in key):
-            path[key] = str(Path(value).expanduser())
+            path[key] = str(expanded(value, f"path.{key}"))
     if opt.get("val"):
         # a bar is for a person to look at
         opt["val"]["pbar"] = opt["val"].get("pbar", True) and sys.stderr.isatty()
@@ -229,10 +251,10 @@ class Kind(NamedTuple):
     accepts: Callable[[Any], bool]
 
 
-def _whole(minimum: int) -> Kind:
+def _whole(minimum: int, maximum: int | None = None) -> Kind:
     return Kind(
-        f"a whole number of at least {minimum}",
-        lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= minimum,
+        f"a whole number of at least {minimum}" + ("" if maximum is None else f" and at most {maximum:,}"),
+        lambda v: isinstance(v, int) and not isinstance(v, bool) and minimum <= v and (maximum is None or v <= maximum),
     )
 
 
@@ -261,13 +283,17 @@ FOLDER_NAME = Kind(
 SUFFIX = Kind(
     "text without /, or ~", lambda v: v is None or (isinstance(v, str) and v.isprintable() and not set(v) & set("/\\"))
 )
+TEMPLATE = Kind(
+    "text with one {} and no other braces",
+    lambda v: isinstance(v, str) and v.count("{}") == v.count("{") == v.count("}") == 1,
+)
 
 Schema = Mapping[str, Kind]
 
 
 def suggestion(word: str, choices: Collection[str]) -> str:
     """`` (did you mean …?)``, or nothing."""
-    close = difflib.get_close_matches(str(word), sorted(map(str, choices)), n=1)
+    close = difflib.get_close_matches(short(word).strip("'"), sorted(map(str, choices)), n=1)
     return f" (did you mean {close[0]}?)" if close else ""
 
 
@@ -287,12 +313,12 @@ def check_section(
         UserError: a key is unknown or missing, or a value is of the wrong kind.
     """
     if not isinstance(section, dict):
-        raise UserError(f"{where}: expected a section of 'key: value', got {section!r}")
+        raise UserError(f"{where}: expected a section of 'key: value', got {short(section)}")
     prefix = f"{where}." if where else ""
     for key, value in section.items():
         if key in schema:
             if not schema[key].accepts(value):
-                raise UserError(f"{prefix}{key}: expected {schema[key].text}, got {value!r}")
+                raise UserError(f"{prefix}{key}: expected {schema[key].text}, got {short(value)}")
         elif key not in others:
             known = sorted({*schema, *required})
             raise UserError(
@@ -310,7 +336,7 @@ def lookup(registry: Registry, section: Mapping[str, Any] | None, where: str, ke
         UserError: nothing of that name is registered; the message lists what is.
     """
     if not isinstance(section, dict):
-        raise UserError(f"{where}: expected a section with '{key}', got {section!r}")
+        raise UserError(f"{where}: expected a section with '{key}', got {short(section)}")
     if key not in section:
         raise UserError(f"{where}.{key}: missing; accepted are {', '.join(_names(registry))}")
     name = section[key]
@@ -319,7 +345,7 @@ def lookup(registry: Registry, section: Mapping[str, Any] | None, where: str, ke
             return dict(iter(registry))[candidate]
     place = f"{where}.{key}" if where else key
     raise UserError(
-        f"{place}: {name!r} is not registered{suggestion(name, _names(registry))}; "
+        f"{place}: {short(name)} is not registered{suggestion(name, _names(registry))}; "
         f"accepted are {', '.join(_names(registry))}"
     )
 
@@ -400,7 +426,7 @@ TOP = {
     "base_model": STR,
     "scale": _whole(1),
     "num_gpu": Kind("a whole number of at least 0, or auto", lambda v: v == "auto" or _whole(0).accepts(v)),
-    "manual_seed": _or_none(_whole(0)),
+    "manual_seed": _or_none(_whole(0, 4_000_000_000)),  # numpy takes 2^32 - 1, a rank and a worker are added
     "plugins": _or_none(NAMES),
     "datasets": DICT,
     "path": DICT,
@@ -425,7 +451,7 @@ DATASET = {
     "use_rot": BOOL,
     "use_shuffle": BOOL,
     "batch_size_per_gpu": _whole(1),
-    "num_worker_per_gpu": _whole(0),
+    "num_worker_per_gpu": _whole(0, 1024),
     "dataset_enlarge_ratio": _whole(1),
     "prefetch_mode": _or_none(_one_of("cpu", "cuda")),
     "num_prefetch_queue": _whole(1),
@@ -498,20 +524,17 @@ def check_options(opt: Options, is_train: bool) -> None:
     schema = TOP | dict.fromkeys(networks, DICT)
     required = ["name", "model_type", "scale", "num_gpu", "datasets", "network_g", "path"]
     required += ["train", "logger"] if is_train else ["val"]
-    model = _model_class(opt)
+    model = model_class(opt)
     known = mentioned(model)
     check_section(opt, "", schema, required, known)
     check_section(opt.get("dist_params") or {}, "dist_params", {"backend": _or_none(STR), "port": _or_none(_whole(1))})
     for key in networks:
         arch = lookup(ARCH_REGISTRY, opt[key], key)
         check_arguments(opt[key], key, arch)
-    for key in ("upscale", "scale", "upscale_factor"):
-        factor = opt["network_g"].get(key)
-        if factor is not None and factor != opt["scale"]:
-            raise UserError(f"network_g.{key}: {factor} does not fit scale: {opt['scale']}")
+    _check_factor(opt)
     _check_path(opt, networks, known)
     _check_datasets(opt, is_train)
-    if opt.get("val"):
+    if not is_train or opt.get("val"):
         check_section(opt["val"], "val", VAL, ["val_freq", "save_img"] if is_train else ["save_img"], known)
         for name, metric in (opt["val"].get("metrics") or {}).items():
             where = f"val.metrics.{name}"
@@ -519,7 +542,8 @@ def check_options(opt: Options, is_train: bool) -> None:
             check_section(metric, where, {"better": _one_of("higher", "lower")}, (), metric)
         best, metrics = opt["val"].get("save_best"), opt["val"].get("metrics") or {}
         if best and best not in metrics:
-            raise UserError(f"val.save_best: {best} is not in val.metrics; accepted are {', '.join(metrics) or 'none'}")
+            accepted = ", ".join(map(str, metrics)) or "none"
+            raise UserError(f"val.save_best: {best} is not in val.metrics; accepted are {accepted}")
         if not is_train:
             opt["val"].setdefault("suffix", None)
     if is_train:
@@ -527,7 +551,23 @@ def check_options(opt: Options, is_train: bool) -> None:
         _check_train(opt, model, known)
 
 
-def _model_class(opt: Options) -> type:
+def _check_factor(opt: Options) -> None:
+    """The SR network's factor is the scale, also where it is left to the default of the network's class."""
+    section, names = opt["network_g"], ("upscale", "scale", "upscale_factor")
+    parameters = inspect.signature(lookup(ARCH_REGISTRY, section, "network_g")).parameters
+    defaults = {name: parameters[name].default for name in names if name in parameters}
+    for name in names:
+        factor = section.get(name)
+        if factor is not None and factor != opt["scale"]:
+            raise UserError(f"network_g.{name}: {short(factor)} does not fit scale: {opt['scale']}")
+        if not section.keys() & set(names) and type(defaults.get(name)) is int and defaults[name] != opt["scale"]:
+            raise UserError(
+                f"network_g.{name}: missing, and {section['type']}'s default of {defaults[name]} does not fit "
+                f"scale: {opt['scale']}"
+            )
+
+
+def model_class(opt: Options) -> type:
     """The class of the model; for TLWModel, of its base model with TLW."""
     model = lookup(MODEL_REGISTRY, opt, "", "model_type")
     if opt["model_type"] != "TLWModel":
@@ -559,8 +599,9 @@ def _check_path(opt: Options, networks: list[str], known: Collection[str]) -> No
             f"param_key_{label}": _or_none(STR),
         }
     schema |= {"strict_load": _or_none(BOOL)}
-    others = [key for key in known if key.startswith(("pretrain_network_", "strict_load_", "param_key_"))]
-    check_section(opt["path"], "path", schema, (), others)
+    for beginning, kind in (("pretrain_network_", STR), ("strict_load_", BOOL), ("param_key_", STR)):
+        schema |= {key: _or_none(kind) for key in known if key.startswith(beginning)}
+    check_section(opt["path"], "path", schema)
 
 
 def _check_datasets(opt: Options, is_train: bool) -> None:
@@ -579,7 +620,8 @@ def _check_datasets(opt: Options, is_train: bool) -> None:
                 required += ["gt_size"]
         if kind.__name__ == "PairedImageDataset":
             required += ["dataroot_lq"] + (["use_hflip", "use_rot"] if phase == "train" else [])
-        check_section(dataset, where, DATASET, required, {*mentioned(kind), "phase", "scale"})
+        schema = DATASET | ({"filename_tmpl": TEMPLATE} if kind.__module__.startswith(OURS) else {})
+        check_section(dataset, where, schema, required, {*mentioned(kind), "phase", "scale"})
         if "io_backend" in dataset:
             check_section(dataset["io_backend"], f"{where}.io_backend", {"type": _one_of("disk", "lmdb")}, ["type"])
         gt_size = dataset.get("gt_size")
@@ -587,7 +629,7 @@ def _check_datasets(opt: Options, is_train: bool) -> None:
             raise UserError(f"{where}.gt_size: {gt_size} is not a multiple of the scale {opt['scale']}")
         if phase == "train" and "gt_size" in dataset and not gt_size and kind.__name__ != "BicubicSRDataset":
             raise UserError(
-                f"{where}.gt_size: expected a whole number of at least 1 for {kind.__name__}, got {gt_size!r}"
+                f"{where}.gt_size: expected a whole number of at least 1 for {kind.__name__}, got {short(gt_size)}"
             )
         if dataset.get("persistent_workers") and not dataset.get("num_worker_per_gpu"):
             raise UserError(f"{where}.persistent_workers: true needs num_worker_per_gpu of at least 1")
@@ -608,18 +650,22 @@ def _check_train(opt: Options, model: type, known: Collection[str]) -> None:
     check_section(train, "train", schema, ["total_iter", "optim_g", "scheduler"], known)
     for key in optimisers:
         where = f"train.{key}"
-        if _overrides(model, "get_optimizer", "setup_optimizers") and train[key].get("type") != "Adam":
+        if overrides(model, "get_optimizer", "setup_optimizers") and train[key].get("type") != "Adam":
             continue  # a plugin's own; BasicSR's models know one optimiser
         if train[key].get("type") != "Adam":
-            raise UserError(f"{where}.type: {train[key].get('type')!r}; accepted is Adam, BasicSR's only optimiser")
+            raise UserError(
+                f"{where}.type: {short(train[key].get('type'))}; accepted is Adam, BasicSR's only optimiser"
+            )
         check_arguments(train[key], where, torch.optim.Adam, extra=("params",))
         if not POSITIVE.accepts(train[key].get("lr", 1e-3)):
-            raise UserError(f"{where}.lr: expected {POSITIVE.text}, got {train[key]['lr']!r}")
+            raise UserError(f"{where}.lr: expected {POSITIVE.text}, got {short(train[key]['lr'])}")
     name = train["scheduler"].get("type")
     if isinstance(name, str) and name in SCHEDULERS:
         check_arguments(train["scheduler"], "train.scheduler", SCHEDULERS[name], extra=("optimizer", "last_epoch"))
-    elif not _overrides(model, "setup_schedulers"):
-        raise UserError(f"train.scheduler.type: {name!r}; accepted are {', '.join(SCHEDULERS)}")
+        if name == "CosineAnnealingRestartLR":
+            _check_periods(train["scheduler"], train["total_iter"])
+    elif not overrides(model, "setup_schedulers"):
+        raise UserError(f"train.scheduler.type: {short(name)}; accepted are {', '.join(SCHEDULERS)}")
     for key in losses:
         if train[key]:
             check_arguments(train[key], f"train.{key}", lookup(LOSS_REGISTRY, train[key], f"train.{key}"))
@@ -632,11 +678,24 @@ def _check_train(opt: Options, model: type, known: Collection[str]) -> None:
     _check_uncertainty(opt, train)
 
 
-def _overrides(model: type, *methods: str) -> bool:
+def _check_periods(scheduler: Options, total_iter: float) -> None:
+    """The periods of cosine annealing last until the end of the training; BasicSR's class fails where they do not."""
+    where, periods, weights = "train.scheduler", scheduler["periods"], scheduler.get("restart_weights", [1])
+    if not isinstance(periods, list) or not periods or not all(map(POSITIVE.accepts, periods)):
+        raise UserError(f"{where}.periods: expected a list of numbers above 0, got {short(periods)}")
+    if not isinstance(weights, list) or len(weights) != len(periods) or not all(map(NUMBER.accepts, weights)):
+        raise UserError(
+            f"{where}.restart_weights: expected a list of {len(periods)} numbers, one for each of the periods, "
+            f"got {short(weights)}"
+        )
+    if sum(periods) < total_iter:
+        raise UserError(f"{where}.periods: their sum, {sum(periods)}, is less than train.total_iter: {total_iter}")
+
+
+def overrides(model: type, *methods: str) -> bool:
     """Whether a plugin's class in the model's bases has one of the methods of its own."""
-    ours = ("basicsr.", "tlw_basicsr.")
     return inspect.isclass(model) and any(
-        name in vars(c) for c in inspect.getmro(model) for name in methods if not c.__module__.startswith(ours)
+        name in vars(c) for c in inspect.getmro(model) for name in methods if not f"{c.__module__}.".startswith(OURS)
     )
 
 
@@ -648,7 +707,7 @@ def _check_tlw(opt: Options, train: Options) -> None:
             raise UserError("train.pixel_opt.type: TLWLoss needs model_type: TLWModel (and base_model, if not SRModel)")
         return
     if pixel_type != "TLWLoss":
-        raise UserError(f"train.pixel_opt.type: {pixel_type!r}; accepted with model_type: TLWModel is TLWLoss")
+        raise UserError(f"train.pixel_opt.type: {short(pixel_type)}; accepted with model_type: TLWModel is TLWLoss")
     check_section(train.get("tlw") or {}, "train.tlw", TLW)
     weights = train["pixel_opt"].get("weights", "learned")
     if weights != "learned":
@@ -668,7 +727,7 @@ def _check_tlw(opt: Options, train: Options) -> None:
             "train.optim_w: missing; TLWModel needs the weighting network's optimiser, such as {type: Adam, lr: 1e-4}"
         )
     if opt["network_w"]["type"] == "TLWWeightNet" and not FRACTION.accepts(opt["network_w"].get("k", 0.3)):
-        raise UserError(f"network_w.k: expected {FRACTION.text}, got {opt['network_w']['k']!r}")
+        raise UserError(f"network_w.k: expected {FRACTION.text}, got {short(opt['network_w']['k'])}")
     distance = train["pixel_opt"].get("distance")
     if distance is not None:
         where = "train.pixel_opt.distance"
@@ -684,11 +743,11 @@ def _check_uncertainty(opt: Options, train: Options) -> None:
         return
     if pixel_type != "UncertaintyLoss":
         raise UserError(
-            f"train.pixel_opt.type: {pixel_type!r}; accepted with model_type: UncertaintyModel is UncertaintyLoss"
+            f"train.pixel_opt.type: {short(pixel_type)}; accepted with model_type: UncertaintyModel is UncertaintyLoss"
         )
     if "network_u" not in opt:
         raise UserError("network_u: missing; UncertaintyModel needs the head, such as {type: UncertaintyHead}")
     check_section(train.get("uncertainty") or {}, "train.uncertainty", UNCERTAINTY, ["stage_one_iter"])
     factor = opt["network_u"].get("upscale")
     if factor is not None and factor != opt["scale"]:
-        raise UserError(f"network_u.upscale: {factor} does not fit scale: {opt['scale']}")
+        raise UserError(f"network_u.upscale: {short(factor)} does not fit scale: {opt['scale']}")

@@ -1,6 +1,10 @@
 """Checks of the files that the options name, before a folder is made or an iteration run."""
 
+import inspect
+from collections.abc import Callable
+from contextlib import nullcontext
 from importlib.util import find_spec
+from itertools import product
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -8,6 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 from basicsr.metrics import calculate_metric
+from basicsr.models.hifacegan_model import HiFaceGANModel
+from basicsr.models.sr_model import SRModel
+from basicsr.models.video_base_model import VideoBaseModel
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY
 from torch import nn
 
@@ -17,7 +24,9 @@ from tlw_basicsr.data.images import ImageEntry, list_images
 from tlw_basicsr.errors import UserError, first_line
 from tlw_basicsr.losses.tlw_loss import TLWLoss
 from tlw_basicsr.models.uncertainty_model import FeatureTap
-from tlw_basicsr.options import Options, lookup
+from tlw_basicsr.options import OURS, Options, lookup, model_class, overrides
+
+LONGEST_EPOCH = 100_000_000  # samples, whose order is a list in memory
 
 
 def check_files(opt: Options) -> None:
@@ -36,12 +45,13 @@ def check_files(opt: Options) -> None:
             raise UserError(f"path.{key}: {value} is not a file")
     for key in [k for k in opt if k.startswith("network_")]:
         check_network(opt, key)
-    pixel_opt = (opt.get("train") or {}).get("pixel_opt") or {}
+    check_forward(opt)
+    pixel_opt = (opt["train"].get("pixel_opt") or {}) if opt["is_train"] else {}
     if pixel_opt.get("type") == "TLWLoss":
         loss = TLWLoss(**{key: value for key, value in pixel_opt.items() if key != "type"})
         if loss.weights == "learned":
             check_distance(loss, opt)
-    if opt["model_type"] == "UncertaintyModel":
+    if opt["is_train"] and opt["model_type"] == "UncertaintyModel":
         check_uncertainty(opt)
     for name, metric in ((opt.get("val") or {}).get("metrics") or {}).items():
         check_metric(metric, f"val.metrics.{name}")
@@ -62,6 +72,65 @@ def check_distance(loss: TLWLoss, opt: Options) -> None:
     if not torch.is_tensor(value) or value.shape != (2,):
         shape = tuple(getattr(value, "shape", ()))
         raise UserError(f"{where}: expected a loss with one value per sample, got shape {shape} for two samples")
+
+
+def check_forward(opt: Options) -> None:
+    """Check that the SR network makes an RGB image ``scale`` times as large of one, where it is known to be fed so.
+
+    Not known are a plugin's data set, a plugin's model with methods of its own to feed or test the network, and models
+    and networks of other inputs.
+    """
+    if not _takes_one_image(opt):
+        return
+    train = opt["datasets"]["train"] if opt["is_train"] else {}
+    # a network of windows takes multiples of these alone; of whole images and RealESRGANDataset's the size isn't known
+    known = train.get("type") in ("BicubicSRDataset", "PairedImageDataset") and train.get("gt_size")
+    sides = [train["gt_size"] // opt["scale"]] if known else [48, 64, 56, 60, 72]
+    devices = ["meta", "cuda" if opt["num_gpu"] and torch.cuda.is_available() else "cpu"]
+    for device, side in product(devices, sides):
+        shape, expected = (1, 3, side, side), (1, 3, side * opt["scale"], side * opt["scale"])
+        net = build(opt, "network_g", device)
+        if len(_required(net.forward)) != 1:
+            return
+        try:
+            sr = _forward(net.train(opt["is_train"]), shape, device)
+            break
+        except Exception as error:  # on "meta" perhaps for want of values, on the last device for its own reasons
+            failure = error
+    else:
+        raise UserError(f"network_g: fails on an image of shape {shape} ({first_line(failure)})") from failure
+    got = tuple(sr.shape) if torch.is_tensor(sr) else type(sr).__name__
+    if got != expected:
+        raise UserError(f"network_g: gives {got} for an image of shape {shape}; expected is {expected}")
+
+
+def _takes_one_image(opt: Options) -> bool:
+    """Whether the model feeds ``network_g`` with RGB images and takes one from it, as far as its class tells."""
+    model, feeding = model_class(opt), ["feed_data", "optimize_parameters"]
+    if not opt["is_train"]:
+        feeding = ["feed_data", "test", "nondist_validation"]
+    kinds = [lookup(DATASET_REGISTRY, dataset, "datasets") for dataset in opt["datasets"].values()]
+    return (
+        inspect.isclass(model)
+        and issubclass(model, SRModel)
+        and not issubclass(model, (VideoBaseModel, HiFaceGANModel))
+        and not overrides(model, *feeding)
+        and all(kind.__module__.startswith(OURS) for kind in kinds)
+        and not any(dataset.get("color") for dataset in opt["datasets"].values())
+    )
+
+
+def _required(call: Callable) -> list[str]:
+    parameters = inspect.signature(call).parameters.values()
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+
+
+def _forward(net: nn.Module, shape: tuple[int, ...], device: str) -> Any:
+    """The output for zeros on ``device``; random numbers are left alone."""
+    gpus = [torch.cuda.current_device()] if device == "cuda" else []
+    makes = torch.device("meta") if device == "meta" else nullcontext()  # also what the network itself makes
+    with torch.no_grad(), torch.random.fork_rng(devices=gpus), makes:
+        return net(torch.zeros(shape, device=device))
 
 
 def check_uncertainty(opt: Options) -> None:
@@ -120,7 +189,13 @@ def batch_of_process(dataset_opt: dict[str, Any], opt: Options) -> int:
 
 def check_batch(images: int, dataset_opt: dict[str, Any], opt: Options) -> None:
     """Check that an epoch of ``images`` images fills at least one batch of a process (BasicSR would train nothing)."""
-    images = ceil(images * dataset_opt.get("dataset_enlarge_ratio", 1) / opt["world_size"])
+    ratio = dataset_opt.get("dataset_enlarge_ratio", 1)
+    if images * ratio > LONGEST_EPOCH:
+        raise UserError(
+            f"datasets.train.dataset_enlarge_ratio: {ratio} times {images} images make an epoch of more than "
+            f"{LONGEST_EPOCH:,}; accepted is at most {LONGEST_EPOCH // images}"
+        )
+    images = ceil(images * ratio / opt["world_size"])
     batch = batch_of_process(dataset_opt, opt)
     if images < batch:
         raise UserError(
@@ -150,7 +225,7 @@ def check_images(opt: dict[str, Any], where: str, options: Options) -> None:
     if len(lq_entries) != len(entries) and not opt.get("meta_info_file"):
         raise UserError(f"{where}: {len(entries)} HR images, but {len(lq_entries)} LR images")
     for gt in entries:
-        lq = lq_entries.get(template.format(_stem(gt.path)))
+        lq = lq_entries.get(template.replace("{}", _stem(gt.path)))
         if lq is None:
             raise UserError(f"{where}.dataroot_lq: no LR image for {gt.path}; expected is the name {template}")
         fits = (gt.height, gt.width) == (lq.height * scale, lq.width * scale)
@@ -191,7 +266,7 @@ def check_network(opt: Options, key: str) -> None:
         check_fit(state, net, opt["path"].get(f"strict_load_{label}") is not False, path, what)
 
 
-def build(opt: Options, key: str) -> nn.Module:
+def build(opt: Options, key: str, device: str = "meta") -> nn.Module:
     """The network of section ``key``, without memory where it can be built so; random numbers are left alone.
 
     Raises:
@@ -201,6 +276,8 @@ def build(opt: Options, key: str) -> nn.Module:
     arguments = {k: v for k, v in opt[key].items() if k != "type"}
     try:
         with torch.random.fork_rng(devices=[]):
+            if device != "meta":
+                return arch(**arguments).to(device)
             try:
                 with torch.device("meta"):
                     return arch(**arguments)

@@ -1,8 +1,11 @@
+import os
+import signal
 import subprocess
 import sys
 from itertools import pairwise
 
 import cv2
+import lmdb
 import numpy as np
 import pytest
 from basicsr.data import build_dataset
@@ -116,3 +119,57 @@ def test_photographs_turned_by_their_camera(tmp_path):
     prepare(tmp_path / "in", tmp_path / "out", crop_size=40)
     assert len(list((tmp_path / "out/HR").iterdir())) == 3
     assert cv2.imread(str(tmp_path / "in/a.jpg")).shape[:2] == (120, 40)
+
+
+@pytest.mark.parametrize(
+    ("prepared", "options", "message"),
+    [
+        (lambda out: (out / "prepare_data.json").write_text('{"crop_size": 2'), {}, "prepare_data.json can't be read"),
+        (lambda out: (out / "prepare_data.json").mkdir(), {}, "prepare_data.json can't be read"),
+        (lambda out: (out / "HR").write_text("x"), {}, "HR is no folder"),
+        (lambda out: (out / "LRbicx2").write_text("x"), {"scales": [2]}, "LRbicx2 is no folder"),
+        (lambda out: (out / "meta_info.txt").mkdir(), {}, "meta_info.txt is a folder"),
+        (
+            lambda out: None,
+            {"scales": [40]},
+            "photo0.png, 48×64 pixels, have a side of 40 as a multiple of 40; needed are 160",
+        ),
+        (lambda out: None, {"multiple": 50}, "have a side of 0 as a multiple of 50"),
+    ],
+)
+def test_what_is_in_the_way_is_told_before_anything_is_made(photographs, tmp_path, prepared, options, message):
+    out = tmp_path / "out"
+    out.mkdir()
+    prepared(out)
+    before = sorted(out.rglob("*"))
+    with pytest.raises(UserError, match=message) as error:
+        prepare(photographs, out, **options)
+    assert "\n" not in str(error.value) and sorted(out.rglob("*")) == before
+
+
+def test_a_full_disk_leaves_no_part_of_an_lmdb(photographs, tmp_path, monkeypatch):
+    def full(*_):
+        raise lmdb.DiskError("mdb_txn_commit: No space left on device")
+
+    monkeypatch.setattr(module.LmdbMaker, "put", full)
+    with pytest.raises(UserError, match=r"HR\.lmdb can't be written \(DiskError: mdb_txn_commit: No space"):
+        prepare(photographs, tmp_path / "out", lmdb=True)
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"HR", "meta_info.txt", "prepare_data.json"}
+
+
+def test_workers_are_bounded_and_a_killed_one_is_one_line(tmp_path, monkeypatch):
+    started = []
+    pool = module.ProcessPoolExecutor
+    monkeypatch.setattr(module, "ProcessPoolExecutor", lambda workers: started.append(workers) or pool(2))
+    with pytest.raises(UserError, match="--workers: a process was killed"):
+        module.in_parallel(end_of_the_process, [tmp_path], 100_000, "x")
+    assert started == [4 * os.cpu_count()]
+
+
+def end_of_the_process(_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_name_that_is_too_long_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="can't be written"):
+        module.write_image(np.zeros((4, 4, 3), np.uint8), tmp_path / f"{'x' * 300}.png")

@@ -1,6 +1,6 @@
 """Which images a dataset's options name, their sizes, and reading one."""
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import cv2
@@ -8,10 +8,10 @@ import lmdb
 import numpy as np
 from basicsr.data.data_util import paths_from_folder
 from basicsr.utils import FileClient, imfrombytes
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image
 
 from tlw_basicsr.checkpoint import whole_file
-from tlw_basicsr.errors import UserError
+from tlw_basicsr.errors import UserError, expanded, short
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 
@@ -37,7 +37,8 @@ def list_images(opt: dict[str, Any], root_key: str = "dataroot_gt", what: str = 
     Raises:
         UserError: the folder is missing or has no image, a listed image is missing, or a file is no image.
     """
-    root, key = Path(opt[root_key]).expanduser(), f"{what}.{root_key}"
+    key = f"{what}.{root_key}"
+    root = expanded(opt[root_key], key)
     if opt["io_backend"]["type"] == "lmdb":
         return _list_lmdb(root, key)
     if not root.is_dir():
@@ -57,19 +58,31 @@ def image_size(path: Path, key: str) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             # decoding turns a camera's photograph upright; a PNG's EXIF would be sought behind all its pixels
-            turned = image.format != "PNG" and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-            return (image.width, image.height) if turned else (image.height, image.width)
+            orientation = 1 if image.format == "PNG" else image.getexif().get(ExifTags.Base.Orientation, 1)
+            if not isinstance(orientation, int):  # text or bytes, in which OpenCV may find a number all the same
+                return _decoded_size(path)
+            return (image.width, image.height) if 5 <= orientation <= 8 else (image.height, image.width)
     except FileNotFoundError:
         raise UserError(f"{key}: {path} does not exist") from None
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's readers each raise what they like
         raise UserError(f"{key}: {path} is not an image that can be read ({type(error).__name__})") from error
+
+
+def _decoded_size(path: Path) -> tuple[int, int]:
+    image = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
+    if image is None:
+        raise ValueError("OpenCV can't decode it")
+    return image.shape[:2]
 
 
 def read_lines(path: str | Path, key: str) -> list[str]:
     """The lines of a text file that are not empty."""
+    file = expanded(path, key)
     try:
-        return [line.strip() for line in Path(path).expanduser().read_text("utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
+        if file.exists() and not file.is_file():  # of which /dev/zero would never end
+            raise UserError(f"{key}: {path} is no file")
+        return [line.strip() for line in file.read_text("utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
         raise UserError(f"{key}: {path} can't be read as text ({type(error).__name__})") from error
 
 
@@ -80,8 +93,13 @@ def _list_lmdb(root: Path, key: str) -> list[ImageEntry]:
     for line in read_lines(root / "meta_info.txt", key):
         name, _, rest = line.rpartition(".png (")
         shape = rest.split(")")[0].split(",")
-        if not name or len(shape) < 2 or not all(n.isdigit() for n in shape):
-            raise UserError(f"{key}: {root / 'meta_info.txt'} has the line {line!r}, not like 'name.png (120,125,3) 1'")
+        if not name or len(shape) < 2 or not all(n.isascii() and n.isdecimal() and len(n) < 10 for n in shape):
+            raise UserError(
+                f"{key}: {root / 'meta_info.txt'} has the line {short(line)}, not like 'name.png (120,125,3) 1'"
+            )
+        if name.startswith("/") or ".." in PurePosixPath(name).parts or "\0" in name:
+            # the image that is saved for it would lie elsewhere
+            raise UserError(f"{key}: {root / 'meta_info.txt'} has the key {short(name)}; accepted are names without ..")
         entries.append(ImageEntry(name, int(shape[0]), int(shape[1])))
     if not entries:
         raise UserError(f"{key}: {root / 'meta_info.txt'} lists no image")

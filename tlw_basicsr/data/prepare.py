@@ -8,19 +8,23 @@ import os
 import shutil
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import cv2
+import lmdb
 import numpy as np
 from basicsr.utils.lmdb_util import LmdbMaker
 from tqdm import tqdm
 
+from tlw_basicsr.checkpoint import write_text
 from tlw_basicsr.data.bicubic import imresize
 from tlw_basicsr.data.images import ImageEntry, image_size, list_images
-from tlw_basicsr.errors import UserError
+from tlw_basicsr.errors import UserError, reason_of, short
 
 COMPRESSION = [cv2.IMWRITE_PNG_COMPRESSION, 3]
 
@@ -53,7 +57,8 @@ def write_image(image: np.ndarray, path: Path) -> None:
         temporary.write_bytes(content.tobytes())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the name may be too long for this too
+            temporary.unlink(missing_ok=True)
         raise UserError(f"{path}: can't be written ({error.strerror})") from error
 
 
@@ -107,23 +112,33 @@ def make_lmdb(folder: Path) -> Path:
     shutil.rmtree(temporary, ignore_errors=True)
     paths = sorted(folder.glob("*.png"))
     total = sum(path.stat().st_size for path in paths)
-    maker = LmdbMaker(str(temporary), map_size=2 * total + 2**24, compress_level=COMPRESSION[1])
-    for path in tqdm(paths, desc=target.name, unit="image", disable=None):
-        height, width = image_size(path, "--lmdb")
-        maker.put(path.read_bytes(), path.stem, (height, width, 3))
-    maker.close()
-    temporary.replace(target)
+    try:
+        maker = LmdbMaker(str(temporary), map_size=2 * total + 2**24, compress_level=COMPRESSION[1])
+        for path in tqdm(paths, desc=target.name, unit="image", disable=None):
+            height, width = image_size(path, "--lmdb")
+            maker.put(path.read_bytes(), path.stem, (height, width, 3))
+        maker.close()
+        temporary.replace(target)
+    except (lmdb.Error, OSError, UnicodeEncodeError) as error:  # BasicSR's keys are ASCII
+        raise UserError(f"--lmdb: {target} can't be written ({reason_of(error)})") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 
 def in_parallel(work: Callable[[Path], Any], paths: Iterable[Path], workers: int, title: str) -> list[Any]:
-    """``work`` of every path, in ``workers`` processes, with a progress bar on a terminal; in no order."""
+    """``work`` of every path, in ``workers`` processes, with a progress bar on a terminal; in no order.
+
+    They are at most four for each processor: more only cost memory.
+    """
     paths = list(paths)
-    with ProcessPoolExecutor(workers) as pool:
+    with ProcessPoolExecutor(min(workers, 4 * (os.cpu_count() or 1))) as pool:
         futures = [pool.submit(work, path) for path in paths]
         try:
             bar = tqdm(as_completed(futures), total=len(futures), desc=title, unit="image", disable=None)
             return [future.result() for future in bar]
+        except BrokenProcessPool as error:
+            raise UserError("--workers: a process was killed, for want of memory perhaps; try fewer") from error
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -164,12 +179,22 @@ def prepare(
     step = step or crop_size or 1
     if crop_size and crop_size % multiple:
         raise UserError(f"--crop-size: {crop_size} is not a multiple of {multiple}, the least common one of the scales")
-    sources = [Path(entry.path) for entry in _list(gt, "--gt")]
+    images = _list(gt, "--gt")
+    need = max([4 * scale for scale in scales] + [multiple])
+    for path, height, width in images:
+        side = min(height, width, crop_size or height)
+        if side // multiple * multiple < need:
+            raise UserError(
+                f"--scales: tiles of {path}, {height}×{width} pixels, have a side of {side // multiple * multiple} "
+                f"as a multiple of {multiple}; needed are {need}, 4 times the largest scale"
+            )
+    sources = [Path(entry.path) for entry in images]
     stems = [path.stem for path in sources]
     if len(set(stems)) < len(stems):
         twice = next(stem for stem in stems if stems.count(stem) > 1)
         raise UserError(f"--gt: {gt} has several images named {twice}; their tiles would overwrite each other")
 
+    _check_places(out, ["HR", *(f"LRbicx{scale}" for scale in scales)])
     _same_settings(out, {"crop_size": crop_size, "step": step, "threshold": threshold, "multiple": multiple})
     hr = out / "HR"
     hr.mkdir(parents=True, exist_ok=True)
@@ -183,7 +208,7 @@ def prepare(
         shrink = partial(make_lq, out=folders[-1], scale=scale)
         in_parallel(shrink, [Path(entry.path) for entry in entries], workers, folders[-1].name)
     lines = [f"{Path(entry.path).name} ({entry.height},{entry.width},3)\n" for entry in entries]
-    (out / "meta_info.txt").write_text("".join(lines), "utf-8")
+    write_text("".join(lines), out / "meta_info.txt")
     if lmdb:
         for folder in folders:
             make_lmdb(folder)
@@ -198,12 +223,24 @@ def _same_settings(out: Path, settings: dict[str, Any]) -> None:
     """Remember the settings in ``out``, or refuse others than those remembered."""
     file = out / "prepare_data.json"
     if file.exists():
-        earlier = json.loads(file.read_text("utf-8"))
+        try:
+            earlier = json.loads(file.read_text("utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"--out: {file} can't be read ({reason_of(error)}); choose another folder") from error
         if earlier != settings:
-            raise UserError(f"--out: {out} was made with other settings, {earlier}; choose another folder")
+            raise UserError(f"--out: {out} was made with other settings, {short(earlier)}; choose another folder")
         return
     try:
         out.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(settings), "utf-8")
     except OSError as error:
         raise UserError(f"--out: {out} can't be written ({error.strerror})") from error
+    write_text(json.dumps(settings), file)
+
+
+def _check_places(out: Path, folders: list[str]) -> None:
+    """Refuse what stands in the way of the folders and of the list of names, which is written last."""
+    for folder in [out / name for name in folders]:
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"--out: {folder} is no folder; delete it or choose another folder")
+    if (out / "meta_info.txt").is_dir():
+        raise UserError(f"--out: {out / 'meta_info.txt'} is a folder; delete it or choose another folder")
