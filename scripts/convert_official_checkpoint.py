@@ -23,7 +23,12 @@ def main() -> None:
     parser.add_argument("source", metavar="IN.pth", type=Path, help="the published file")
     parser.add_argument("target", metavar="OUT.pth", type=Path, help="the file to write; OUT.yml goes beside it")
     parser.add_argument("--net", required=True, choices=list(PUBLISHED))
-    parser.add_argument("--scale", type=int, default=4, help="default: 4; the weighting network has none")
+    parser.add_argument(
+        "--scale",
+        type=int,
+        help="needed but for hat (×4 only) and weight (has none). A file of vdsr does not tell its scale: a wrong one "
+        "is not noticed",
+    )
     args = parser.parse_args()
     if args.target.suffix != ".pth":
         raise UserError(f"OUT.pth: {args.target} must end in .pth")

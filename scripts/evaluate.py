@@ -38,7 +38,9 @@ def main() -> None:
     what.add_argument("--bicubic", action="store_true", help="measure bicubic upscaling")
     what.add_argument("--opt", type=Path, help="YAML with network_g")
     parser.add_argument("--checkpoint", type=Path, help="the network, with --opt")
-    parser.add_argument("--param_key", default="params", help="entry of the checkpoint: params or params_ema")
+    parser.add_argument(
+        "--param_key", choices=("params", "params_ema"), default="params", help="entry of the checkpoint (params)"
+    )
     parser.add_argument(
         "--protocol", choices=[*PROTOCOLS, "both"], help="default: both, with --lq the field's (BasicSR's)"
     )
@@ -53,6 +55,11 @@ def main() -> None:
         raise UserError(f"--scale: expected 1 to 8, got {args.scale}")
     if args.opt and not args.checkpoint:
         raise UserError("--checkpoint: missing; --opt needs the network's file")
+    if args.bicubic and args.checkpoint:
+        raise UserError("--checkpoint: not with --bicubic; give --opt to measure a network")
+    for option, path in (("--csv", args.csv), ("--json", args.json)):
+        if path and (path.is_dir() or not path.parent.is_dir()):
+            raise UserError(f"{option}: {path} can't be written; expected a file in a folder that exists")
     if args.lq and args.protocol in ("paper", "both"):
         raise UserError(f"--protocol {args.protocol}: the paper's protocol makes LR from HR; leave --lq out")
     chosen = args.protocol or ("field" if args.lq else "both")
@@ -71,7 +78,7 @@ def main() -> None:
     images = len(rows) // len(protocols)
     print(f"{args.gt.name}, ×{args.scale}, {'bicubic' if args.bicubic else args.checkpoint}, mean of {images} images\n")
     for name, values in result.items():
-        print(f"{name}: " + ", ".join(f"{metric} {value:.4f}" for metric, value in values.items()))
+        print(f"{name}: " + ", ".join(f"{metric} {value:.6g}" for metric, value in values.items()))
     if args.csv:
         write_text(csv_text(rows), args.csv)
     if args.json:

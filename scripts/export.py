@@ -31,12 +31,12 @@ def main() -> None:
     )
     args = parser.parse_args()
     for path in args.out:
-        if path.suffix not in NEEDED:
+        if path.suffix.lower() not in NEEDED:
             raise UserError(f"{path}: unknown kind of file; accepted are names that end in {' or '.join(NEEDED)}")
-        check_installed(path.suffix)
+        check_installed(path.suffix.lower())
     net, options = sr_network(args)
     for path in args.out:
-        if path.suffix == ".onnx":
+        if path.suffix.lower() == ".onnx":
             difference = export_onnx(net, options, path, args.size and tuple(args.size))
             sizes = f"images of {args.size[0]}×{args.size[1]}, one at a time" if args.size else "any batch and size"
             print(f"{path}: for {sizes}; differs by {difference:.1e} from the network")

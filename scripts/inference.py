@@ -8,6 +8,7 @@ can't be read or whose result would replace an input is skipped. Exit code: 0 al
 
 import argparse
 import glob
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from tqdm import tqdm
 
 from tlw_basicsr.data.images import SUFFIXES
 from tlw_basicsr.data.prepare import write_image
-from tlw_basicsr.errors import UserError, first_line, run
+from tlw_basicsr.errors import UserError, first_line, reason_of, run
 from tlw_basicsr.inference import DTYPES, NetworkUpscaler, read_picture, upscale_picture
 from tlw_basicsr.trained import add_network_arguments, device_named, sr_network
 
@@ -29,19 +30,27 @@ def images_of(source: str) -> list[Path]:
     """The images that an argument names: a file, those of a folder, or those of a glob; sorted.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or they can't be looked for.
     """
-    path = Path(source).expanduser()
-    if path.is_dir():
-        found = [p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file()]
-    elif path.exists():
-        found = [path]
-    else:
-        found = [p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file()]  # noqa: PTH207, may be absolute
+    try:
+        path = Path(source).expanduser()
+        if path.is_dir():
+            found = [p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and is_file(p)]
+        elif path.exists():
+            found = [path]
+        else:
+            found = [p for p in map(Path, glob.glob(str(path), recursive=True)) if is_file(p)]  # noqa: PTH207, may be absolute
+    except (OSError, RuntimeError) as error:  # no permission, too long, the home of nobody
+        raise UserError(f"{source}: can't be read ({reason_of(error)})") from error
     if not found:
         kind = "has no image" if path.is_dir() else "does not exist"
         raise UserError(f"{source}: {kind}")
     return sorted(found)
+
+
+def is_file(path: Path) -> bool:
+    """Whether it is a file, or a link to nothing or to what can't be reached: reading it tells that in a line."""
+    return os.path.isfile(path) or not os.path.exists(path)  # noqa: PTH110, PTH113, pathlib's raise
 
 
 def main() -> None:
@@ -56,8 +65,8 @@ def main() -> None:
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, …")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="precision of the network (autocast)")
     args = parser.parse_args()
-    if Path(args.suffix).name != args.suffix:
-        raise UserError(f"--suffix: expected a part of a file name, got {args.suffix!r}")
+    if Path(args.suffix).name != args.suffix or len(args.suffix) > 100:
+        raise UserError(f"--suffix: expected a part of a file name, at most 100 characters, got {args.suffix!r}")
     net, options = sr_network(args)
     upscale = NetworkUpscaler(net, options, args.tile, args.overlap, device_named(args.device), DTYPES[args.dtype])
 
@@ -70,9 +79,11 @@ def main() -> None:
 
     for source in args.inputs:
         try:
-            images |= {path.resolve(): path for path in images_of(source)}
+            # a link in a folder is an image of its own name
+            images |= {path.parent.resolve() / path.name: path for path in images_of(source)}
         except UserError as error:
             skip(error)
+    inputs = {os.path.realpath(path) for path in images}
     try:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -80,7 +91,7 @@ def main() -> None:
     made: dict[Path, Path] = {}
     for path in tqdm(images.values(), unit="image", disable=None):
         target = args.out / f"{path.stem}{args.suffix}.png"
-        if target.resolve() in images:
+        if os.path.realpath(target) in inputs:
             skip(f"{path}: its result would replace the input {target}; choose another --out or --suffix")
         elif target in made:
             skip(f"{path}: its result would replace that of {made[target]}")
@@ -91,7 +102,9 @@ def main() -> None:
                 made[target] = path
             except UserError as error:
                 skip(error)
-            except (RuntimeError, ValueError, MemoryError) as error:
+            except OSError as error:
+                skip(f"{target} can't be written ({reason_of(error)})")
+            except (RuntimeError, ValueError, ArithmeticError, MemoryError) as error:
                 hint = "; try a smaller --tile" if isinstance(error, (torch.OutOfMemoryError, MemoryError)) else ""
                 skip(f"{path}: can't be upscaled ({first_line(error)}){hint}")
     print(f"{args.out}: {len(made)} written, {skipped} skipped")

@@ -17,6 +17,7 @@ import skimage.data
 from skimage.color import gray2rgb
 
 from tlw_basicsr.data.bicubic_sr_dataset import BicubicSRDataset
+from tlw_basicsr.errors import run
 from tlw_basicsr.evaluation import bicubic, field_metrics, load_network
 from tlw_basicsr.functional import k_schedule
 from tlw_basicsr.options import force_options, load_yaml
@@ -83,4 +84,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

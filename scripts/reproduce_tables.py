@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import tlw_basicsr  # noqa: I001, F401  comes first, see its compat.py
 from tqdm import tqdm
 
-from tlw_basicsr.errors import UserError, files_in_a_line, run as run_program
+from tlw_basicsr.errors import UserError, run as run_program
 from tlw_basicsr.options import load_yaml
 from tlw_basicsr.tables import (
     TEST_SETS,
@@ -115,7 +115,6 @@ def stop(number: int, _: Any) -> None:
     sys.exit(128 + number)
 
 
-@files_in_a_line()
 def main() -> None:
     """Train what is missing, measure, write the tables."""
     args = parse()

@@ -25,13 +25,13 @@ from torch import Tensor
 from tlw_basicsr.checkpoint import load_file
 from tlw_basicsr.data.bicubic_sr_dataset import lq_of_crop
 from tlw_basicsr.data.images import read_image
-from tlw_basicsr.errors import UserError, run
+from tlw_basicsr.errors import UserError, run, short
 from tlw_basicsr.functional import k_schedule
 from tlw_basicsr.inference import NetworkUpscaler
 from tlw_basicsr.models.tlw_model import TLWOptions
 from tlw_basicsr.options import FRACTION, TLW, Options, check_arguments, check_section, load_yaml, lookup, read_options
 from tlw_basicsr.pictures import ALL, Frame, method_figure, strip_figure
-from tlw_basicsr.trained import trained_network
+from tlw_basicsr.trained import section_of, trained_network
 
 
 def options_of(args: argparse.Namespace) -> Options:
@@ -44,9 +44,9 @@ def options_of(args: argparse.Namespace) -> Options:
         if key not in opt:
             missing = "--opt or " if not args.opt else f"{args.opt} has none; it may be of a control or without TLW; "
             raise UserError(f"--{key}: missing; {missing}--{key} gives the network's options")
-    train = opt.get("train") or {}
+    train = section_of(opt, "train")
     check_section(train.get("tlw") or {}, "train.tlw", TLW)
-    distance = (train.get("pixel_opt") or {}).get("distance") or {"type": "LPIPSDistance", "net": "vgg"}
+    distance = section_of(train, "pixel_opt", "train").get("distance") or {"type": "LPIPSDistance", "net": "vgg"}
     opt["distance"] = load_yaml(args.distance, "--distance") if args.distance else distance
     check_arguments(opt["distance"], "distance", lookup(LOSS_REGISTRY, opt["distance"], "distance"))
     return opt
@@ -74,7 +74,11 @@ def k_of(args: argparse.Namespace, opt: Options, models: Path, iteration: int | 
     if iteration is not None:
         state = models.parent / "training_states" / f"{iteration}.state"
         if state.is_file():
-            return load_file(state, "--iter")["tlw"]["k"]
+            tlw = load_file(state, "--iter").get("tlw")
+            k = tlw.get("k") if isinstance(tlw, dict) else None
+            if not FRACTION.accepts(k):
+                raise UserError(f"--k: missing; {state} should hold {FRACTION.text} as tlw.k, it holds {short(k)}")
+            return k
     tlw = TLWOptions.of((opt.get("train") or {}).get("tlw"))
     if tlw.k_unit == "iter" and iteration is not None:
         return k_schedule(iteration - 1, tlw.k_start, tlw.k_end, tlw.k_decay)
@@ -117,6 +121,12 @@ def main() -> None:
         raise UserError(f"--k: expected {FRACTION.text}, got {args.k}")
     if args.columns < 1:
         raise UserError(f"--columns: expected a number of at least 1, got {args.columns}")
+    if args.strip and args.iter is not None:
+        raise UserError("--iter: not with --strip, which draws iterations from the first to the last; see --columns")
+    for option in ("image", "lq"):
+        path = getattr(args, option)
+        if path and not Path(path).exists():
+            raise UserError(f"--{option}: {path} does not exist")
     if (args.net_g is None) != (args.net_w is None):
         raise UserError("--net_g, --net_w: expected both or neither")
     if args.strip and args.net_g:

@@ -24,7 +24,11 @@ from basicsr.utils import logger as basicsr_logger
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("TLW_TEST_DATA", ROOT.parent / "shared" / "data"))
 
-torch.set_num_threads(2)
+if "PYTEST_XDIST_WORKER" in os.environ:  # the other process has the other core
+    torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+else:
+    torch.set_num_threads(2)
 # the same examples in every run, on slow machines too
 settings.register_profile("tlw", deadline=None, derandomize=True)
 settings.load_profile("tlw")

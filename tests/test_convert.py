@@ -139,7 +139,7 @@ def bgr_signed(image):
 def test_gives_on_rgb_what_the_original_gives_on_bgr(tmp_path, net, scale):
     original = published(net, scale)
     torch.save(original.state_dict(), tmp_path / "in.pth")
-    options = convert_file(tmp_path / "in.pth", tmp_path / "out.pth", net, scale)
+    options = convert_file(tmp_path / "in.pth", tmp_path / "out.pth", net, None if net in ("hat", "weight") else scale)
     assert options == tmp_path / "out.yml"
     section = load_yaml(options.read_text("utf-8"), "out.yml")[PUBLISHED[net].section]
     ours = build_network(section).eval()
@@ -181,6 +181,8 @@ def wrong_files(state, folder):
     (folder / "text.pth").write_text("not a checkpoint")
     torch.save([1, 2], folder / "list.pth")
     torch.save(dict(list(state.items())[1:]), folder / "less.pth")
+    torch.save({"params": state}, folder / "basicsr.pth")
+    torch.save({"state_dict": state, "epoch": 3}, folder / "lightning.pth")
     torch.save({**state, "more.weight": torch.zeros(1)}, folder / "more.pth")
     torch.save({**state, "conv2.weight": torch.zeros(3, 32, 3, 3)}, folder / "shape.pth")
 
@@ -192,7 +194,9 @@ def wrong_files(state, folder):
         ("cut.pth", "vdsr", "cut.pth is no readable checkpoint"),
         ("text.pth", "vdsr", "text.pth is no readable checkpoint"),
         ("list.pth", "vdsr", "list.pth must hold a dict"),
-        ("less.pth", "vdsr", "1 tensors missing"),
+        ("basicsr.pth", "vdsr", "more than tensors, OrderedDict under 'params'; expected is a plain state dict"),
+        ("lightning.pth", "vdsr", "more than tensors, OrderedDict under 'state_dict'; expected is a plain state dict"),
+        ("less.pth", "vdsr", r"1 tensors missing.*; check --net and --scale"),
         ("more.pth", "vdsr", "is no published vdsr: it has a tensor 'more.weight'"),
         ("shape.pth", "vdsr", r"conv_last.weight is \(3, 32, 3, 3\), not \(3, 64, 3, 3\)"),
         ("good.pth", "edsr", "is no published edsr"),
@@ -211,10 +215,27 @@ def test_another_file_is_one_clear_line_and_nothing_is_written(tmp_path, vdsr_st
 
 def test_another_scale_is_refused(tmp_path):
     torch.save(EDSR(4).state_dict(), tmp_path / "in.pth")
-    with pytest.raises(UserError, match=r"IN.pth as edsr ×2: .*in.pth is of another network"):
+    with pytest.raises(
+        UserError, match=r"IN.pth as edsr ×2: .*in.pth is of another network.*; check --net and --scale$"
+    ):
         convert_file(tmp_path / "in.pth", tmp_path / "out.pth", "edsr", 2)
     with pytest.raises(UserError, match="--scale: 5; published for edsr are 2, 3, 4"):
         convert_file(tmp_path / "in.pth", tmp_path / "out.pth", "edsr", 5)
+    for net in ("edsr", "vdsr", "rcan"):
+        with pytest.raises(UserError, match=f"--scale: missing; published for {net} are 2, 3, 4"):
+            convert_file(tmp_path / "in.pth", tmp_path / "out.pth", net)
+    with pytest.raises(UserError, match="--scale: 2; published for hat are 4"):
+        convert_file(tmp_path / "in.pth", tmp_path / "out.pth", "hat", 2)
+
+
+def test_a_bad_number_is_not_told_as_another_network(tmp_path):
+    state = WeightNet(None).state_dict()
+    torch.save({**state, "conv.0.bias": torch.full((64,), torch.nan)}, tmp_path / "in.pth")
+    with pytest.raises(UserError, match=r"IN.pth as weight: .*not finite[^;]*$"):
+        convert_file(tmp_path / "in.pth", tmp_path / "out.pth", "weight")
+    torch.save(state, tmp_path / "in.pth")
+    options = convert_file(tmp_path / "in.pth", tmp_path / "out.pth", "weight")
+    assert "scale" not in options.read_text("utf-8")
 
 
 def test_the_program(tmp_path, vdsr_state):

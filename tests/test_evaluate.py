@@ -167,16 +167,66 @@ def test_lr_images_of_a_folder(gt_folder, tmp_path):
         (["--gt", "gt", "--scale", 2, "--bicubic", "--lq", "gt", "--protocol", "both"], "--protocol both: the paper's"),
         (["--gt", "gt", "--scale", 2, "--bicubic", "--lq", "gt"], "--lq: gt/p0.png is larger than gt/p0.png by 1/2"),
         (["--gt", "gt", "--scale", 2, "--bicubic", "--lq", "other"], "--lq: no LR image for gt/p0.png in other"),
-        (["--gt", "gt", "--scale", 2, "--bicubic", "--json", "no/x.json"], "no/x.json can't be written"),
+        (["--gt", "gt", "--scale", 2, "--bicubic", "--json", "no/x.json"], "--json: no/x.json can't be written"),
+        (["--gt", "gt", "--scale", 2, "--bicubic", "--csv", "gt"], "--csv: gt can't be written"),
+        (["--gt", "gt", "--scale", 2, "--bicubic", "--checkpoint", "y"], "--checkpoint: not with --bicubic"),
+        (
+            ["--gt", "small", "--scale", 2, "--bicubic", "--perceptual", "--protocol", "field"],
+            "--gt: small/s.png has 40×46 pixels to compare by the protocol field; VIF (--perceptual) needs 41 a side",
+        ),
+        (
+            ["--gt", "small", "--scale", 2, "--bicubic", "--lpips"],
+            "--gt: small/s.png has 28×28 pixels to compare by the protocol paper; LPIPS (--lpips) needs 32 a side",
+        ),
+        (
+            ["--gt", "small", "--scale", 2, "--bicubic", "--lq", "other"],
+            "--gt: small/s.png has 14×48 pixels to compare by the protocol field; SSIM needs 15 a side",
+        ),
     ],
 )
 def test_wrong_arguments_are_one_line(gt_folder, tmp_path, program, arguments, message):
     (tmp_path / "other").mkdir()
     cv2.imwrite(str(tmp_path / "other/q.png"), photograph())
+    cv2.imwrite(str(tmp_path / "other/s.png"), photograph(height=7, width=24))
+    (tmp_path / "small").mkdir()
+    cv2.imwrite(str(tmp_path / "small/s.png"), photograph(height=41, width=47))
     code, error = program(*arguments)
     assert code == 2
     assert error.startswith(f"error: {message}")
     assert "\n" not in error.strip()
+
+
+def test_the_folders_to_write_to_are_looked_for_before_measuring(gt_folder, program, monkeypatch):
+    from tlw_basicsr import evaluation
+
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: pytest.fail("has measured"))
+    assert program("--gt", gt_folder, "--scale", 2, "--bicubic", "--csv", "no/x.csv")[0] == 2
+
+
+def test_small_values_are_printed_with_six_digits(gt_folder, script):
+    code, out, err = script("evaluate.py", "--gt", gt_folder, "--scale", 2, "--bicubic", "--protocol", "paper")
+    assert code == 0, err
+    expected = means(evaluate({"paper": bicubic(2, quantize=False)}, gt_folder, 2))["paper"]["mse"]
+    assert f"mse {expected:.6g}" in out and float(out.rpartition("mse ")[2]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_lpips_without_the_weights_advises_what_this_script_takes(gt_folder, script, tmp_path, monkeypatch):
+    from tlw_basicsr.metrics.paper_metrics import lpips_model
+
+    def offline(*_, **__):
+        raise OSError("no connection")
+
+    lpips_model.cache_clear()
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    code, _, err = script("evaluate.py", "--gt", gt_folder, "--scale", 2, "--bicubic", "--lpips")
+    assert code == 2 and "error: LPIPS: the ImageNet weights of vgg can't be had (OSError: no connection)" in err
+    assert str(tmp_path / "checkpoints/vgg16-") in err and "distance" not in err
+
+
+def test_what_is_not_finite_is_not_measured(gt_folder):
+    with pytest.raises(UserError, match=r"not finite on .*p0.png"):
+        evaluate({"field": lambda lq: bicubic(2)(lq) / 0}, gt_folder, 2, with_perceptual=True)
 
 
 def test_a_network_of_another_scale_is_named(gt_folder):

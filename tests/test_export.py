@@ -50,12 +50,12 @@ def test_onnx_gives_the_networks_results_for_any_size_and_batch(tmp_path, script
 def test_onnx_for_one_size_alone(tmp_path, script):
     net = saved(tmp_path, EDSR)
     arguments = ("--checkpoint", "net_g.pth", "--param_key", "params", "--size", 24)
-    code, out, err = script("export.py", "net.onnx", "--network", EDSR, *arguments, 16)
+    code, out, err = script("export.py", "net.ONNX", "--network", EDSR, *arguments, 16)
     assert code == 0 and "for images of 24×16, one at a time" in out, err
     image = as_tensor(photograph(height=24, width=16))
-    assert (results(tmp_path / "net.onnx", image) - net(image)).abs().max() < 1e-4
+    assert (results(tmp_path / "net.ONNX", image) - net(image)).abs().max() < 1e-4
     with pytest.raises(Exception, match="invalid dimensions"):
-        results(tmp_path / "net.onnx", torch.zeros(1, 3, 16, 24))
+        results(tmp_path / "net.ONNX", torch.zeros(1, 3, 16, 24))
     saved(tmp_path, SWINIR)
     code, _, err = script("export.py", "b.onnx", "--network", SWINIR, *arguments, 20)
     assert code == 2 and "--size: expected multiples of 8 for SwinIR" in err
@@ -66,10 +66,10 @@ def test_safetensors_holds_the_weights_and_says_what_they_are(tmp_path, script):
     saved(tmp_path, EDSR)
     for key in ("params", "params_ema"):
         code, _, err = script(
-            "export.py", "net.safetensors", "--network", EDSR, "--checkpoint", "net_g.pth", "--param_key", key
+            "export.py", "net.SafeTensors", "--network", EDSR, "--checkpoint", "net_g.pth", "--param_key", key
         )
         assert code == 0, err
-        with safe_open(tmp_path / "net.safetensors", "pt") as file:
+        with safe_open(tmp_path / "net.SafeTensors", "pt") as file:
             about = file.metadata()
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, a file is no dict
         expected = load_file(tmp_path / "net_g.pth", "")[key]

@@ -1,6 +1,9 @@
 """Upscaling files by a trained network: every kind of image, tiles, exit codes."""
 
 import io
+import struct
+import warnings
+import zlib
 
 import cv2
 import numpy as np
@@ -13,7 +16,16 @@ from PIL import Image, ImageOps
 
 from tests.conftest import as_tensor, photograph, tiny_options, write_yaml
 from tlw_basicsr import UserError, imresize
-from tlw_basicsr.inference import NetworkUpscaler, blend_weights, read_picture, turned
+from tlw_basicsr.inference import (
+    DTYPES,
+    NetworkUpscaler,
+    blend_weights,
+    read_picture,
+    size_multiple,
+    turned,
+    upscale_picture,
+)
+from tlw_basicsr.trained import input_channels
 
 EDSR = {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 4, "upscale": 2}
 SWINIR = {
@@ -127,6 +139,69 @@ def test_bit_depth_alpha_grey_and_palette_stay_what_they_are(trained, script, tm
     assert np.array_equal(got["greyalpha"][..., 0], got["grey"])
 
 
+def png(rows, width, colour_type, bits, transparent=None):
+    """A PNG by hand, of kinds that OpenCV and Pillow don't write."""
+
+    def chunk(name, content):
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, len(rows), bits, colour_type, 0, 0, 0))
+    clear = b"" if transparent is None else chunk(b"tRNS", struct.pack(">H", transparent))
+    data = chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows)))
+    return b"\x89PNG\r\n\x1a\n" + head + clear + data + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("bits", "rows"),
+    [(1, [b"\x7f"]), (2, [b"\x6f"]), (4, [b"\x12", b"\x0f"]), (8, [b"\1\2\3"]), (16, [b"\0\1\0\2\1\0"])],
+)
+def test_one_transparent_level_of_grey_is_alpha(tmp_path, bits, rows):
+    """Level 1 of 2^bits is transparent: where it is in the rows, from the left or the top, no other is."""
+    (tmp_path / "a.png").write_bytes(png(rows, len(rows[0]) * 8 // bits, 0, bits, transparent=1))
+    picture = read_picture(tmp_path / "a.png")
+    level = 1 / (2**bits - 1)
+    assert picture.image.shape[1] == 1 and picture.levels == (65535 if bits == 16 else 255)
+    assert np.array_equal(picture.alpha == 0, abs(picture.image[0, 0].numpy() - level) < level / 2)
+    assert set(picture.alpha.ravel()) == {0, 1}
+
+
+def test_grey_with_alpha_of_16_bits_is_grey(tmp_path):
+    image = (1000 * np.arange(40)).astype(">u2").reshape(4, 5, 2)
+    (tmp_path / "a.png").write_bytes(png([row.tobytes() for row in image], 5, 4, 16))
+    picture = read_picture(tmp_path / "a.png")
+    assert picture.image.shape == (1, 1, 4, 5) and picture.levels == 65535
+    assert np.array_equal((picture.image[0, 0].numpy() * 65535).round(), image[..., 0])
+    assert np.array_equal((picture.alpha * 65535).round(), image[..., 1])
+
+
+def test_cmyk_of_a_tiff_becomes_rgb(tmp_path):
+    cmyk = Image.fromarray(photograph(height=12, width=10)).convert("CMYK")
+    cmyk.save(tmp_path / "a.tif")
+    picture = read_picture(tmp_path / "a.tif")
+    assert picture.alpha is None
+    assert abs(picture.image[0].permute(1, 2, 0).numpy() * 255 - np.array(cmyk.convert("RGB"))).max() < 1e-3
+
+
+def test_of_several_images_in_a_file_none_is_lost_without_a_word(tmp_path):
+    first, *others = [Image.fromarray(np.full((8, 9, 3), level, np.uint8)) for level in (10, 90, 170)]
+    for name, kind in (("a.tif", "TIFF"), ("a.png", "PNG"), ("a.webp", "WEBP"), ("a.jpg", "MPO")):
+        first.save(tmp_path / name, kind, save_all=True, append_images=others)
+    for name in ("a.tif", "a.png", "a.webp"):
+        with pytest.raises(UserError, match=f"{name}: holds 3 images; accepted are files of one"):
+            read_picture(tmp_path / name)
+    assert abs(read_picture(tmp_path / "a.jpg").image * 255 - 10).max() < 3  # an ordinary photograph
+
+
+def test_large_images_are_read_though_pillow_fears_them(tmp_path, monkeypatch):
+    write(tmp_path / "a.png", photograph(height=12, width=10))
+    for limit in (100, 50):  # it warns, and it refuses
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert read_picture(tmp_path / "a.png").image.shape[-2:] == (12, 10)
+        assert limit == Image.MAX_IMAGE_PIXELS
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_photographs_are_turned_upright(tmp_path, orientation, kind):
@@ -160,37 +235,95 @@ def test_what_cant_be_done_is_skipped_and_counted(trained, script, tmp_path):
     (tmp_path / "cut.png").write_bytes(content[: len(content) // 2])
     write(tmp_path / "float.tiff", np.zeros((8, 8), np.float32))
     write(tmp_path / "alpha.tiff", np.zeros((8, 8, 4), np.uint8))
+    Image.new("LA", (8, 8)).save(tmp_path / "la.tiff")
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links/broken.png").symlink_to("nothing")
     write(tmp_path / "good.bmp", photograph(height=12, width=12))
     (tmp_path / "folder").mkdir()
-    names = ["none.png", "*.gif", "folder", "empty.png", "text.jpg", "cut.png", "float.tiff", "alpha.tiff"]
+    names = ["none.png", "*.gif", "folder", "empty.png", "text.jpg", "cut.png", "float.tiff", "alpha.tiff", "la.tiff"]
+    names += ["~nobody-here/a.png", 300 * "x", "links"]
     code, out, err = script("inference.py", *names, good, "good.bmp", "--opt", yaml, "--out", "o")
     lines = [line for line in err.splitlines() if line.startswith("skipped: ")]
     assert code == 1
     for name, message in zip(
         [*names, "good.bmp"],
         ["does not exist", "does not exist", "has no image", "not an image", "not an image", "not an image",
-         "float32; accepted are 8 and 16 bits", "accepted are PNG and WebP", "would replace that of"], strict=True,
+         "float32; accepted are 8 and 16 bits", "accepted are PNG and WebP", "accepted are PNG and WebP",
+         "can't be read", "can't be read (File name too long)", "broken.png: does not exist", "would replace that of"],
+        strict=True,
     ):  # fmt: skip
         assert any(name in line and message in line for line in lines), (name, lines)
-    assert len(lines) == 9 and "1 written, 9 skipped" in out
+    assert len(lines) == 13 and "1 written, 13 skipped" in out
     assert [p.name for p in (tmp_path / "o").iterdir()] == ["good.png"]
 
     before = good.read_bytes()
     code, out, err = script("inference.py", good, "--opt", yaml, "--out", ".")
     assert code == 1 and "would replace the input" in err and good.read_bytes() == before
+    (tmp_path / "o2").mkdir()
+    (tmp_path / "o2/good.png").symlink_to(good)  # nor what a link of this name leads to
+    code, out, err = script("inference.py", good, "--opt", yaml, "--out", "o2")
+    assert code == 1 and "would replace the input" in err and (tmp_path / "o2/good.png").is_symlink()
+
+
+def test_an_image_and_a_link_to_it_are_both_done(trained, script, tmp_path):
+    (tmp_path / "in").mkdir()
+    write(tmp_path / "in/a.png", photograph(height=12, width=12))
+    (tmp_path / "in/b.png").symlink_to("a.png")
+    (tmp_path / "again").symlink_to("in")
+    name = 240 * "n"
+    write(tmp_path / f"in/{name}.png", photograph(height=8, width=8))
+    code, out, err = script(
+        "inference.py", "in", "again", "in/a.png", "--opt", trained[0], "--out", "o", "--suffix", "_x2" + 20 * "s"
+    )
+    assert code == 1 and "2 written, 1 skipped" in out
+    assert err.count("skipped: ") == 1 and "can't be written (File name too long)" in err
+    assert {p.name[:4] for p in (tmp_path / "o").iterdir()} == {"a_x2", "b_x2"}
+
+
+def test_what_is_not_finite_is_no_image(script, tmp_path):
+    net = network(EDSR)
+    torch.save({"params": {name: 1e4 * v for name, v in net.state_dict().items()}}, tmp_path / "net.pth")
+    write(tmp_path / "a.png", photograph(height=12, width=12))
+    code, out, err = script(
+        "inference.py", "a.png", "--network", EDSR, "--checkpoint", "net.pth", "--dtype", "fp16", "--out", "o"
+    )
+    assert code == 1 and "0 written, 1 skipped" in out and not list((tmp_path / "o").iterdir())
+    assert "a.png: can't be upscaled (FloatingPointError: values are not finite in fp16; try bf16 or fp32)" in err
+
+    class Infinite(torch.nn.Module):
+        def forward(self, x):
+            return x / 0
+
+    for dtype, message in (("bf16", "in bf16; try fp32$"), ("fp32", "in fp32$")):
+        with pytest.raises(FloatingPointError, match=message):
+            upscale = NetworkUpscaler(Infinite(), {"type": "D"}, dtype=DTYPES[dtype])
+            upscale_picture(upscale, read_picture(tmp_path / "a.png"))
 
 
 def test_wrong_usage_is_one_line_and_exit_code_2(trained, script, tmp_path):
     yaml, checkpoint, _ = trained
     good = write(tmp_path / "good.png", photograph(height=12, width=12))
     other = {**EDSR, "num_feat": 4}
+    (tmp_path / "yaml").mkdir()
+    list_of_paths, number, nobody = (
+        write_yaml(tmp_path / "yaml", {"network_g": EDSR, "path": path}, f"{i}.yml")
+        for i, path in enumerate((["x"], {"pretrain_network_g": 5}, {"pretrain_network_g": "~nobody-here/g.pth"}))
+    )
     for arguments, message in (
         (("--opt", "none.yml"), "none.yml: can't be read"),
         (("--opt", yaml, "--checkpoint", "none.pth"), "none.pth does not exist"),
         (("--opt", yaml, "--tile", 32, "--overlap", 17), "expected an overlap of 0 to half the tile, got 17 of 32"),
         (("--opt", yaml, "--tile", 0), "--tile"),
         (("--opt", yaml, "--device", "cuda:99"), "--device: 'cuda:99' is not here"),
+        (("--opt", yaml, "--device", "meta"), "--device: 'meta' is not here; accepted are auto, cpu"),
         (("--opt", yaml, "--suffix", "a/b"), "--suffix: expected a part of a file name"),
+        (("--opt", yaml, "--suffix", 300 * "s"), "--suffix: expected a part of a file name, at most 100 characters"),
+        (("--opt", yaml, "--out", 300 * "o"), "File name too long"),
+        (("--opt", yaml, "--checkpoint", 5000 * "c"), "ccc"),
+        (("--opt", list_of_paths), "path: expected a section of 'key: value', got ['x']"),
+        (("--opt", number), "path.pretrain_network_g: expected the path of a checkpoint, or ~, got 5"),
+        (("--opt", nobody), "path.pretrain_network_g: ~nobody-here/g.pth"),
+        (("--network", "", "--checkpoint", checkpoint), "network_g: expected a section with 'type', got None"),
         (("--opt", yaml, "--out", "good.png"), "--out: good.png can't be made"),
         (("--network", other, "--checkpoint", checkpoint), "is of another network"),
         (("--network", {**EDSR, "num_feats": 4}, "--checkpoint", checkpoint), "network_g.num_feats: unknown option"),
@@ -199,7 +332,7 @@ def test_wrong_usage_is_one_line_and_exit_code_2(trained, script, tmp_path):
         code, _, err = script("inference.py", good, *arguments)
         assert code == 2 and message in err, err
         assert err.strip().count("\n") == 0, err
-    assert {p.name for p in tmp_path.iterdir()} == {"good.png"}
+    assert {p.name for p in tmp_path.iterdir()} == {"good.png", "yaml"}
 
 
 @pytest.mark.parametrize("options", [{**EDSR, "num_block": 8}, SWINIR, SHUFFLED], ids=lambda o: o["type"])
@@ -248,11 +381,25 @@ def test_any_size_is_padded_to_what_the_network_takes(options, size):
         assert torch.equal(upscale(image), net(image))
 
 
+def test_what_a_network_takes_is_also_read_from_its_class():
+    assert [size_multiple({"type": name}) for name in ("SwinIR", "TLWHAT", "RRDBNet", "D")] == [7, 7, 1, 1]
+    assert (
+        size_multiple({"type": "RRDBNet", "scale": 2}) == 2 and size_multiple({"type": "SwinIR", "window_size": 8}) == 8
+    )
+    assert [input_channels({"type": name}) for name in ("SwinIR", "UncertaintyHead", "D")] == [3, 64, 3]
+    options = {key: value for key, value in SWINIR.items() if key != "window_size"} | {"img_size": 28}
+    upscale = NetworkUpscaler(network(options), options)
+    assert upscale(as_tensor(photograph(height=9, width=17))).shape[-2:] == (18, 34)
+
+
+def test_a_network_that_fails_is_told_in_a_line():
+    with pytest.raises(UserError, match=r"D fails on an image of 3 channels and 16×16 pixels \(RuntimeError: "):
+        NetworkUpscaler(torch.nn.Conv2d(5, 3, 1), {"type": "D"})
+
+
 @pytest.mark.parametrize(("dtype", "limit"), [("bf16", 4), ("fp16", 0.5)])
 @pytest.mark.parametrize("options", [EDSR, SWINIR], ids=lambda o: o["type"])
 def test_half_precision(options, dtype, limit):
-    from tlw_basicsr.inference import DTYPES
-
     net, image = network(options), as_tensor(photograph(height=32, width=32))
     exact = NetworkUpscaler(net, options)(image)
     half = NetworkUpscaler(net, options, dtype=DTYPES[dtype])(image)

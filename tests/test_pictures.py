@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import as_tensor, control_options, photograph, tiny_options, write_yaml
+from tests.conftest import ROOT, as_tensor, control_options, photograph, tiny_options, write_yaml
 from tlw_basicsr import SSIMDistance, TLWWeightNet, UserError, fixed_sum, k_schedule
+from tlw_basicsr.options import load_yaml
 from tlw_basicsr.pictures import before_fixed_sum, method_figure, weights_beside
 from tlw_basicsr.trained import trained_network
 
@@ -68,8 +69,14 @@ def test_wrong_arguments_are_one_line(photographs, train, tmp_path, hr, script):
     train(opt)
     yaml = write_yaml(tmp_path, opt)
     control = write_yaml(tmp_path, control_options(photographs, "error"), "control.yml")
+    number = write_yaml(tmp_path, {**opt, "train": 5}, "number.yml")
+    loss = write_yaml(tmp_path, {**opt, "train": {"pixel_opt": 5}}, "loss.yml")
     for arguments, message in (
-        (("--opt", yaml, "--image", "none.png"), "none.png: not an image"),
+        (("--opt", yaml, "--image", "none.png"), "--image: none.png does not exist"),
+        (("--opt", yaml, "--image", hr, "--lq", "none.png"), "--lq: none.png does not exist"),
+        (("--opt", yaml, "--image", hr, "--strip", "--iter", 4), "--iter: not with --strip"),
+        (("--opt", number, "--image", hr), "train: expected a section of 'key: value', got 5"),
+        (("--opt", loss, "--image", hr), "train.pixel_opt: expected a section of 'key: value', got 5"),
         (("--opt", yaml, "--image", hr, "--iter", 3), "--iter: 3 is not in"),
         (("--opt", yaml, "--image", hr, "--k", 1), "--k: expected a number in (0, 1)"),
         (("--opt", yaml, "--image", hr, "--crop", 0, 0, 65, 10), "--crop: [0, 0, 65, 10] is not within"),
@@ -79,7 +86,19 @@ def test_wrong_arguments_are_one_line(photographs, train, tmp_path, hr, script):
         code, _, err = script("visualize_weights.py", *arguments)
         assert code == 2 and message in err, err
         assert err.count("\n") == 1, err
+    state = tmp_path / "experiments/tiny/training_states/4.state"
+    for content in ({}, {"tlw": 5}, {"tlw": {}}, *({"tlw": {"k": k}} for k in ("0.5", float("nan"), [0.5], 1.0))):
+        torch.save(content, state)
+        code, _, err = script("visualize_weights.py", "--opt", yaml, "--image", hr)
+        assert code == 2 and "4.state should hold a number in (0, 1) as tlw.k" in err and err.count("\n") == 1, err
     assert not list(tmp_path.glob("weights*.png"))
+
+
+def test_the_quickstart_saves_what_a_strip_shows():
+    for loss in ("L1", "L1TLW"):
+        path = ROOT / f"options/quickstart/quickstart_EDSR_{loss}_x4.yml"
+        opt = load_yaml(path.read_text("utf-8"), path.name)
+        assert opt["train"]["total_iter"] / opt["logger"]["save_checkpoint_freq"] == 6  # the default of --columns
 
 
 def test_what_is_shown_as_before_fixed_sum_is_that(pair):
@@ -121,3 +140,15 @@ def test_spread_figure_shows_every_seed_the_mean_and_the_spread(tmp_path, monkey
         (2.0, 0, 1.414214), (5.0, 1, 0.0), (2.0, 0, 0.0), (7.0, 1, 0.0)
     ]  # fmt: skip
     assert (tmp_path / "a.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_the_title_of_a_spread_figure_is_not_cut(tmp_path, number):
+    from tlw_basicsr.pictures import spread_figure
+
+    panels = number * [("Set5", "PSNR (dB), higher is better", [[1.0, 3.0], [5.0, 5.0]])]
+    title = "EDSR ×4, the paper's protocol: mean and standard deviation over the seeds"
+    spread_figure(["L1", "L1TLW"], panels, tmp_path / "a.png", title)
+    image = np.array(Image.open(tmp_path / "a.png").convert("L"))
+    dark = np.flatnonzero((image[:25] < 128).any(axis=0))  # columns of the title
+    assert dark[0] > 5 and dark[-1] < image.shape[1] - 5

@@ -14,8 +14,8 @@ import yaml
 from basicsr.archs import build_network
 from torch import Tensor
 
-from tlw_basicsr.checkpoint import check_fit, network_state, save_file, write_text
-from tlw_basicsr.errors import UserError
+from tlw_basicsr.checkpoint import check_fit, load_file, save_file, write_text
+from tlw_basicsr.errors import UserError, short
 
 HAT_BGR_MEAN = (0.4488, 0.4371, 0.4040)  # subtracted from an input in [-1, 1]
 
@@ -28,11 +28,11 @@ class Published(NamedTuple):
         names: of its tensors: a pattern and what it becomes, or None for a tensor that is not used.
         first: weights that take the image, and how often its channels follow each other in their input.
         last: the layer that gives the image.
-        scales: there are.
+        scales: there are; none of a network that has no scale.
         section: of the YAML.
     """
 
-    options: Callable[[int], dict[str, Any]]
+    options: Callable[[int | None], dict[str, Any]]
     names: dict[str, str | None]
     first: tuple[str, int]
     last: str
@@ -40,12 +40,12 @@ class Published(NamedTuple):
     section: str = "network_g"
 
 
-def _edsr(scale: int) -> dict[str, Any]:
+def _edsr(scale: int | None) -> dict[str, Any]:
     size = {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 64, "num_block": 16, "upscale": scale, "res_scale": 1}
     return {"type": "EDSR", **size, "img_range": 2.0, "rgb_mean": [0.5, 0.5, 0.5]}
 
 
-def _hat(scale: int) -> dict[str, Any]:
+def _hat(scale: int | None) -> dict[str, Any]:
     # 2v - 1 - m = 2(v - (1 + m) / 2)
     return {"type": "TLWHAT", "upscale": scale, "rgb_mean": [(1 + m) / 2 for m in reversed(HAT_BGR_MEAN)]}
 
@@ -95,26 +95,37 @@ PUBLISHED = {
         {r"(conv\..*)": r"\1"},
         ("conv.0.weight", 2),
         "conv.9",
-        section="network_w",
+        (),
+        "network_w",
     ),
 }
 
 
-def convert(path: Path, net: str, scale: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def convert(path: Path, net: str, scale: int | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """A published checkpoint as a state dict and the options of the network that it belongs to.
 
     Args:
         path: the checkpoint, a plain state dict.
         net: a key of :data:`PUBLISHED`.
-        scale: of the network; of no matter for ``'weight'``.
+        scale: of the network; None where there is only one, or none.
 
     Raises:
         UserError: the file is damaged, no state dict, or of another network or scale.
     """
     published = PUBLISHED[net]
-    if scale not in published.scales:
-        raise UserError(f"--scale: {scale}; published for {net} are {', '.join(map(str, published.scales))}")
-    theirs = network_state(path, None, "IN.pth")
+    if scale is None and len(published.scales) == 1:
+        scale = published.scales[0]
+    if published.scales and scale not in published.scales:
+        given = "missing" if scale is None else scale
+        raise UserError(f"--scale: {given}; published for {net} are {', '.join(map(str, published.scales))}")
+    theirs = load_file(path, "IN.pth")
+    for name, tensor in theirs.items():
+        if not torch.is_tensor(tensor):
+            raise UserError(
+                f"IN.pth: {path} holds more than tensors, {type(tensor).__name__} under {short(name)}; expected is a "
+                "plain state dict, as it was published"
+            )
+    theirs = {str(name).removeprefix("module."): tensor for name, tensor in theirs.items()}
     state = {}
     for name, tensor in theirs.items():
         for pattern, ours in published.names.items():
@@ -127,7 +138,13 @@ def convert(path: Path, net: str, scale: int) -> tuple[dict[str, Tensor], dict[s
             raise UserError(f"IN.pth: {path} is no published {net}: it has a tensor {name!r:.80}")
     options = published.options(scale)
     model = build_network(dict(options))
-    check_fit(state, model, True, path, f"IN.pth as {net} ×{scale}")
+    kind = f"{net} ×{scale}" if published.scales else net
+    try:
+        check_fit(state, model, True, path, f"IN.pth as {kind}")
+    except UserError as error:
+        shapes = [{name: tensor.shape for name, tensor in s.items()} for s in (state, model.state_dict())]
+        hint = "" if shapes[0] == shapes[1] else "; check --net and --scale"
+        raise UserError(f"{error}{hint}") from error
     flip_channels(state, published)
     return state, options
 
@@ -142,7 +159,7 @@ def flip_channels(state: dict[str, Tensor], published: Published) -> None:
             state[name] = state[name][[2, 1, 0]].contiguous()
 
 
-def convert_file(source: Path, target: Path, net: str, scale: int) -> Path:
+def convert_file(source: Path, target: Path, net: str, scale: int | None = None) -> Path:
     """Write ``target`` as ``{'params': …}`` and beside it the YAML with the network's options; returns its path.
 
     Raises:
@@ -151,7 +168,8 @@ def convert_file(source: Path, target: Path, net: str, scale: int) -> Path:
     state, options = convert(source, net, scale)
     section = PUBLISHED[net].section
     text = f"# the network of {target.name}, converted from a published checkpoint ({net}"
-    text += ")\n" if section == "network_w" else f", ×{scale})\nscale: {scale}\n"
+    factor = options.get("upscale")
+    text += f", ×{factor})\nscale: {factor}\n" if factor else ")\n"
     options_path = target.with_suffix(".yml")
     with torch.no_grad():
         save_file({"params": state}, target)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from tlw_basicsr.checkpoint import check_fit, network_state
 from tlw_basicsr.data.bicubic import imresize, to_8_bits
 from tlw_basicsr.data.bicubic_sr_dataset import check_sizes, lq_of_crop
-from tlw_basicsr.data.images import list_images, read_image
+from tlw_basicsr.data.images import ImageEntry, list_images, read_image
 from tlw_basicsr.errors import UserError, first_line
 from tlw_basicsr.metrics.paper_metrics import l1, lpips, mse, psnr_y
 
@@ -31,6 +31,7 @@ Row = dict[str, Any]
 LPIPS_NETS = ("vgg", "alex")
 PERCEPTUAL = {"gmsd": piq.gmsd, "haarpsi": piq.haarpsi, "vif": piq.vif_p}  # full-reference, without weights
 SSIM_WINDOW = 11  # pixels, of BasicSR's SSIM
+VIF_SMALLEST, LPIPS_SMALLEST = 41, 32  # pixels a side; AlexNet needs more of them than VGG
 
 
 @dataclass(frozen=True)
@@ -143,15 +144,23 @@ def evaluate(
         UserError: a folder, an image or the network's result is wrong.
     """
     entries = list_images({"dataroot_gt": str(gt_folder), "io_backend": {"type": "disk"}}, what="--gt")
-    lq_paths = _lq_paths(Path(lq_folder), [entry.path for entry in entries], scale) if lq_folder else {}
+    lq_entries = _lq_entries(Path(lq_folder), [entry.path for entry in entries], scale) if lq_folder else {}
     for name in upscalers:
-        smallest = max(PROTOCOLS[name].mod_crop(scale), 2 * scale + SSIM_WINDOW)
-        check_sizes(entries, None, PROTOCOLS[name].mod_crop(scale), scale, "--gt")
+        multiple = PROTOCOLS[name].mod_crop(scale)
+        check_sizes(entries, None, multiple, scale, "--gt")
+        needs = {"SSIM": 2 * scale + SSIM_WINDOW} if PROTOCOLS[name].quantize else {}
+        needs |= {"LPIPS (--lpips)": LPIPS_SMALLEST} if with_lpips else {}
+        needs |= {"VIF (--perceptual)": VIF_SMALLEST} if with_perceptual else {}
         for entry in entries:
-            if min(entry.height, entry.width) < smallest:
-                raise UserError(
-                    f"--gt: {entry.path} is {entry.height}×{entry.width}; SSIM needs {smallest} pixels a side"
-                )
+            lq_entry = lq_entries.get(entry.path)
+            sides = [lq_entry.height * scale, lq_entry.width * scale] if lq_entry else [entry.height, entry.width]
+            height, width = (side // multiple * multiple for side in sides)
+            for what, pixels in needs.items():
+                if min(height, width) < pixels:
+                    raise UserError(
+                        f"--gt: {entry.path} has {height}×{width} pixels to compare by the protocol {name}; {what} "
+                        f"needs {pixels} a side"
+                    )
     client = FileClient("disk")
     rows = []
     for entry in tqdm(entries, unit="image", disable=not progress, leave=False):
@@ -159,10 +168,10 @@ def evaluate(
         for name, upscale in upscalers.items():
             protocol = PROTOCOLS[name]
             if lq_folder:
-                lq = read_image(client, lq_paths[entry.path])
+                lq = read_image(client, lq_entries[entry.path].path)
                 gt = whole[: lq.shape[0] * scale, : lq.shape[1] * scale]
                 if gt.shape[:2] != (lq.shape[0] * scale, lq.shape[1] * scale):
-                    raise UserError(f"--lq: {lq_paths[entry.path]} is larger than {entry.path} by 1/{scale}")
+                    raise UserError(f"--lq: {lq_entries[entry.path].path} is larger than {entry.path} by 1/{scale}")
             else:
                 multiple = protocol.mod_crop(scale)
                 height, width = (side // multiple * multiple for side in whole.shape[:2])
@@ -177,29 +186,40 @@ def evaluate(
                 raise UserError(
                     f"the network makes {tuple(sr.shape)} of {tuple(lq.shape)}; --scale {scale} does not fit"
                 )
+            if not sr.isfinite().all():
+                raise UserError(f"the network gives values that are not finite on {entry.path}")
             grey = grey_as_y and Image.open(entry.path).mode.startswith(("L", "I"))
             row = field_row(sr, gt, scale, grey) if protocol.quantize else paper_row(sr, gt)
             sr = torch.from_numpy(to_8_bits(sr.numpy() * 255)) / 255 if protocol.quantize else sr.clamp(0, 1)
             if with_perceptual:
                 row |= {metric: call(sr, gt).item() for metric, call in PERCEPTUAL.items()}
             if with_lpips:
-                row |= {f"lpips_{net}": lpips(sr, gt, net).item() for net in LPIPS_NETS}
+                row |= _lpips_row(sr, gt)
             rows.append({"image": Path(entry.path).stem, "protocol": name, **row})
     return rows
 
 
-def _lq_paths(folder: Path, gt_paths: Sequence[str], scale: int) -> dict[str, str]:
+def _lpips_row(sr: Tensor, gt: Tensor) -> Row:
+    """LPIPS of both networks. If their weights can't be had, what only a training's options can set is not advised."""
+    try:
+        return {f"lpips_{net}": lpips(sr, gt, net).item() for net in LPIPS_NETS}
+    except UserError as error:
+        text = str(error).partition(", or set distance.weights")[0]
+        raise UserError(text.replace("LPIPSDistance", "LPIPS", 1)) from error
+
+
+def _lq_entries(folder: Path, gt_paths: Sequence[str], scale: int) -> dict[str, ImageEntry]:
     """The LR image of every HR image."""
     found = list_images({"dataroot_gt": str(folder), "io_backend": {"type": "disk"}}, what="--lq")
-    by_stem = {Path(entry.path).stem: entry.path for entry in found}
-    paths = {}
+    by_stem = {Path(entry.path).stem: entry for entry in found}
+    entries = {}
     for gt in gt_paths:
         stem = Path(gt).stem
-        path = by_stem.get(stem) or by_stem.get(f"{stem}x{scale}")
-        if path is None:
+        entry = by_stem.get(stem) or by_stem.get(f"{stem}x{scale}")
+        if entry is None:
             raise UserError(f"--lq: no LR image for {gt} in {folder}; accepted names are {stem} and {stem}x{scale}")
-        paths[gt] = path
-    return paths
+        entries[gt] = entry
+    return entries
 
 
 def means(rows: list[Row]) -> dict[str, dict[str, float]]:

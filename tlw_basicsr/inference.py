@@ -1,6 +1,7 @@
 """Super-resolution of image files of any size and kind by a trained network."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import product
 from math import lcm
 from pathlib import Path
@@ -15,11 +16,12 @@ from torch.nn import functional as F
 
 from tlw_basicsr.data.bicubic import imresize
 from tlw_basicsr.data.prepare import tile_starts
-from tlw_basicsr.errors import UserError
+from tlw_basicsr.errors import UserError, first_line
 from tlw_basicsr.options import read_options
-from tlw_basicsr.trained import device_named, input_channels, trained_network
+from tlw_basicsr.trained import completed, device_named, input_channels, trained_network
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+WIDER = {torch.float16: "; try bf16 or fp32", torch.bfloat16: "; try fp32"}
 
 
 class NetworkUpscaler:
@@ -31,7 +33,8 @@ class NetworkUpscaler:
 
     Args:
         net: SR network, in eval mode.
-        options: its options, ``{type: …, …}``; ``window_size`` and the number of channels are read from them.
+        options: its options, ``{type: …, …}``; ``window_size`` and the number of channels are read from them, or from
+            the defaults of its class.
         tile: side of a tile in LR pixels, rounded up to what the network takes; None for the whole image at once.
         overlap: of neighbouring tiles, in LR pixels, at most half the tile.
         device: to run on; results come back to the CPU.
@@ -43,7 +46,8 @@ class NetworkUpscaler:
         multiple: a side of what the network is given is a multiple of it.
 
     Raises:
-        UserError: tile and overlap don't fit, or the network does not upscale both sides by one whole number.
+        UserError: tile and overlap don't fit, the network fails on an image, or it does not upscale both sides by one
+            whole number.
     """
 
     def __init__(
@@ -64,7 +68,13 @@ class NetworkUpscaler:
         self.tile = None if tile is None else -(-tile // self.multiple) * self.multiple
         self.step = None if tile is None else max((self.tile - overlap) // self.multiple, 1) * self.multiple
         side = -(-16 // self.multiple) * self.multiple
-        height, width = self._run(torch.zeros(1, self.channels, side, side)).shape[-2:]
+        try:
+            height, width = self._run(torch.zeros(1, self.channels, side, side)).shape[-2:]
+        except Exception as error:  # a network raises what it likes
+            raise UserError(
+                f"{options['type']} fails on an image of {self.channels} channels and {side}×{side} pixels "
+                f"({first_line(error)})"
+            ) from error
         if height != width or height % side:
             raise UserError(f"{options['type']} makes {height}×{width} pixels of {side}×{side}: not one whole scale")
         self.scale = height // side
@@ -134,6 +144,7 @@ def blend_weights(length: int, overlap: int, before: bool, after: bool) -> Tenso
 
 def size_multiple(options: dict[str, Any]) -> int:
     """A side of an image for a network of these options must be a multiple of this number."""
+    options = completed(options)
     window = options.get("window_size") or 1
     unshuffle = {1: 4, 2: 2}.get(options.get("scale", 4), 1) if options["type"] == "RRDBNet" else 1
     return lcm(unshuffle, *(window if isinstance(window, (list, tuple)) else [window]))
@@ -169,7 +180,7 @@ def read_picture(path: Path) -> Picture:
     """Decode a file as BasicSR does (turned upright, palettes and CMYK to RGB), but keep alpha, 16 bits and grey.
 
     Raises:
-        UserError: it is missing, no image that can be read, or not of 8 or 16 bits.
+        UserError: it is missing, no image that can be read, one of several images, or not of 8 or 16 bits.
     """
     try:
         content = np.frombuffer(path.read_bytes(), np.uint8)
@@ -177,28 +188,42 @@ def read_picture(path: Path) -> Picture:
         if colour is None:
             raise UserError(f"{path}: not an image that can be read")
         raw = cv2.imdecode(content, cv2.IMREAD_UNCHANGED)
-        with Image.open(path) as header:
-            grey = colour.ndim == 2 or header.mode == "LA"
+        with of_any_size(), Image.open(path) as header:
+            kind, mode, frames = header.format, header.mode, getattr(header, "n_frames", 1)
             # OpenCV leaves what has alpha as it lies in the file
             turn = header.getexif().get(ExifTags.Base.Orientation, 1)
-            kind = header.format
+            clear = header.info.get("transparency")
     except FileNotFoundError:
         raise UserError(f"{path}: does not exist") from None
-    except (OSError, ValueError, SyntaxError, cv2.error, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, cv2.error) as error:
         raise UserError(f"{path}: not an image that can be read ({type(error).__name__})") from error
     if colour.dtype not in (np.uint8, np.uint16):
         raise UserError(f"{path}: its values are {colour.dtype}; accepted are 8 and 16 bits")
-    has_alpha = raw is not None and raw.ndim == 3 and raw.shape[2] == 4
-    if has_alpha and kind == "TIFF":
-        raise UserError(
-            f"{path}: a TIFF with alpha, whose colours are read multiplied by it; accepted are PNG and WebP"
-        )
-    levels = np.iinfo(colour.dtype).max
+    if frames > 1 and kind != "MPO":  # a photograph, and what the camera adds to it
+        raise UserError(f"{path}: holds {frames} images; accepted are files of one")
+    has_alpha = raw is not None and raw.ndim == 3 and raw.shape[2] == 4 and mode != "CMYK"
+    if kind == "TIFF" and (has_alpha or mode == "LA"):
+        raise UserError(f"{path}: a TIFF with alpha, which can't be read as it is meant; accepted are PNG and WebP")
+    levels = int(np.iinfo(colour.dtype).max)
+    alpha = turned(raw[..., 3], turn).astype(np.float32) / levels if has_alpha else None
+    if kind == "PNG" and colour.ndim == 2 and isinstance(clear, int):  # OpenCV knows one transparent colour, no grey
+        top = 2 ** int(content[24]) - 1  # of the file's bits
+        alpha = (colour != (clear & top) * (levels // top)).astype(np.float32)
+    grey = colour.ndim == 2 or mode == "LA" or (kind == "PNG" and content[25] == 4)  # Pillow has no LA of 16 bits
     colour = np.atleast_3d(colour)
     image = colour[..., :1] if grey else cv2.cvtColor(colour, cv2.COLOR_BGR2RGB)
     image = torch.from_numpy(image.astype(np.float32) / levels).permute(2, 0, 1)[None]
-    alpha = turned(raw[..., 3], turn).astype(np.float32) / levels if has_alpha else None
     return Picture(image, alpha, levels)
+
+
+@contextmanager
+def of_any_size() -> Iterator[None]:
+    """Let Pillow open large images too: it only reads their headers here, and OpenCV has a limit of its own."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
 
 
 def turned(image: np.ndarray, orientation: int) -> np.ndarray:
@@ -218,6 +243,9 @@ def upscale_picture(
     A grey image is given to a colour network in three equal channels, of whose results the mean is taken; a network of
     one channel is given those of a colour image one by one. Alpha is resized by MATLAB's bicubic, not by the network:
     what is opaque stays exactly so. Grey with alpha becomes BGRA, as OpenCV writes no such PNG.
+
+    Raises:
+        FloatingPointError: the network gives values that are not finite.
     """
     image = picture.image
     grey = image.shape[1] == 1
@@ -227,6 +255,9 @@ def upscale_picture(
         sr = upscale(image.expand(-1, upscale.channels, -1, -1), progress)
         sr = sr.mean(dim=1, keepdim=True) if grey else sr
     sr = sr[0].permute(1, 2, 0).numpy()
+    if not np.isfinite(sr).all():
+        name = next(name for name, dtype in DTYPES.items() if dtype == upscale.dtype)
+        raise FloatingPointError(f"values are not finite in {name}{WIDER.get(upscale.dtype, '')}")
     if picture.alpha is not None:
         alpha = imresize(np.ascontiguousarray(picture.alpha), upscale.scale)
         sr = np.dstack([*(sr[..., [0, 0, 0]] if grey else sr).transpose(2, 0, 1), alpha])

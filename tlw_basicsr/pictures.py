@@ -268,7 +268,9 @@ def spread_figure(
     down = -(-len(panels) // across)
     size = (1.5 + 3.4 * across, 0.8 + down * (0.9 + 0.3 * len(rows)))
     figure, axes = plt.subplots(down, across, figsize=size, sharey=True, squeeze=False, layout="constrained")
-    figure.suptitle(title)
+    # as wide as the title at least
+    needed = figure.suptitle(title).get_window_extent().width / figure.dpi + 0.4
+    figure.set_figwidth(max(size[0], needed))
     positions = np.arange(len(rows))
     for axis, (heading, label, values) in zip(axes.ravel(), panels, strict=False):
         for position, seeds in zip(positions, values, strict=True):

@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from tlw_basicsr.checkpoint import write_text
-from tlw_basicsr.errors import UserError
+from tlw_basicsr.errors import UserError, expanded
 from tlw_basicsr.evaluation import PROTOCOLS, Upscaler, bicubic, csv_text, evaluate, means
 from tlw_basicsr.inference import upscaler_of
 from tlw_basicsr.options import Options, check_options, force_options, read_options
@@ -151,7 +151,8 @@ def cell_options(run: Run, cell: Cell) -> Options:
     data = opt["datasets"]["train"]
     if run.train_data:
         data.update(dataroot_gt=str(run.train_data), name=run.train_data.name)
-    data["dataroot_gt"] = str(Path(data["dataroot_gt"]).expanduser().resolve())  # the training runs in run.out
+    folder = expanded(data["dataroot_gt"], "datasets.train.dataroot_gt")
+    data["dataroot_gt"] = str(folder.resolve())  # the training runs in run.out
     if not (run.data / "Set5").is_dir():
         del opt["datasets"]["val"], opt["val"]
     else:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchvision import models as tv
 
 from tlw_basicsr.checkpoint import check_values, load_file
-from tlw_basicsr.errors import UserError, first_line
+from tlw_basicsr.errors import UserError, expanded, first_line
 from tlw_basicsr.functional import at_least_fp32
 
 TRUNK_WEIGHTS = {
@@ -158,7 +158,7 @@ class SSIMDistance(FeatureDistance):
 def trunk_state(net: str, weights: str | None) -> dict[str, Tensor]:
     """State dict of torchvision's ImageNet network: from the path ``weights``, the hub's cache or a download."""
     if weights is not None:
-        return load_file(Path(weights).expanduser(), "LPIPSDistance weights")
+        return load_file(expanded(weights, "distance.weights"), "LPIPSDistance weights")
     entry = TRUNK_WEIGHTS[net]
     try:
         return entry.get_state_dict(
