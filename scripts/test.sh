@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Sets up .venv, checks the code's style and runs the tests. Arguments go to pytest.
+# Sets up .venv, checks the code's style and runs the tests, in two processes. Arguments go to pytest.
 source "$(dirname "$0")/setup_env.sh" "[test]"
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-exec .venv/bin/python -m pytest "$@"
+exec .venv/bin/python -m pytest --numprocesses 2 --dist worksteal "$@"
