@@ -153,6 +153,16 @@ def test_a_finished_training_can_be_made_longer_whenever_it_has_saved(photograph
         assert same(load_file(experiment / name, ""), load_file(whole / name, "")), name
 
 
+def test_cosine_annealing_can_not_go_on_after_its_periods(photographs, train):
+    def options(iterations):
+        cosine = {"type": "CosineAnnealingRestartLR", "periods": [iterations]}
+        return quick(photographs, train__scheduler=cosine, train__total_iter=iterations)
+
+    train(options(6))
+    with pytest.raises(UserError, match=r"train\.total_iter: the periods of train\.scheduler in .*6\.state end at 6"):
+        train(options(8), "--auto_resume")
+
+
 def test_networks_without_any_state_are_told_of(finished, photographs, train, tmp_path):
     shutil.rmtree(finished(tmp_path) / "training_states")
     experiment = train(quick(photographs), "--auto_resume")

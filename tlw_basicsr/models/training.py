@@ -322,6 +322,10 @@ class TrainingMixin(BaseModel):
             self.resume_rest(resume_state)
         except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError) as error:
             raise UserError(f"{where}: the state is damaged or of other networks ({first_line(error)})") from error
+        for scheduler in self.schedulers:  # they have the state's values
+            end = getattr(scheduler, "cumulative_period", [float("inf")])[-1]
+            if self.opt["train"]["total_iter"] > end:
+                raise UserError(f"train.total_iter: the periods of train.scheduler in {where} end at {end}")
 
     def best_of(self, saved: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         """The best results so far of the metrics of ``val.metrics``; of one that is new, or turned round, none."""
