@@ -77,6 +77,8 @@ def run(folder: str, log: str) -> None:
     from tlw_basicsr.errors import run as told
     from tlw_basicsr.pipeline import train_pipeline
 
+    # a data loader's workers are children of the training, as ordinarily: they end when it is killed
+    multiprocessing.set_start_method("fork", force=True)
     torch.set_num_threads(1)
     os.chdir(folder)
     with open(log, "a", buffering=1) as file:
