@@ -2,10 +2,10 @@
 
     python scripts/kill_test.py --kills 25 --seed 0
 
-Every iteration writes networks and a state, so that many kills land within a write; each one comes at a random moment
-after one or two further iterations. At the end the networks, EMA and the optimisers' states must be those of the
-untouched training, bit for bit. Exit code 1 if they are not, or if the kills were too few, never within a write, or not
-each followed by a resumption.
+Every iteration writes networks and a state, so that many kills land within a write: half of them come at a random moment
+after a further iteration, half within the write that follows it. At the end the networks, EMA and the optimisers' states
+must be those of the untouched training, bit for bit. Exit code 1 if they are not, or if the kills were too few, never
+within a write, or not each followed by a resumption.
 """
 
 import argparse
@@ -150,7 +150,11 @@ def kill_test(folder: Path, kills: int, seed: int, iterations: int, num_feat: in
         before = newest(states)
         while process.is_alive() and newest(states) == before:
             time.sleep(0.001)
-        process.join(generator.uniform(0, 2 * duration / iterations))
+        if generator.random() < 0.5:
+            process.join(generator.uniform(0, 2 * duration / iterations))
+        else:  # within the next write
+            while process.is_alive() and not any(ends["killed"].glob("*/.*.tmp")):
+                pass
         if not process.is_alive():
             break
         os.kill(process.pid, signal.SIGKILL)
