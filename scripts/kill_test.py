@@ -2,10 +2,10 @@
 
     python scripts/kill_test.py --kills 25 --seed 0
 
-Every iteration writes networks and a state, so that many kills land within a write: half of them come at a random moment
-after a further iteration, half within the write that follows it. At the end the networks, EMA and the optimisers' states
-must be those of the untouched training, bit for bit. Exit code 1 if they are not, or if the kills were too few, never
-within a write, or not each followed by a resumption.
+Every iteration writes networks and a state, so that many kills land within a write: half of them come at a random
+moment after a further iteration, half within the write that follows it. At the end the networks, EMA and the
+optimisers' states must be those of the untouched training, bit for bit. Exit code 1 if they are not, or if the kills
+were too few, never within a write, or not each followed by a resumption.
 """
 
 import argparse
