@@ -236,7 +236,7 @@ def test_sigterm_to_the_launcher_saves_once_and_ends_all(photographs, tmp_path):
 
 
 WORKER = """
-import sys, torch, torch.distributed as dist
+import os, sys, time, torch, torch.distributed as dist
 import tlw_basicsr, yaml
 from tlw_basicsr.models import build_model
 from tlw_basicsr.distributed import init_distributed
@@ -275,7 +275,8 @@ if rank == 0:
     torch.save(gradients, sys.argv[1] + ".pth")
 if distributed:  # a process that ends while the other one still reads from it would fail that one
     dist.barrier()
-    dist.destroy_process_group()
+    time.sleep(1)
+    os._exit(0)  # gloo's threads may abort Python's own end
 """
 
 
