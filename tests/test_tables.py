@@ -176,8 +176,8 @@ def test_the_options_data_is_found_from_the_folder_that_it_is_started_in(folders
     assert "Trained for 1 iterations on DIV2K" in (folders / "out/table_x4.md").read_text("utf-8")
 
 
-def test_an_option_that_no_training_has_seen_can_be_mended(folders, reproduce, monkeypatch):
-    """The check before the trainings is left out: a network that can't be built is seen by the training alone."""
+def test_an_option_that_no_training_has_taken_can_be_mended(folders, reproduce):
+    """That the network makes no RGB image is seen by the training alone."""
     arguments = ["--sets", "Set5", "--iters", "1", "--losses", "L1"]
     code, _, error = reproduce(*arguments, "--variant", "Odd", "L1", "network_g:num_out_ch=5")
     assert code == 2 and "Odd" in error

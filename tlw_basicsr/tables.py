@@ -250,7 +250,7 @@ def check_cell(run: Run, cell: Cell) -> None:
         UserError: something is wrong with them.
     """
     try:
-        opt = deepcopy(cell_options(run, cell))
+        opt = cell_options(run, cell)
         check_options(opt, is_train=True)
         for key, dataset in opt["datasets"].items():
             check_folders(dataset, f"datasets.{key}")

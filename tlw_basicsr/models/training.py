@@ -327,22 +327,21 @@ class TrainingMixin(BaseModel):
             if self.opt["train"]["total_iter"] > end:
                 raise UserError(f"train.total_iter: the periods of train.scheduler in {where} end at {end}")
 
-    def best_of(self, saved: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        """The best results so far of the metrics of ``val.metrics``; of one that is new, or turned round, none."""
-        results = {}
+    def resume_best(self, saved: dict[str, dict[str, Any]]) -> None:
+        """Take the best results of the metrics of ``val.metrics``; one that is new, or turned round, has none."""
+        self.best_metric_results = {}
+        if not (self.opt.get("val") or {}).get("metrics"):
+            return
         for dataset, records in saved.items():
-            results[dataset] = {}
-            for name, metric in ((self.opt.get("val") or {}).get("metrics") or {}).items():
-                better = metric.get("better", "higher")
-                none = {"better": better, "val": float("-inf" if better == "higher" else "inf"), "iter": -1}
-                record = records.get(name, none)
-                results[dataset][name] = record if record["better"] == better else none
-        return results
+            self._initialize_best_metric_results(dataset)
+            fresh = self.best_metric_results[dataset]
+            known = [name for name in fresh if name in records and records[name]["better"] == fresh[name]["better"]]
+            fresh.update({name: records[name] for name in known})
 
     def resume_rest(self, resume_state: dict[str, Any]) -> None:
         """What BasicSR's states do not hold."""
         if resume_state.get("best_metric_results"):
-            self.best_metric_results = self.best_of(resume_state["best_metric_results"])
+            self.resume_best(resume_state["best_metric_results"])
         self.amp.load_state_dict(resume_state.get("amp", {}))
         self.guard.load_state_dict(resume_state.get("guard", {}))
         for optimizer, kept in zip(self.optimizers, resume_state.get("accumulated", []), strict=False):
