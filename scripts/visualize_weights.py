@@ -29,7 +29,8 @@ from tlw_basicsr.errors import UserError, run, short
 from tlw_basicsr.functional import k_schedule
 from tlw_basicsr.inference import NetworkUpscaler
 from tlw_basicsr.models.tlw_model import TLWOptions
-from tlw_basicsr.options import FRACTION, TLW, Options, check_arguments, check_section, load_yaml, lookup, read_options
+from tlw_basicsr.kinds import FRACTION, check_section
+from tlw_basicsr.options import TLW, Options, check_arguments, load_yaml, lookup, read_options
 from tlw_basicsr.pictures import ALL, Frame, method_figure, strip_figure
 from tlw_basicsr.trained import section_of, trained_network
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import yaml
 
-from tlw_basicsr.checkpoint import is_number
 from tlw_basicsr.errors import UserError, short
+from tlw_basicsr.kinds import is_number
 from tlw_basicsr.options import load_yaml
 
 BASE_OF = {"L1Loss": "l1", "MSELoss": "mse", "CharbonnierLoss": "l1"}

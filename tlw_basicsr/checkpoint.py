@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import sys
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ import torch
 from torch.optim import Optimizer
 
 from tlw_basicsr.errors import UserError, reason_of, short
+from tlw_basicsr.kinds import is_number
 
 # ------------------------------------------------------------------------------------------------- reading
 
@@ -266,11 +266,6 @@ RANGES: dict[str, Callable[[Any], bool]] = {
     "weight_decay": lambda v: v >= 0,
     "betas": lambda v: len(v) == 2 and all(0 <= beta < 1 for beta in v),
 }
-
-
-def is_number(value: Any) -> bool:
-    """Whether ``value`` is a finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def check_optimizer_state(theirs: Any, optimizer: Optimizer, where: str) -> None:

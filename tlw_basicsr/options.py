@@ -2,7 +2,6 @@
 
 import argparse
 import ast
-import difflib
 import importlib
 import inspect
 import random
@@ -12,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args, get_origin
+from typing import Any
 
 import torch
 import yaml
@@ -27,9 +26,30 @@ from basicsr.utils.registry import (
     Registry,
 )
 
-from tlw_basicsr.checkpoint import is_number
 from tlw_basicsr.distributed import LAUNCHERS, init_distributed
 from tlw_basicsr.errors import UserError, expanded, first_line, short
+from tlw_basicsr.kinds import (
+    ANY,
+    BOOL,
+    DICT,
+    FOLDER_NAME,
+    FRACTION,
+    LIST,
+    NAMES,
+    NUMBER,
+    POSITIVE,
+    STR,
+    SUFFIX,
+    TEMPLATE,
+    Kind,
+    check_section,
+    describe_parameters,
+    is_number,
+    one_of,
+    or_none,
+    suggestion,
+    whole,
+)
 from tlw_basicsr.models.tlw_model import PRESETS, with_tlw
 
 Options = dict[str, Any]
@@ -241,92 +261,7 @@ def _complete(opt: Options, root: Path, debug: bool) -> None:
         path.update(results_root=str(results), log=str(results), visualization=str(results / "visualization"))
 
 
-# ------------------------------------------------------------------------------------------------- kinds
-
-
-class Kind(NamedTuple):
-    """What an option may be, for a person and for the check."""
-
-    text: str
-    accepts: Callable[[Any], bool]
-
-
-def _whole(minimum: int, maximum: int | None = None) -> Kind:
-    return Kind(
-        f"a whole number of at least {minimum}" + ("" if maximum is None else f" and at most {maximum:,}"),
-        lambda v: isinstance(v, int) and not isinstance(v, bool) and minimum <= v and (maximum is None or v <= maximum),
-    )
-
-
-def _one_of(*choices: Any) -> Kind:
-    return Kind("one of " + ", ".join(map(str, choices)), lambda v: v in choices)
-
-
-def _or_none(kind: Kind) -> Kind:
-    return Kind(kind.text + ", or ~", lambda v: v is None or kind.accepts(v))
-
-
-ANY = Kind("anything", lambda _: True)
-STR = Kind("text", lambda v: isinstance(v, str) and v != "")
-BOOL = Kind("true or false", lambda v: isinstance(v, bool))
-NUMBER = Kind("a number", is_number)
-POSITIVE = Kind("a number above 0", lambda v: is_number(v) and v > 0)
-NOT_NEGATIVE = Kind("a number of at least 0", lambda v: is_number(v) and v >= 0)
-FRACTION = Kind("a number in (0, 1)", lambda v: is_number(v) and 0 < v < 1)
-DICT = Kind("a section of 'key: value'", lambda v: isinstance(v, dict))
-LIST = Kind("a list", lambda v: isinstance(v, list))
-NAMES = Kind("a list of names", lambda v: isinstance(v, list) and all(isinstance(n, str) for n in v))
-FOLDER_NAME = Kind(
-    "a plain folder name, without / or ..",
-    lambda v: isinstance(v, str) and v.isprintable() and v not in ("", "..") and Path(v).name == v,
-)
-SUFFIX = Kind(
-    "text without /, or ~", lambda v: v is None or (isinstance(v, str) and v.isprintable() and not set(v) & set("/\\"))
-)
-TEMPLATE = Kind(
-    "text with one {} and no other braces",
-    lambda v: isinstance(v, str) and v.count("{}") == v.count("{") == v.count("}") == 1,
-)
-
-Schema = Mapping[str, Kind]
-
-
-def suggestion(word: str, choices: Collection[str]) -> str:
-    """`` (did you mean …?)``, or nothing."""
-    close = difflib.get_close_matches(short(word).strip("'"), sorted(map(str, choices)), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
-
-
-def check_section(
-    section: Any, where: str, schema: Schema, required: Collection[str] = (), others: Collection[str] = ()
-) -> None:
-    """Check a section of the options.
-
-    Args:
-        section: its keys and values.
-        where: its place, such as ``train.tlw``; empty for the top.
-        schema: the kinds of the known keys.
-        required: keys that must be there.
-        others: further keys, which may hold anything.
-
-    Raises:
-        UserError: a key is unknown or missing, or a value is of the wrong kind.
-    """
-    if not isinstance(section, dict):
-        raise UserError(f"{where}: expected a section of 'key: value', got {short(section)}")
-    prefix = f"{where}." if where else ""
-    for key, value in section.items():
-        if key in schema:
-            if not schema[key].accepts(value):
-                raise UserError(f"{prefix}{key}: expected {schema[key].text}, got {short(value)}")
-        elif key not in others:
-            known = sorted({*schema, *required})
-            raise UserError(
-                f"{prefix}{key}: unknown option{suggestion(key, [*known, *others])}; accepted are {', '.join(known)}"
-            )
-    for key in required:
-        if key not in section:
-            raise UserError(f"{prefix}{key}: missing; expected {schema.get(key, ANY).text}")
+# ------------------------------------------------------------------------------------------------- parts
 
 
 def lookup(registry: Registry, section: Mapping[str, Any] | None, where: str, key: str = "type") -> Callable:
@@ -370,33 +305,11 @@ def check_arguments(
         UserError: a key is no parameter, a parameter without default is missing, or a value can't be meant, going by
             the parameter's annotation or default.
     """
-    parameters = [p for p in inspect.signature(call).parameters.values() if p.name not in ("self", *extra)]
-    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    schema = dict.fromkeys(given, ANY) | {p.name: _kind_of(p) for p in named}
-    required = [p.name for p in named if p.default is p.empty]
-    others = mentioned(call) if open_ended else ()
-    check_section(section, where, schema, required, others)
-
-
-def _kind_of(parameter: inspect.Parameter) -> Kind:
-    """The kind of a parameter's values, from its annotation, else from its default."""
-    whole = Kind("a whole number", lambda v: isinstance(v, int) and not isinstance(v, bool))
-    types = {bool: BOOL, str: STR, int: whole, float: NUMBER}
-    if get_origin(parameter.annotation) is Literal:
-        return _one_of(*get_args(parameter.annotation))
-    if parameter.annotation in types:
-        return types[parameter.annotation]
-    if parameter.annotation == str | None:
-        return _or_none(STR)
-    default = parameter.default
-    if parameter.annotation is parameter.empty and type(default) in types:
-        if isinstance(default, bool):
-            return BOOL
-        # a default of 1 may well mean a float, or one for each side
-        numbers = Kind(NUMBER.text, lambda v: is_number(v) or isinstance(v, list))
-        return numbers if is_number(default) else Kind("text or ~", lambda v: v is None or isinstance(v, str))
-    return ANY
+    parameters = describe_parameters(call, extra)
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(call).parameters.values())
+    schema = dict.fromkeys(given, ANY) | {name: option.kind for name, option in parameters.items()}
+    required = [name for name, option in parameters.items() if option.default is inspect.Parameter.empty]
+    check_section(section, where, schema, required, mentioned(call) if open_ended else ())
 
 
 @cache
@@ -424,16 +337,16 @@ TOP = {
     "name": FOLDER_NAME,
     "model_type": STR,
     "base_model": STR,
-    "scale": _whole(1),
-    "num_gpu": Kind("a whole number of at least 0, or auto", lambda v: v == "auto" or _whole(0).accepts(v)),
-    "manual_seed": _or_none(_whole(0, 4_000_000_000)),  # numpy takes 2^32 - 1, a rank and a worker are added
-    "plugins": _or_none(NAMES),
+    "scale": whole(1),
+    "num_gpu": Kind("a whole number of at least 0, or auto", lambda v: v == "auto" or whole(0).accepts(v)),
+    "manual_seed": or_none(whole(0, 4_000_000_000)),  # numpy takes 2^32 - 1, a rank and a worker are added
+    "plugins": or_none(NAMES),
     "datasets": DICT,
     "path": DICT,
     "train": DICT,
-    "val": _or_none(DICT),
+    "val": or_none(DICT),
     "logger": DICT,
-    "dist_params": _or_none(DICT),
+    "dist_params": or_none(DICT),
     "find_unused_parameters": BOOL,
 }
 DATASET = {
@@ -441,53 +354,53 @@ DATASET = {
     "type": STR,
     "dataroot_gt": STR,
     "dataroot_lq": STR,
-    "meta_info_file": _or_none(STR),
+    "meta_info_file": or_none(STR),
     "io_backend": DICT,
     "filename_tmpl": STR,
-    "gt_size": _or_none(_whole(1)),
-    "mod_crop": _or_none(_whole(1)),
+    "gt_size": or_none(whole(1)),
+    "mod_crop": or_none(whole(1)),
     "quantize_lq": BOOL,
     "use_hflip": BOOL,
     "use_rot": BOOL,
     "use_shuffle": BOOL,
-    "batch_size_per_gpu": _whole(1),
-    "num_worker_per_gpu": _whole(0, 1024),
-    "dataset_enlarge_ratio": _whole(1),
-    "prefetch_mode": _or_none(_one_of("cpu", "cuda")),
-    "num_prefetch_queue": _whole(1),
+    "batch_size_per_gpu": whole(1),
+    "num_worker_per_gpu": whole(0, 1024),
+    "dataset_enlarge_ratio": whole(1),
+    "prefetch_mode": or_none(one_of("cpu", "cuda")),
+    "num_prefetch_queue": whole(1),
     "pin_memory": BOOL,
     "persistent_workers": BOOL,
-    "color": _or_none(STR),
-    "mean": _or_none(LIST),
-    "std": _or_none(LIST),
+    "color": or_none(STR),
+    "mean": or_none(LIST),
+    "std": or_none(LIST),
 }
 TRAIN = {
     "total_iter": POSITIVE,  # BasicSR writes 1e6 too
     "warmup_iter": NUMBER,
     "ema_decay": Kind("a number in [0, 1)", lambda v: is_number(v) and 0 <= v < 1),
-    "use_amp": _one_of(False, "bf16", "fp16"),
+    "use_amp": one_of(False, "bf16", "fp16"),
     "use_channels_last": BOOL,
     "use_compile": BOOL,
     "use_tf32": BOOL,
-    "accumulation_steps": _whole(1),
-    "clip_grad_norm": _or_none(POSITIVE),
-    "max_bad_steps": _whole(1),
+    "accumulation_steps": whole(1),
+    "clip_grad_norm": or_none(POSITIVE),
+    "max_bad_steps": whole(1),
     "scheduler": DICT,
-    "init_g": _one_of("default", "paper"),
-    "tlw": _or_none(DICT),
+    "init_g": one_of("default", "paper"),
+    "tlw": or_none(DICT),
     "uncertainty": DICT,
 }
 TLW = {
     "k_start": FRACTION,
     "k_end": FRACTION,
     "k_decay": POSITIVE,
-    "k_unit": _one_of("epoch", "iter"),
-    "preset": _one_of(*PRESETS),
+    "k_unit": one_of("epoch", "iter"),
+    "preset": one_of(*PRESETS),
     "importance": BOOL,
-    "weight_interval": _whole(1),
-    "use_amp": _one_of(False, "bf16"),
+    "weight_interval": whole(1),
+    "use_amp": one_of(False, "bf16"),
     "use_channels_last": BOOL,
-    "distance_chunk": _or_none(_whole(1)),
+    "distance_chunk": or_none(whole(1)),
     "sync_bn": BOOL,
 }
 VAL = {
@@ -495,16 +408,16 @@ VAL = {
     "save_img": BOOL,
     "pbar": BOOL,
     "suffix": SUFFIX,
-    "metrics": _or_none(DICT),
-    "save_best": _or_none(STR),
+    "metrics": or_none(DICT),
+    "save_best": or_none(STR),
 }
-UNCERTAINTY = {"stage_one_iter": _whole(0), "features": STR}
+UNCERTAINTY = {"stage_one_iter": whole(0), "features": STR}
 LOGGER = {
     "print_freq": POSITIVE,
     "save_checkpoint_freq": POSITIVE,
-    "keep_checkpoints": _or_none(_whole(1)),
+    "keep_checkpoints": or_none(whole(1)),
     "use_tb_logger": BOOL,
-    "wandb": _or_none(DICT),
+    "wandb": or_none(DICT),
 }
 SCHEDULERS = {
     "MultiStepLR": lr_scheduler.MultiStepRestartLR,
@@ -527,7 +440,7 @@ def check_options(opt: Options, is_train: bool) -> None:
     model = model_class(opt)
     known = mentioned(model)
     check_section(opt, "", schema, required, known)
-    check_section(opt.get("dist_params") or {}, "dist_params", {"backend": _or_none(STR), "port": _or_none(_whole(1))})
+    check_section(opt.get("dist_params") or {}, "dist_params", {"backend": or_none(STR), "port": or_none(whole(1))})
     for key in networks:
         arch = lookup(ARCH_REGISTRY, opt[key], key)
         check_arguments(opt[key], key, arch)
@@ -539,7 +452,7 @@ def check_options(opt: Options, is_train: bool) -> None:
         for name, metric in (opt["val"].get("metrics") or {}).items():
             where = f"val.metrics.{name}"
             check_arguments(metric, where, lookup(METRIC_REGISTRY, metric, where), ("type", "better"), ("img", "img2"))
-            check_section(metric, where, {"better": _one_of("higher", "lower")}, (), metric)
+            check_section(metric, where, {"better": one_of("higher", "lower")}, (), metric)
         best, metrics = opt["val"].get("save_best"), opt["val"].get("metrics") or {}
         if best and best not in metrics:
             accepted = ", ".join(map(str, metrics)) or "none"
@@ -590,17 +503,17 @@ def has_pixel_loss(model: type) -> bool:
 
 
 def _check_path(opt: Options, networks: list[str], known: Collection[str]) -> None:
-    schema = {"resume_state": _or_none(STR), "ignore_resume_networks": _or_none(NAMES)}
+    schema = {"resume_state": or_none(STR), "ignore_resume_networks": or_none(NAMES)}
     for network in networks:
         label = network.removeprefix("network_")
         schema |= {
-            f"pretrain_network_{label}": _or_none(STR),
-            f"strict_load_{label}": _or_none(BOOL),
-            f"param_key_{label}": _or_none(STR),
+            f"pretrain_network_{label}": or_none(STR),
+            f"strict_load_{label}": or_none(BOOL),
+            f"param_key_{label}": or_none(STR),
         }
-    schema |= {"strict_load": _or_none(BOOL)}
+    schema |= {"strict_load": or_none(BOOL)}
     for beginning, kind in (("pretrain_network_", STR), ("strict_load_", BOOL), ("param_key_", STR)):
-        schema |= {key: _or_none(kind) for key in known if key.startswith(beginning)}
+        schema |= {key: or_none(kind) for key in known if key.startswith(beginning)}
     check_section(opt["path"], "path", schema)
 
 
@@ -623,7 +536,7 @@ def _check_datasets(opt: Options, is_train: bool) -> None:
         schema = DATASET | ({"filename_tmpl": TEMPLATE} if kind.__module__.startswith(OURS) else {})
         check_section(dataset, where, schema, required, {*mentioned(kind), "phase", "scale"})
         if "io_backend" in dataset:
-            check_section(dataset["io_backend"], f"{where}.io_backend", {"type": _one_of("disk", "lmdb")}, ["type"])
+            check_section(dataset["io_backend"], f"{where}.io_backend", {"type": one_of("disk", "lmdb")}, ["type"])
         gt_size = dataset.get("gt_size")
         if phase == "train" and gt_size and gt_size % opt["scale"]:
             raise UserError(f"{where}.gt_size: {gt_size} is not a multiple of the scale {opt['scale']}")
@@ -646,7 +559,7 @@ def _check_train(opt: Options, model: type, known: Collection[str]) -> None:
     train = opt["train"]
     optimisers = [key for key in train if str(key).startswith("optim_")]
     losses = [key for key in train if str(key).endswith("_opt")]
-    schema = TRAIN | dict.fromkeys(optimisers, DICT) | dict.fromkeys(losses, _or_none(DICT))
+    schema = TRAIN | dict.fromkeys(optimisers, DICT) | dict.fromkeys(losses, or_none(DICT))
     check_section(train, "train", schema, ["total_iter", "optim_g", "scheduler"], known)
     for key in optimisers:
         where = f"train.{key}"

@@ -10,11 +10,12 @@ import torch
 
 from tlw_basicsr.checkpoint import check_fit, entry_of, load_file
 from tlw_basicsr.errors import UserError
-from tlw_basicsr.options import DICT, FRACTION, LIST, Kind, Options, _or_none, _whole, check_section
+from tlw_basicsr.kinds import DICT, FRACTION, LIST, Kind, check_section, or_none, whole
+from tlw_basicsr.options import Options
 from tlw_basicsr.preflight import build
 
 WHAT = "path.resume_state"
-COUNT = Kind("a whole number of at least 0", lambda v: _whole(0).accepts(v) and v < 2**60)
+COUNT = Kind("a whole number of at least 0", lambda v: whole(0).accepts(v) and v < 2**60)
 STATE = {
     "iter": COUNT,
     "epoch": COUNT,
@@ -24,17 +25,17 @@ STATE = {
     "accumulated": LIST,
     "amp": DICT,
     "guard": DICT,
-    "position": _or_none(DICT),
-    "seed": Kind("a whole number below 2³²", lambda v: _whole(0).accepts(v) and v < 2**32),
+    "position": or_none(DICT),
+    "seed": Kind("a whole number below 2³²", lambda v: whole(0).accepts(v) and v < 2**32),
     "best_metric_results": DICT,
     "tlw": DICT,
     "options": DICT,
     "version": Kind("text", lambda v: isinstance(v, str)),
 }
-POSITION = {"epoch": COUNT, "iter": COUNT, "iters_per_epoch": _whole(1)}
+POSITION = {"epoch": COUNT, "iter": COUNT, "iters_per_epoch": whole(1)}
 PARTS = {  # sections of a state
     "guard": {"skipped": COUNT, "in_row": COUNT},
-    "tlw": {"k": FRACTION, "last_e_step": _or_none(COUNT)},
+    "tlw": {"k": FRACTION, "last_e_step": or_none(COUNT)},
     "amp": {"scaler": DICT},
 }
 BEST = {

@@ -12,7 +12,8 @@ from torch import nn
 
 from tlw_basicsr.errors import UserError, expanded, short
 from tlw_basicsr.evaluation import load_network
-from tlw_basicsr.options import DICT, STR, Options, check_arguments, load_yaml, lookup, read_options
+from tlw_basicsr.kinds import DICT, STR
+from tlw_basicsr.options import Options, check_arguments, load_yaml, lookup, read_options
 from tlw_basicsr.preflight import build
 
 

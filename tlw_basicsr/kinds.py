@@ -1,0 +1,161 @@
+"""What an option may be: kinds of values, read from annotated signatures and checked in one line.
+
+A parameter that is an option says what it accepts and means where it is declared::
+
+    def __init__(self, k_start: Annotated[float, FRACTION, "k at the start of the training"] = 0.3): ...
+
+:func:`describe_parameters` reads that; the checks and the tables of the documentation are made of it.
+"""
+
+import difflib
+import inspect
+import sys
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
+
+from tlw_basicsr.errors import UserError, short
+
+
+class Kind(NamedTuple):
+    """What an option may be, for a person and for the check."""
+
+    text: str
+    accepts: Callable[[Any], bool]
+
+
+class Option(NamedTuple):
+    """A parameter that is an option: its kind, what it means, and its default (``inspect.Parameter.empty``: none)."""
+
+    kind: Kind
+    meaning: str = ""
+    default: Any = inspect.Parameter.empty
+
+
+Schema = Mapping[str, Kind]
+
+
+def is_number(value: Any) -> bool:
+    """Whether ``value`` is a finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def whole(minimum: int, maximum: int | None = None) -> Kind:
+    """A whole number of at least ``minimum``."""
+    return Kind(
+        f"a whole number of at least {minimum}" + ("" if maximum is None else f" and at most {maximum:,}"),
+        lambda v: isinstance(v, int) and not isinstance(v, bool) and minimum <= v and (maximum is None or v <= maximum),
+    )
+
+
+def one_of(*choices: Any) -> Kind:
+    """One of some values; 1 is not True."""
+    return Kind(
+        "one of " + ", ".join(str(c).lower() if isinstance(c, bool) else str(c) for c in choices),
+        lambda v: any(type(v) is type(c) and v == c for c in choices),
+    )
+
+
+def or_none(kind: Kind) -> Kind:
+    """``kind``, or ``~``."""
+    return Kind(kind.text + ", or ~", lambda v: v is None or kind.accepts(v))
+
+
+ANY = Kind("anything", lambda _: True)
+STR = Kind("text", lambda v: isinstance(v, str) and v != "")
+BOOL = Kind("true or false", lambda v: isinstance(v, bool))
+WHOLE = Kind("a whole number", lambda v: isinstance(v, int) and not isinstance(v, bool))
+NUMBER = Kind("a number", is_number)
+POSITIVE = Kind("a number above 0", lambda v: is_number(v) and v > 0)
+NOT_NEGATIVE = Kind("a number of at least 0", lambda v: is_number(v) and v >= 0)
+FRACTION = Kind("a number in (0, 1)", lambda v: is_number(v) and 0 < v < 1)
+DICT = Kind("a section of 'key: value'", lambda v: isinstance(v, dict))
+LIST = Kind("a list", lambda v: isinstance(v, list))
+NAMES = Kind("a list of names", lambda v: isinstance(v, list) and all(isinstance(n, str) for n in v))
+FOLDER_NAME = Kind(
+    "a plain folder name, without / or ..",
+    lambda v: isinstance(v, str) and v.isprintable() and v not in ("", "..") and Path(v).name == v,
+)
+SUFFIX = Kind(
+    "text without /, or ~", lambda v: v is None or (isinstance(v, str) and v.isprintable() and not set(v) & set("/\\"))
+)
+TEMPLATE = Kind(
+    "text with one {} and no other braces",
+    lambda v: isinstance(v, str) and v.count("{}") == v.count("{") == v.count("}") == 1,
+)
+
+
+def suggestion(word: Any, choices: Collection[Any]) -> str:
+    """`` (did you mean …?)``, or nothing."""
+    close = difflib.get_close_matches(short(word).strip("'"), sorted(map(str, choices)), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def check_section(
+    section: Any, where: str, schema: Schema, required: Collection[str] = (), others: Collection[str] = ()
+) -> None:
+    """Check a section of the options.
+
+    Args:
+        section: its keys and values.
+        where: its place, such as ``train.tlw``; empty for the top.
+        schema: the kinds of the known keys.
+        required: keys that must be there.
+        others: further keys, which may hold anything.
+
+    Raises:
+        UserError: a key is unknown or missing, or a value is of the wrong kind.
+    """
+    if not isinstance(section, dict):
+        raise UserError(f"{where}: expected a section of 'key: value', got {short(section)}")
+    prefix = f"{where}." if where else ""
+    for key, value in section.items():
+        if key in schema:
+            if not schema[key].accepts(value):
+                raise UserError(f"{prefix}{key}: expected {schema[key].text}, got {short(value)}")
+        elif key not in others:
+            known = sorted({*schema, *required})
+            raise UserError(
+                f"{prefix}{key}: unknown option{suggestion(key, [*known, *others])}; accepted are {', '.join(known)}"
+            )
+    for key in required:
+        if key not in section:
+            raise UserError(f"{prefix}{key}: missing; expected {schema.get(key, ANY).text}")
+
+
+def describe_parameters(call: Callable, without: Collection[str] = ()) -> dict[str, Option]:
+    """The options that are parameters of ``call``, a class or function, in their order; not ``*args`` and ``**kwargs``.
+
+    Args:
+        call: whose signature is read.
+        without: parameters that are not options.
+    """
+    parameters = inspect.signature(call).parameters.values()
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    return {p.name: _describe(p) for p in named if p.name not in ("self", *without)}
+
+
+def _describe(parameter: inspect.Parameter) -> Option:
+    annotation, facts = parameter.annotation, ()
+    if get_origin(annotation) is Annotated:
+        annotation, *facts = get_args(annotation)
+    kind = next((fact for fact in facts if isinstance(fact, Kind)), None) or _kind_of(annotation, parameter.default)
+    return Option(kind, next((fact for fact in facts if isinstance(fact, str)), ""), parameter.default)
+
+
+def _kind_of(annotation: Any, default: Any) -> Kind:
+    """The kind of a parameter's values, from its annotation, else from its default."""
+    types = {bool: BOOL, str: STR, int: WHOLE, float: NUMBER}
+    if get_origin(annotation) is Literal:
+        return one_of(*get_args(annotation))
+    if annotation in types:
+        return types[annotation]
+    if annotation == str | None:
+        return or_none(STR)
+    if annotation is inspect.Parameter.empty and type(default) in types:
+        if isinstance(default, bool):
+            return BOOL
+        # a default of 1 may well mean a float, or one for each side
+        numbers = Kind(NUMBER.text, lambda v: is_number(v) or isinstance(v, list))
+        return numbers if is_number(default) else Kind("text or ~", lambda v: v is None or isinstance(v, str))
+    return ANY
