@@ -3,6 +3,11 @@
 Importing the package registers its networks, losses, data sets and models with BasicSR.
 """
 
+from importlib.util import find_spec
+
+if find_spec("basicsr") is None:
+    raise ImportError("BasicSR is not installed in this environment; run: tlw-setup")
+
 from tlw_basicsr import compat  # noqa: I001  mends basicsr's imports, so it comes first
 
 from tlw_basicsr.archs.sr_archs import TLWHAT, TLWRCAN, TLWVDSR, UncertaintyHead
@@ -29,7 +34,7 @@ from tlw_basicsr.metrics import paper_metrics  # noqa: F401  registers the metri
 from tlw_basicsr.models.tlw_model import TLWMixin, TLWModel, with_tlw
 from tlw_basicsr.models.uncertainty_model import UncertaintyModel
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "TLWHAT",
