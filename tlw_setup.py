@@ -1,8 +1,8 @@
 """Install BasicSR 1.4.2 into this environment: ``tlw-setup``.
 
-Its source distribution asks for PyTorch once more only to be built, and fails to build on Python 3.13 and later: its
-``setup.py`` executes a file within a function and expects the new names among ``locals()``. Here it is built with what is
-installed already, and with an ``exec`` that does so. Nothing of BasicSR is changed.
+Its source distribution asks for PyTorch once more, only to be built, and fails to build on Python 3.13 and later:
+``setup.py`` executes a file within a function and expects the new names among ``locals()``. Here it is built with what
+is installed already, and with an ``exec`` that does so. Nothing of BasicSR is changed.
 """
 
 import importlib.util

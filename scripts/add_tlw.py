@@ -1,37 +1,6 @@
-"""Turn a BasicSR training YAML into its TLW version: ``python scripts/add_tlw.py IN.yml OUT.yml``.
+"""``tlw add``, where users of BasicSR look for it."""
 
-Comments and order stay. A file with TLW comes out as it is. The pixel loss (L1Loss, MSELoss or CharbonnierLoss)
-becomes TLWLoss, with the paper's distance and a schedule of k over the whole training.
-"""
-
-import argparse
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import tlw_basicsr  # noqa: F401  comes first, see its compat.py
-from tlw_basicsr.add_tlw import add_tlw
-from tlw_basicsr.checkpoint import write_text
-from tlw_basicsr.errors import UserError, run
-
-
-def main() -> None:
-    """Parse the arguments, rewrite the file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("input", type=Path, metavar="IN.yml", help="BasicSR training YAML")
-    parser.add_argument("output", type=Path, metavar="OUT.yml", help="file to write; may be IN.yml")
-    args = parser.parse_args()
-    try:
-        text = args.input.read_bytes().decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{args.input}: can't be read as text ({type(error).__name__})") from error
-    new = add_tlw(text, str(args.input))
-    if args.output.exists() and not args.output.is_file():
-        raise UserError(f"{args.output}: is no file that can be written")
-    write_text(new, args.output.resolve())  # not in place of a link; whole or not at all, since it may be IN.yml
-    print(f"{args.output}: {'has TLW already' if new == text else 'TLW added'}")
-
+from tlw_basicsr.cli import run_command
 
 if __name__ == "__main__":
-    run(main)
+    run_command("add")

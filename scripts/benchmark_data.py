@@ -5,19 +5,16 @@ python scripts/benchmark_data.py --gt datasets/DIV2K/tiles512/HR --gt-size 192 -
 
 import argparse
 import json
-import sys
 import time
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import tlw_basicsr  # noqa: I001, F401  comes first, see its compat.py
 import numpy as np
 import torch
 from basicsr.utils.matlab_functions import imresize as basicsr_imresize
 
+import tlw_basicsr  # noqa: F401  comes first, see its compat.py
 from tlw_basicsr import BicubicSRDataset, imresize
 from tlw_basicsr.errors import UserError, run
 

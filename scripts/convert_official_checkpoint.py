@@ -1,42 +1,6 @@
-"""Convert a published checkpoint of arXiv:2301.10575 to BasicSR's format.
+"""``tlw convert``, where users of BasicSR look for it."""
 
-python scripts/convert_official_checkpoint.py SRModel_tlw1_best.pth EDSR_L1TLW_x4.pth --net edsr --scale 4
-
-writes EDSR_L1TLW_x4.pth as {'params': …} and EDSR_L1TLW_x4.yml with the network's options. For scripts/evaluate.py:
---opt EDSR_L1TLW_x4.yml --checkpoint EDSR_L1TLW_x4.pth.
-"""
-
-import argparse
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import tlw_basicsr  # noqa: F401  comes first, see its compat.py
-from tlw_basicsr.convert import PUBLISHED, convert_file
-from tlw_basicsr.errors import UserError, run
-
-
-def main() -> None:
-    """Parse the arguments and convert."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", metavar="IN.pth", type=Path, help="the published file")
-    parser.add_argument("target", metavar="OUT.pth", type=Path, help="the file to write; OUT.yml goes beside it")
-    parser.add_argument("--net", required=True, choices=list(PUBLISHED))
-    parser.add_argument(
-        "--scale",
-        type=int,
-        help="needed but for hat (×4 only) and weight (has none). A file of vdsr does not tell its scale: a wrong one "
-        "is not noticed",
-    )
-    args = parser.parse_args()
-    if args.target.suffix != ".pth":
-        raise UserError(f"OUT.pth: {args.target} must end in .pth")
-    if args.source.resolve() == args.target.resolve():
-        raise UserError(f"OUT.pth: {args.target} is IN.pth; name another file")
-    options = convert_file(args.source, args.target, args.net, args.scale)
-    print(f"Written: {args.target}, {options}")
-
+from tlw_basicsr.cli import run_command
 
 if __name__ == "__main__":
-    run(main)
+    run_command("convert")

@@ -1,49 +1,6 @@
-"""Export a trained network: NAME.onnx, checked by onnxruntime, and NAME.safetensors. Example:
+"""``tlw export``, where users of BasicSR look for it."""
 
-  python scripts/export.py net.onnx net.safetensors --opt options/test/EDSR/test_EDSR_L1TLW_x4.yml
-
-Both say in their metadata what the network is. Needed for it: pip install '.[export]'
-"""
-
-import argparse
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import tlw_basicsr  # noqa: F401  comes first, see its compat.py
-from tlw_basicsr.errors import UserError, run
-from tlw_basicsr.export import NEEDED, check_installed, export_onnx, export_safetensors
-from tlw_basicsr.trained import add_network_arguments, sr_network
-
-
-def main() -> None:
-    """Parse the arguments, write the files."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", nargs="+", type=Path, help="files to write, .onnx or .safetensors")
-    add_network_arguments(parser)
-    parser.add_argument(
-        "--size",
-        type=int,
-        nargs=2,
-        metavar=("HEIGHT", "WIDTH"),
-        help="ONNX for LR images of this size only, one a time",
-    )
-    args = parser.parse_args()
-    for path in args.out:
-        if path.suffix.lower() not in NEEDED:
-            raise UserError(f"{path}: unknown kind of file; accepted are names that end in {' or '.join(NEEDED)}")
-        check_installed(path.suffix.lower())
-    net, options = sr_network(args)
-    for path in args.out:
-        if path.suffix.lower() == ".onnx":
-            difference = export_onnx(net, options, path, args.size and tuple(args.size))
-            sizes = f"images of {args.size[0]}×{args.size[1]}, one at a time" if args.size else "any batch and size"
-            print(f"{path}: for {sizes}; differs by {difference:.1e} from the network")
-        else:
-            export_safetensors(net, options, path)
-            print(f"{path}: {sum(p.numel() for p in net.parameters()):,} parameters")
-
+from tlw_basicsr.cli import run_command
 
 if __name__ == "__main__":
-    run(main)
+    run_command("export")

@@ -20,6 +20,7 @@ from tests.conftest import ROOT, photograph
 from tests.test_pipeline import same
 from tlw_basicsr import UserError
 from tlw_basicsr.checkpoint import load_file
+from tlw_basicsr.commands.tables import cells_of, parse
 from tlw_basicsr.tables import Cell, Run, Variant, cell_options, first_difference, latex, markdown, table_rows
 
 FORCED = [
@@ -194,18 +195,15 @@ def test_an_unusable_test_set_is_told_before_the_trainings(folders, reproduce):
     assert not (folders / "out/experiments").exists()
 
 
-def test_a_loss_that_a_network_does_not_have_is_left_out(capsys, monkeypatch):
-    script = runpy.run_path(str(ROOT / "scripts/reproduce_tables.py"))
-    monkeypatch.setattr(
-        sys, "argv", ["", "--losses", "L1", "MSE", "L1", "--networks", "EDSR", "HAT", "--scales", "2", "4"]
-    )
-    cells = script["cells_of"](script["parse"](), ROOT / "options/train")
+def test_a_loss_that_a_network_does_not_have_is_left_out(capsys):
+    arguments = ["--losses", "L1", "MSE", "L1", "--networks", "EDSR", "HAT", "--scales", "2", "4"]
+    cells = cells_of(parse(arguments), ROOT / "options/train")
     assert [cell.name for cell in cells] == [
         *("EDSR_L1_x2_seed0", "EDSR_MSE_x2_seed0", "EDSR_L1_x4_seed0", "EDSR_MSE_x4_seed0", "HAT_L1_x4_seed0")
     ]
     assert "Left out, no options file: HAT ×4 with MSE" in capsys.readouterr().out
-    monkeypatch.setattr(sys, "argv", [""])  # the paper's comparison: 3 networks × 3 scales × 4 losses, and HAT's 3
-    cells = script["cells_of"](script["parse"](), ROOT / "options/train")
+    # the paper's comparison: 3 networks × 3 scales × 4 losses, and HAT's 3
+    cells = cells_of(parse([]), ROOT / "options/train")
     assert len([cell for cell in cells if cell.variant.name != "L1Uncertainty"]) == 3 * 3 * 4 + 2
     assert len([cell for cell in cells if cell.network == "HAT"]) == 3
 

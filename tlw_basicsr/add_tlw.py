@@ -184,3 +184,9 @@ class _Document:
         line_start = self.text.rfind("\n", 0, start) + 1
         line_end = self.text.find("\n", end)
         return line_start, len(self.text) if line_end < 0 else line_end + 1, ""
+
+
+if __name__ == "__main__":
+    from tlw_basicsr.cli import run_command
+
+    run_command("add")

@@ -175,3 +175,9 @@ def convert_file(source: Path, target: Path, net: str, scale: int | None = None)
         save_file({"params": state}, target)
     write_text(text + yaml.safe_dump({section: options}, sort_keys=False), options_path)
     return options_path
+
+
+if __name__ == "__main__":
+    from tlw_basicsr.cli import run_command
+
+    run_command("convert")

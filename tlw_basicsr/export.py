@@ -120,3 +120,9 @@ def _onnx_bytes(net: nn.Module, image: Tensor, dynamic: bool, about: dict[str, s
     for key, value in about.items():
         model.metadata_props.add(key=key, value=value)
     return model.SerializeToString()
+
+
+if __name__ == "__main__":
+    from tlw_basicsr.cli import run_command
+
+    run_command("export")

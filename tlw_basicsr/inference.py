@@ -266,3 +266,9 @@ def upscale_picture(
     if sr.shape[2] == 1:
         return sr[..., 0]
     return cv2.cvtColor(sr, cv2.COLOR_RGB2BGR if sr.shape[2] == 3 else cv2.COLOR_RGBA2BGRA)
+
+
+if __name__ == "__main__":
+    from tlw_basicsr.cli import run_command
+
+    run_command("infer")

@@ -182,8 +182,12 @@ def parse_options(root_path: str, is_train: bool = True, argv: list[str] | None 
     Raises:
         UserError: see :func:`check_options`.
     """
-    parser = argparse.ArgumentParser(description="Train or test a BasicSR model, with or without TLW.")
-    parser.add_argument("-opt", required=True, help="path to the option YAML file")
+    name = "train" if is_train else "test"
+    parser = argparse.ArgumentParser(
+        prog=f"tlw {name}",
+        description=f"{name.capitalize()} a BasicSR model, with or without TLW. Example: tlw {name} FILE.yml",
+    )
+    parser.add_argument("-opt", required=True, metavar="FILE", help="the option YAML file; may be given without -opt")
     parser.add_argument("--launcher", choices=LAUNCHERS, default="none", help="job launcher")
     parser.add_argument("--auto_resume", action="store_true", help="resume from the newest training state")
     parser.add_argument("--debug", action="store_true", help="log every iteration, validate and save every 8th")

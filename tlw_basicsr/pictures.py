@@ -289,3 +289,9 @@ def spread_figure(
     for axis in axes.ravel()[len(panels) :]:
         axis.set_visible(False)
     save(figure, path)
+
+
+if __name__ == "__main__":
+    from tlw_basicsr.cli import run_command
+
+    run_command("weights")

@@ -574,3 +574,9 @@ def write_tables(run: Run, cells: Sequence[Cell], scale: int) -> list[Path]:
         paths.append(run.out / f"table_x{scale}.{suffix}")
         write_text(text, paths[-1])
     return paths + plot(run, rows, scale)
+
+
+if __name__ == "__main__":
+    from tlw_basicsr.cli import run_command
+
+    run_command("tables")

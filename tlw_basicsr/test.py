@@ -1,9 +1,10 @@
-"""Test by a BasicSR YAML: ``python -m tlw_basicsr.test -opt FILE``.
+"""Test by a BasicSR YAML: ``tlw test FILE``, or ``python -m tlw_basicsr.test -opt FILE``.
 
 ``results/`` is made in the folder that it is started from.
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 if not __package__:  # run as a file: make the package importable, and its modules not top-level ones
@@ -13,10 +14,11 @@ from tlw_basicsr.errors import run
 from tlw_basicsr.pipeline import test_pipeline
 
 
-def main() -> None:
-    """Entry point."""
-    run(lambda: test_pipeline(str(Path.cwd())))
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point; a first argument without a hyphen is the YAML, as with ``-opt``."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    test_pipeline(str(Path.cwd()), ["-opt", *words] if words and not words[0].startswith("-") else words)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

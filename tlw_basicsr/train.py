@@ -1,9 +1,10 @@
-"""Train by a BasicSR YAML: ``python -m tlw_basicsr.train -opt FILE``.
+"""Train by a BasicSR YAML: ``tlw train FILE``, or ``python -m tlw_basicsr.train -opt FILE``.
 
 ``experiments/`` is made in the folder that it is started from.
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 if not __package__:  # run as a file: make the package importable, and its modules not top-level ones
@@ -13,10 +14,11 @@ from tlw_basicsr.errors import run
 from tlw_basicsr.pipeline import train_pipeline
 
 
-def main() -> None:
-    """Entry point."""
-    run(lambda: train_pipeline(str(Path.cwd())))
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point; a first argument without a hyphen is the YAML, as with ``-opt``."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    train_pipeline(str(Path.cwd()), ["-opt", *words] if words and not words[0].startswith("-") else words)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -244,3 +244,9 @@ def _check_places(out: Path, folders: list[str]) -> None:
             raise UserError(f"--out: {folder} is no folder; delete it or choose another folder")
     if (out / "meta_info.txt").is_dir():
         raise UserError(f"--out: {out / 'meta_info.txt'} is a folder; delete it or choose another folder")
+
+
+if __name__ == "__main__":
+    from tlw_basicsr.cli import run_command
+
+    run_command("prepare")

@@ -1,0 +1,101 @@
+"""``tlw``: every command, from every place that it is called from."""
+
+import re
+import runpy
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+from tlw_basicsr import __version__, cli
+
+SCRIPTS = {path.name: path for path in sorted((ROOT / "scripts").glob("*.py")) if "cli import" in path.read_text()}
+
+
+def call(monkeypatch, capfd, function, *arguments):
+    """Exit code, stdout and stderr."""
+    monkeypatch.setattr(sys, "argv", ["tlw", *arguments])
+    monkeypatch.setenv("COLUMNS", "100")
+    try:
+        function()
+        code = 0
+    except SystemExit as end:
+        code = end.code or 0
+    return code, *capfd.readouterr()
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_the_help_of_a_command_fits_a_screen_and_has_an_example(monkeypatch, capfd, name):
+    code, out, _ = call(monkeypatch, capfd, cli.main, name, "--help")
+    assert code == 0
+    assert f"tlw {name} " in out.split("\n\n", 1)[1]  # behind the usage
+    assert len(out.splitlines()) <= 50
+    assert max(map(len, out.splitlines())) <= 120
+
+
+def test_the_list_of_commands_and_the_version(monkeypatch, capfd):
+    code, out, _ = call(monkeypatch, capfd, cli.main)
+    assert code == 0
+    assert re.findall(r"^  (\w+)  ", out, re.MULTILINE) == list(cli.COMMANDS)
+    assert call(monkeypatch, capfd, cli.main, "--version")[1] == f"{__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trian"], "error: tlw trian: unknown command; did you mean train?\n"),
+        (["xyz"], "error: tlw xyz: unknown command; accepted are quickstart, prepare, "),
+    ],
+)
+def test_an_unknown_command_is_one_line(monkeypatch, capfd, words, message):
+    code, _, err = call(monkeypatch, capfd, cli.main, *words)
+    assert code == 2 and err.startswith(message) and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_is_a_command(monkeypatch, capfd, name):
+    code, out, _ = call(monkeypatch, capfd, lambda: runpy.run_path(str(SCRIPTS[name]), run_name="__main__"), "--help")
+    assert code == 0 and out.startswith("usage: tlw ")
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        *(
+            f".{name}"
+            for name in [
+                "train",
+                "test",
+                "add_tlw",
+                "convert",
+                "evaluation",
+                "export",
+                "inference",
+                "tables",
+                "pictures",
+                "data.prepare",
+            ]
+        ),
+    ],
+)
+def test_a_module_that_can_be_run_does_the_work(monkeypatch, capfd, name):
+    """``python -m tlw_basicsr.inference`` is ``tlw infer``, and does not end silently."""
+    code, out, _ = call(
+        monkeypatch,
+        capfd,
+        lambda: runpy.run_module(f"tlw_basicsr{name}", run_name="__main__", alter_sys=True),
+        "--help",
+    )
+    assert code == 0 and out.startswith("usage: tlw ")
+
+
+def test_wherever_it_is_started_from(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "tlw_basicsr", "convert", "none.pth", "out.pth", "--net", "hat"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: IN.pth: none.pth") and done.stderr.count("\n") == 1

@@ -1,0 +1,64 @@
+"""``tlw``, also ``python -m tlw_basicsr``: the programs of this package as one command."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib import import_module
+
+from tlw_basicsr import __version__
+from tlw_basicsr.errors import UserError, run
+
+COMMANDS = {  # name: (module with the main function, what it does)
+    "quickstart": ("tlw_basicsr.commands.quickstart", "train a small network with L1 and with TLW, and compare them"),
+    "prepare": ("tlw_basicsr.commands.prepare", "cut HR images into tiles; make LR images, LMDBs, meta_info.txt"),
+    "add": ("tlw_basicsr.commands.add", "write TLW into a BasicSR training YAML that you have"),
+    "train": ("tlw_basicsr.train", "train by a YAML"),
+    "test": ("tlw_basicsr.test", "test by a YAML"),
+    "weights": ("tlw_basicsr.commands.weights", "draw what the weighting network has learned"),
+    "infer": ("tlw_basicsr.commands.infer", "upscale images"),
+    "evaluate": ("tlw_basicsr.commands.evaluate", "measure a network, or bicubic, on a folder of HR images"),
+    "tables": ("tlw_basicsr.commands.tables", "train and measure the paper's comparison, and write its tables"),
+    "export": ("tlw_basicsr.commands.export", "write ONNX and safetensors"),
+    "convert": ("tlw_basicsr.commands.convert", "read the paper's published checkpoints"),
+}
+HELP = """usage: tlw COMMAND …
+
+Trainable Loss Weights for super-resolution, version {version}.
+
+{commands}
+
+tlw COMMAND --help shows the arguments of a command and an example. To begin:
+  tlw quickstart"""
+
+
+def parser_of(name: str, text: str | None) -> argparse.ArgumentParser:
+    """The parser of ``tlw NAME``, with a text that keeps its lines."""
+    return argparse.ArgumentParser(
+        prog=f"tlw {name}", description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command that the arguments name."""
+    name, *rest = [*(sys.argv[1:] if argv is None else argv)] or ["--help"]
+    if name in ("-h", "--help"):
+        lines = "\n".join(f"  {command:10}  {text}" for command, (_, text) in COMMANDS.items())
+        print(HELP.format(version=__version__, commands=lines))
+    elif name == "--version":
+        print(__version__)
+    else:
+        run_command(name, rest)
+
+
+def run_command(name: str, argv: Sequence[str] | None = None) -> None:
+    """Run one command with its own arguments, ``sys.argv[1:]`` if None; see :func:`tlw_basicsr.errors.run`."""
+
+    def execute() -> None:
+        if name not in COMMANDS:
+            near = get_close_matches(name, COMMANDS, 1)
+            hint = f"did you mean {near[0]}?" if near else f"accepted are {', '.join(COMMANDS)}"
+            raise UserError(f"tlw {name}: unknown command; {hint}")
+        import_module(COMMANDS[name][0]).main(argv)
+
+    run(execute)

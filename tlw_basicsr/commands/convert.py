@@ -1,0 +1,35 @@
+"""Convert a published checkpoint of arXiv:2301.10575 to BasicSR's format.
+
+tlw convert SRModel_tlw1_best.pth EDSR_L1TLW_x4.pth --net edsr --scale 4
+
+writes EDSR_L1TLW_x4.pth as {'params': …} and EDSR_L1TLW_x4.yml with the network's options. For ``tlw evaluate``:
+--opt EDSR_L1TLW_x4.yml --checkpoint EDSR_L1TLW_x4.pth.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tlw_basicsr.cli import parser_of
+from tlw_basicsr.convert import PUBLISHED, convert_file
+from tlw_basicsr.errors import UserError
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the arguments and convert."""
+    parser = parser_of("convert", __doc__)
+    parser.add_argument("source", metavar="IN.pth", type=Path, help="the published file")
+    parser.add_argument("target", metavar="OUT.pth", type=Path, help="the file to write; OUT.yml goes beside it")
+    parser.add_argument("--net", required=True, choices=list(PUBLISHED))
+    parser.add_argument(
+        "--scale",
+        type=int,
+        help="needed but for hat (×4 only) and weight (has none). A file of vdsr does not tell its scale: a wrong one "
+        "is not noticed",
+    )
+    args = parser.parse_args(argv)
+    if args.target.suffix != ".pth":
+        raise UserError(f"OUT.pth: {args.target} must end in .pth")
+    if args.source.resolve() == args.target.resolve():
+        raise UserError(f"OUT.pth: {args.target} is IN.pth; name another file")
+    options = convert_file(args.source, args.target, args.net, args.scale)
+    print(f"Written: {args.target}, {options}")

@@ -1,0 +1,83 @@
+"""Measure a trained network, or bicubic, on a folder of HR images.
+
+tlw evaluate --gt datasets/Set5 --scale 4 --bicubic
+tlw evaluate --gt datasets/Set5 --scale 4 --opt options/train/EDSR/train_EDSR_L1TLW_x4.yml \\
+    --checkpoint experiments/train_EDSR_L1TLW_x4/models/net_g_best.pth --lpips --csv set5.csv
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tlw_basicsr.checkpoint import write_text
+from tlw_basicsr.cli import parser_of
+from tlw_basicsr.errors import UserError
+from tlw_basicsr.evaluation import PROTOCOLS, Upscaler, bicubic, csv_text, evaluate, means
+from tlw_basicsr.inference import upscaler_of
+
+
+def upscalers(args: argparse.Namespace, protocols: list[str]) -> dict[str, Upscaler]:
+    """Bicubic or the network, for each protocol."""
+    if args.bicubic:
+        return {name: bicubic(args.scale, PROTOCOLS[name].quantize) for name in protocols}
+    upscale = upscaler_of(args.opt, args.checkpoint, args.scale, args.param_key, args.device)
+    return dict.fromkeys(protocols, upscale)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the arguments, measure, print and write."""
+    parser = parser_of("evaluate", __doc__)
+    parser.add_argument("--gt", type=Path, required=True, help="folder of HR images")
+    parser.add_argument("--scale", type=int, required=True)
+    parser.add_argument("--lq", type=Path, help="folder of LR images, for the field's protocol; default: made from HR")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--bicubic", action="store_true", help="measure bicubic upscaling")
+    what.add_argument("--opt", type=Path, help="YAML with network_g")
+    parser.add_argument("--checkpoint", type=Path, help="the network, with --opt")
+    parser.add_argument(
+        "--param_key", choices=("params", "params_ema"), default="params", help="entry of the checkpoint (params)"
+    )
+    parser.add_argument(
+        "--protocol", choices=[*PROTOCOLS, "both"], help="default: both, with --lq the field's (BasicSR's)"
+    )
+    parser.add_argument("--lpips", action="store_true", help="also LPIPS of VGG and AlexNet; needs their weights")
+    parser.add_argument("--perceptual", action="store_true", help="also GMSD, HaarPSI and VIF, which need no weights")
+    parser.add_argument("--grey-as-y", action="store_true", help="take the levels of a grey HR image as Y (field)")
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, …")
+    parser.add_argument("--csv", type=Path, help="write the values of every image")
+    parser.add_argument("--json", type=Path, help="write the means")
+    args = parser.parse_args(argv)
+    if not 1 <= args.scale <= 8:
+        raise UserError(f"--scale: expected 1 to 8, got {args.scale}")
+    if args.opt and not args.checkpoint:
+        raise UserError("--checkpoint: missing; --opt needs the network's file")
+    if args.bicubic and args.checkpoint:
+        raise UserError("--checkpoint: not with --bicubic; give --opt to measure a network")
+    for option, path in (("--csv", args.csv), ("--json", args.json)):
+        if path and (path.is_dir() or not path.parent.is_dir()):
+            raise UserError(f"{option}: {path} can't be written; expected a file in a folder that exists")
+    if args.lq and args.protocol in ("paper", "both"):
+        raise UserError(f"--protocol {args.protocol}: the paper's protocol makes LR from HR; leave --lq out")
+    chosen = args.protocol or ("field" if args.lq else "both")
+    protocols = list(PROTOCOLS) if chosen == "both" else [chosen]
+    rows = evaluate(
+        upscalers(args, protocols),
+        args.gt,
+        args.scale,
+        lq_folder=args.lq,
+        with_lpips=args.lpips,
+        with_perceptual=args.perceptual,
+        grey_as_y=args.grey_as_y,
+        progress=sys.stderr.isatty(),
+    )
+    result = means(rows)
+    images = len(rows) // len(protocols)
+    print(f"{args.gt.name}, ×{args.scale}, {'bicubic' if args.bicubic else args.checkpoint}, mean of {images} images\n")
+    for name, values in result.items():
+        print(f"{name}: " + ", ".join(f"{metric} {value:.6g}" for metric, value in values.items()))
+    if args.csv:
+        write_text(csv_text(rows), args.csv)
+    if args.json:
+        write_text(json.dumps(result, indent=2), args.json)

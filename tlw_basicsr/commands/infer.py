@@ -1,0 +1,109 @@
+"""Upscale images by a trained network: files, folders and globs.
+
+  tlw infer photo.jpg folder 'more/*.png' --opt TRAINING.yml --out results/inference
+
+Results are PNG files of the name of the image and --suffix. 16 bits, alpha (by bicubic) and grey stay; an image that
+can't be read or whose result would replace an input is skipped. Exit code: 0 all done, 1 some skipped, 2 wrong usage.
+"""
+
+import glob
+import os
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from tlw_basicsr.cli import parser_of
+from tlw_basicsr.data.images import SUFFIXES
+from tlw_basicsr.data.prepare import write_image
+from tlw_basicsr.errors import UserError, first_line, reason_of
+from tlw_basicsr.inference import DTYPES, NetworkUpscaler, read_picture, upscale_picture
+from tlw_basicsr.trained import add_network_arguments, device_named, sr_network
+
+
+def images_of(source: str) -> list[Path]:
+    """The images that an argument names: a file, those of a folder, or those of a glob; sorted.
+
+    Raises:
+        UserError: there is none, or they can't be looked for.
+    """
+    try:
+        path = Path(source).expanduser()
+        if path.is_dir():
+            found = [p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and is_file(p)]
+        elif path.exists():
+            found = [path]
+        else:
+            found = [p for p in map(Path, glob.glob(str(path), recursive=True)) if is_file(p)]  # noqa: PTH207, may be absolute
+    except (OSError, RuntimeError) as error:  # no permission, too long, the home of nobody
+        raise UserError(f"{source}: can't be read ({reason_of(error)})") from error
+    if not found:
+        kind = "has no image" if path.is_dir() else "does not exist"
+        raise UserError(f"{source}: {kind}")
+    return sorted(found)
+
+
+def is_file(path: Path) -> bool:
+    """Whether it is a file, or a link to nothing or to what can't be reached: reading it tells that in a line."""
+    return os.path.isfile(path) or not os.path.exists(path)  # noqa: PTH110, PTH113, pathlib's raise
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the arguments, upscale one image after the other."""
+    parser = parser_of("infer", __doc__)
+    parser.add_argument("inputs", nargs="+", help="images, folders of images, or globs ('**' goes into folders)")
+    add_network_arguments(parser)
+    parser.add_argument("--out", type=Path, default=Path("results/inference"), help="folder; default results/inference")
+    parser.add_argument("--suffix", default="", help="put behind the name of the image, such as _x4")
+    parser.add_argument("--tile", type=int, help="side of a tile in LR pixels; default: the whole image at once")
+    parser.add_argument("--overlap", type=int, default=32, help="of tiles, in LR pixels, at most half a tile (32)")
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, …")
+    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="precision of the network (autocast)")
+    args = parser.parse_args(argv)
+    if Path(args.suffix).name != args.suffix or len(args.suffix) > 100:
+        raise UserError(f"--suffix: expected a part of a file name, at most 100 characters, got {args.suffix!r}")
+    net, options = sr_network(args)
+    upscale = NetworkUpscaler(net, options, args.tile, args.overlap, device_named(args.device), DTYPES[args.dtype])
+
+    skipped, images = 0, {}
+
+    def skip(message: object) -> None:
+        nonlocal skipped
+        skipped += 1
+        tqdm.write(f"skipped: {message}", file=sys.stderr)
+
+    for source in args.inputs:
+        try:
+            # a link in a folder is an image of its own name
+            images |= {path.parent.resolve() / path.name: path for path in images_of(source)}
+        except UserError as error:
+            skip(error)
+    inputs = {os.path.realpath(path) for path in images}
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out: {args.out} can't be made ({error.strerror})") from error
+    made: dict[Path, Path] = {}
+    for path in tqdm(images.values(), unit="image", disable=None):
+        target = args.out / f"{path.stem}{args.suffix}.png"
+        if os.path.realpath(target) in inputs:
+            skip(f"{path}: its result would replace the input {target}; choose another --out or --suffix")
+        elif target in made:
+            skip(f"{path}: its result would replace that of {made[target]}")
+        else:
+            try:
+                progress = partial(tqdm, unit="tile", leave=False, disable=None, desc=path.name)
+                write_image(upscale_picture(upscale, read_picture(path), progress), target)
+                made[target] = path
+            except UserError as error:
+                skip(error)
+            except OSError as error:
+                skip(f"{target} can't be written ({reason_of(error)})")
+            except (RuntimeError, ValueError, ArithmeticError, MemoryError) as error:
+                hint = "; try a smaller --tile" if isinstance(error, (torch.OutOfMemoryError, MemoryError)) else ""
+                skip(f"{path}: can't be upscaled ({first_line(error)}){hint}")
+    print(f"{args.out}: {len(made)} written, {skipped} skipped")
+    sys.exit(1 if skipped else 0)

@@ -1,0 +1,159 @@
+"""Train and measure the cells of the paper's comparison that are missing, and write table_x{2,3,4}.{md,csv,tex}.
+
+tlw tables --networks EDSR VDSR --scales 4 --data datasets --out tables
+
+A short run on a CPU, with small networks and a distance that needs no download:
+
+tlw tables --networks EDSR --losses L1 L1TLW --scales 4 --sets Set5 Set14 --data datasets \\
+    --train-data datasets/BSDS200 --out tables --iters 1000 --no-lpips --distance '{type: SSIMDistance}' \\
+    --force_yml network_g:num_feat=16 network_g:num_block=4 datasets:train:gt_size=96 \\
+    datasets:train:batch_size_per_gpu=8 train:optim_g:lr=2e-3
+
+It may be stopped at any time: what is complete is not done again. The test sets are folders of --data; those that are
+missing are left out.
+"""
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from tlw_basicsr.cli import parser_of
+from tlw_basicsr.errors import UserError
+from tlw_basicsr.options import load_yaml
+from tlw_basicsr.tables import (
+    TEST_SETS,
+    Cell,
+    Run,
+    Variant,
+    available_losses,
+    cell_options,
+    check_cell,
+    check_forced,
+    checkpoint_of,
+    is_trained,
+    measure,
+    train,
+    write_tables,
+)
+
+NETWORKS = ("EDSR", "VDSR", "RCAN", "HAT")  # the paper's; RRDB can be named
+PAPER_LOSSES = ("L1", "MSE", "L1TLW", "MSETLW", "L1Uncertainty")
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = parser_of("tables", __doc__)
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS))
+    parser.add_argument(
+        "--losses", nargs="+", help="such as L1 MSE L1TLW MSETLW L1Uncertainty L1Random L1Error; default: the paper's"
+    )
+    parser.add_argument(
+        "--variant",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar="WORD",
+        help="NAME LOSS KEY=VALUE …: one more row, LOSS with further options, such as "
+        "L1TLWfast L1TLW train:tlw:preset=fast; may be given again",
+    )
+    parser.add_argument("--scales", nargs="+", type=int, default=[2, 3, 4])
+    parser.add_argument("--sets", nargs="+", default=list(TEST_SETS), help="names of test sets")
+    parser.add_argument("--data", type=Path, default=Path("datasets"), help="folder of the test sets")
+    parser.add_argument("--train-data", type=Path, help="folder of HR images; default: the options files'")
+    parser.add_argument("--out", type=Path, default=Path("tables"), help="folder of the results")
+    parser.add_argument("--iters", type=int, help="iterations, to scale the trainings down")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--distance", help="options of D, such as '{type: SSIMDistance}'; default: the paper's")
+    parser.add_argument("--force_yml", nargs="+", default=[], help="options of every cell that has their section")
+    parser.add_argument("--no-lpips", action="store_true", help="no LPIPS, and the last network instead of the best")
+    parser.add_argument("--perceptual", action="store_true", help="also GMSD, HaarPSI and VIF, which need no weights")
+    parser.add_argument("--grey-as-y", action="store_true", help="take the levels of grey images as Y (field)")
+    return parser.parse_args(argv)
+
+
+def cells_of(args: argparse.Namespace, options: Path) -> list[Cell]:
+    """The cells that the arguments name and that there are options files for; says which are left out.
+
+    Raises:
+        UserError: a network, a scale or a loss has no cell at all.
+    """
+    known = sorted(folder.name for folder in options.iterdir() if folder.is_dir())
+    for network in args.networks:
+        if network not in known:
+            raise UserError(f"--networks: {network}; accepted are {', '.join(known)}")
+    pairs = list(product(dict.fromkeys(args.networks), dict.fromkeys(args.scales)))
+    there = {pair: available_losses(options, *pair) for pair in pairs}
+    named = ", ".join(dict.fromkeys(args.networks))
+    for scale in args.scales:
+        if not any(there[pair] for pair in pairs if pair[1] == scale):
+            raise UserError(f"--scales: no options file of {named} is for ×{scale}")
+    variants = [Variant(loss, loss) for loss in dict.fromkeys(args.losses or PAPER_LOSSES)]
+    variants += [Variant(name, loss, tuple(forced)) for name, loss, *forced in args.variant]
+    everything = sorted({loss for losses in there.values() for loss in losses})
+    for variant in variants:
+        if (args.losses or variant.forced) and variant.loss not in everything:
+            raise UserError(f"--losses: {named} have no {variant.loss}; accepted are {', '.join(everything)}")
+    cells = []
+    for (network, scale), losses in there.items():
+        absent = [v.name for v in variants if v.loss not in losses]
+        if args.losses and losses and absent:
+            print(f"Left out, no options file: {network} ×{scale} with {', '.join(absent)}")
+        chosen = [v for v in variants if v.loss in losses]
+        cells += [Cell(network, v, scale, seed) for v in chosen for seed in dict.fromkeys(args.seeds)]
+    return cells
+
+
+def stop(number: int, _: Any) -> None:
+    """A signal's handler: end, and let the training save and end."""
+    sys.exit(128 + number)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train what is missing, measure, write the tables."""
+    args = parse(argv)
+    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, stop)
+    for words in args.variant:
+        if len(words) < 2 or not words[0].replace("-", "").isalnum():
+            raise UserError(f"--variant {' '.join(words)}: expected NAME LOSS KEY=VALUE …, NAME of letters and digits")
+    if args.iters is not None and args.iters < 1:
+        raise UserError(f"--iters: expected a number of at least 1, got {args.iters}")
+    distance = load_yaml(args.distance, "--distance") if args.distance else None
+    if args.train_data and not args.train_data.is_dir():
+        raise UserError(f"--train-data: {args.train_data} is not a folder")
+    run = Run(
+        args.out, args.data, args.train_data, args.sets, args.iters, distance, args.force_yml, not args.no_lpips,
+        args.grey_as_y, args.perceptual,
+    )  # fmt: skip
+    if run.missing:
+        print(f"Left out, not in {run.data}: {', '.join(run.missing)}")
+    cells = cells_of(args, run.options)
+    check_forced(run, cells)
+    missing = [cell for cell in cells if not is_trained(run, cell)]
+    for cell in missing:
+        check_cell(run, cell)
+    scales = sorted({cell.scale for cell in cells})
+    for scale in scales:  # before the trainings: it needs all of the test sets, and LPIPS's weights
+        measure(run, f"bicubic_x{scale}", scale, None)
+    iterations = {cell: int(cell_options(run, cell)["train"]["total_iter"]) for cell in missing}
+    print(f"{len(cells)} cells, {len(missing)} to train, {sum(iterations.values()):,} iterations", flush=True)
+    with tqdm(total=sum(iterations.values()), unit="it", disable=not missing, mininterval=1) as bar:
+        done = 0
+        for cell in missing:
+            bar.set_description(cell.name)
+            train(run, cell, lambda iteration, done=done: bar.update(done + iteration - bar.n))
+            done += iterations[cell]
+            bar.update(done - bar.n)
+    for cell in tqdm(cells, desc="measure", unit="cell", leave=False):
+        measure(run, cell.name, cell.scale, checkpoint_of(run, cell))
+    for scale in scales:
+        paths = write_tables(run, cells, scale)
+        print(f"\n{paths[0].read_text('utf-8')}")
+        print("Written: " + ", ".join(map(str, paths)))
