@@ -27,7 +27,7 @@ import torch
 import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from tlw_basicsr.checkpoint import load_file
+from tlw_basicsr.files import load_file
 
 # a server that has imported everything and run nothing: every training is a fork of it
 CONTEXT = multiprocessing.get_context("forkserver")

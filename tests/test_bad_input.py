@@ -14,8 +14,8 @@ import torch
 from tests.bad_input import base_options, cases, generator_of
 from tests.conftest import ROOT, reset_logger, tiny_options, write_yaml
 from tlw_basicsr import UserError
-from tlw_basicsr.checkpoint import load_file
 from tlw_basicsr.errors import run, short
+from tlw_basicsr.files import load_file
 from tlw_basicsr.losses.distance_loss import LPIPSDistance
 from tlw_basicsr.options import parse_options
 from tlw_basicsr.pipeline import train_pipeline

@@ -16,8 +16,8 @@ import torch
 from tests.conftest import ROOT
 from tests.test_pipeline import same
 from tlw_basicsr import UserError
-from tlw_basicsr.checkpoint import check_optimizer_state, check_scheduler_state, load_file
-from tlw_basicsr.resume import read_state
+from tlw_basicsr.files import load_file
+from tlw_basicsr.states import check_optimizer_state, check_scheduler_state, read_state
 
 
 def archive_of(data):
@@ -60,7 +60,7 @@ def test_a_small_file_takes_little_memory_and_is_refused(tmp_path, name):
     """In a process whose memory is limited to a gigabyte more than it has with everything imported."""
     (tmp_path / "a.pth").write_bytes(archive_of(bombs()[name]))
     program = (
-        "import resource\nfrom tlw_basicsr.checkpoint import load_file\nfrom tlw_basicsr.errors import run\n"
+        "import resource\nfrom tlw_basicsr.files import load_file\nfrom tlw_basicsr.errors import run\n"
         "size = int(open('/proc/self/statm').read().split()[0]) * 4096\n"
         "resource.setrlimit(resource.RLIMIT_AS, (size + 2**30,) * 2)\n"
         "run(lambda: load_file('a.pth', 'it'))\n"

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from tests.conftest import DATA, ROOT
 from tlw_basicsr import UserError, fixed_sum
-from tlw_basicsr.checkpoint import load_file
 from tlw_basicsr.convert import PUBLISHED, convert_file
+from tlw_basicsr.files import load_file
 from tlw_basicsr.options import load_yaml
 
 

@@ -12,7 +12,7 @@ import torch
 
 from tests.conftest import ROOT, tiny_options, write_yaml
 from tests.test_pipeline import log_lines, same
-from tlw_basicsr.checkpoint import load_file
+from tlw_basicsr.files import load_file
 
 PLUGIN = """
 import os, pathlib, torch

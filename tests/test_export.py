@@ -13,7 +13,7 @@ from safetensors import safe_open
 from tests.conftest import as_tensor, photograph
 from tests.test_inference import EDSR, SHUFFLED, SWINIR
 from tlw_basicsr import UserError, export
-from tlw_basicsr.checkpoint import load_file
+from tlw_basicsr.files import load_file
 
 
 def saved(folder, options):

@@ -16,16 +16,9 @@ from PIL import Image, ImageOps
 
 from tests.conftest import as_tensor, photograph, tiny_options, write_yaml
 from tlw_basicsr import UserError, imresize
-from tlw_basicsr.inference import (
-    DTYPES,
-    NetworkUpscaler,
-    blend_weights,
-    read_picture,
-    size_multiple,
-    turned,
-    upscale_picture,
-)
-from tlw_basicsr.trained import input_channels
+from tlw_basicsr.files import DTYPES
+from tlw_basicsr.inference import NetworkUpscaler, blend_weights, read_picture, turned, upscale_picture
+from tlw_basicsr.networks import count_input_channels, get_size_multiple
 
 EDSR = {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 4, "upscale": 2}
 SWINIR = {
@@ -382,11 +375,12 @@ def test_any_size_is_padded_to_what_the_network_takes(options, size):
 
 
 def test_what_a_network_takes_is_also_read_from_its_class():
-    assert [size_multiple({"type": name}) for name in ("SwinIR", "TLWHAT", "RRDBNet", "D")] == [7, 7, 1, 1]
+    assert [get_size_multiple({"type": name}) for name in ("SwinIR", "TLWHAT", "RRDBNet", "D")] == [7, 7, 1, 1]
     assert (
-        size_multiple({"type": "RRDBNet", "scale": 2}) == 2 and size_multiple({"type": "SwinIR", "window_size": 8}) == 8
+        get_size_multiple({"type": "RRDBNet", "scale": 2}) == 2
+        and get_size_multiple({"type": "SwinIR", "window_size": 8}) == 8
     )
-    assert [input_channels({"type": name}) for name in ("SwinIR", "UncertaintyHead", "D")] == [3, 64, 3]
+    assert [count_input_channels({"type": name}) for name in ("SwinIR", "UncertaintyHead", "D")] == [3, 64, 3]
     options = {key: value for key, value in SWINIR.items() if key != "window_size"} | {"img_size": 28}
     upscale = NetworkUpscaler(network(options), options)
     assert upscale(as_tensor(photograph(height=9, width=17))).shape[-2:] == (18, 34)

@@ -10,9 +10,9 @@ from PIL import Image
 
 from tests.conftest import ROOT, as_tensor, control_options, photograph, tiny_options, write_yaml
 from tlw_basicsr import SSIMDistance, TLWWeightNet, UserError, fixed_sum, k_schedule
+from tlw_basicsr.networks import load_network
 from tlw_basicsr.options import load_yaml
 from tlw_basicsr.pictures import before_fixed_sum, method_figure, weights_beside
-from tlw_basicsr.trained import trained_network
 
 
 @pytest.fixture
@@ -35,8 +35,8 @@ def test_the_figures_of_a_training(photographs, train, tmp_path, hr, script):
     assert Image.open(tmp_path / "a.png").size[0] == 1160
 
     # the same distances, from the files and the plain equations
-    net_g = trained_network(opt, "network_g", experiment / "models/net_g_8.pth", "params_ema")
-    net_w = trained_network(opt, "network_w", experiment / "models/net_w_8.pth")
+    net_g = load_network(opt["network_g"], experiment / "models/net_g_8.pth", "params_ema")
+    net_w = load_network(opt["network_w"], experiment / "models/net_w_8.pth")
     net_w.k = k
     gt = as_tensor(photograph("astronaut", 0, 150, 64, 96))
     lq = gt[:, :, ::2, ::2]

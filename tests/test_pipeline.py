@@ -15,7 +15,7 @@ from basicsr.archs import build_network
 
 from tests.conftest import ROOT, control_options, plain_options, tiny_options, write_yaml
 from tlw_basicsr import UserError, k_schedule
-from tlw_basicsr.checkpoint import load_file
+from tlw_basicsr.files import load_file
 
 
 def same(a, b):

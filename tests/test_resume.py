@@ -17,9 +17,9 @@ import torch
 
 from tests.conftest import ROOT, plain_options, reset_logger, tiny_options, write_yaml
 from tests.test_pipeline import log_lines, same
-from tlw_basicsr import UserError, checkpoint
-from tlw_basicsr.checkpoint import load_file, save_file
-from tlw_basicsr.resume import compare_options, options_of, prune
+from tlw_basicsr import UserError, files
+from tlw_basicsr.files import load_file, save_file
+from tlw_basicsr.states import compare_options, prune, strip_options
 
 
 def quick(photographs, **changes):
@@ -221,7 +221,7 @@ ALLOWED = [
 
 @pytest.mark.parametrize(("place", "value", "message"), CHANGES, ids=[c[0] for c in CHANGES])
 def test_options_of_other_networks_or_optimisers_are_refused(photographs, place, value, message):
-    state, path = {"options": options_of(tiny_options(photographs))}, Path("8.state")
+    state, path = {"options": strip_options(tiny_options(photographs))}, Path("8.state")
     with pytest.raises(UserError) as error:
         compare_options(state, tiny_options(photographs, **{place: value}), path)
     assert message.format(state=path) in str(error.value)
@@ -229,7 +229,7 @@ def test_options_of_other_networks_or_optimisers_are_refused(photographs, place,
 
 @pytest.mark.parametrize(("place", "value", "message"), ALLOWED, ids=[c[0] for c in ALLOWED])
 def test_other_options_may_change(photographs, place, value, message):
-    state, path = {"options": options_of(tiny_options(photographs))}, Path("8.state")
+    state, path = {"options": strip_options(tiny_options(photographs))}, Path("8.state")
     notes = compare_options(state, tiny_options(photographs, **{place: value}), path)
     assert len(notes) == (message is not None)
     assert message is None or message.format(state=path) in notes[0]
@@ -443,12 +443,12 @@ def test_a_full_disk_ends_the_training_in_one_line_and_damages_nothing(photograp
     opt = quick(photographs, train__total_iter=100)
     write_yaml(tmp_path, opt)
     script = (
-        "import resource, signal, sys\nfrom tlw_basicsr.errors import run\nfrom tlw_basicsr import checkpoint, pipeline\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nsave, calls = checkpoint.save_file, []\n"
+        "import resource, signal, sys\nfrom tlw_basicsr.errors import run\nfrom tlw_basicsr import files, pipeline, states\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nsave, calls = files.save_file, []\n"
         "import tlw_basicsr.models.training as training\n"
         "def limited(content, path):\n    calls.append(path)\n"
         "    if len(calls) == 5: resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n    save(content, path)\n"
-        "training.save_file = limited\n"
+        "training.save_file = states.save_file = limited\n"
         f"run(lambda: pipeline.train_pipeline({str(tmp_path)!r}, ['-opt', 'options.yml']))\n"
     )
     done = subprocess.run(
@@ -473,7 +473,7 @@ def test_no_space_leaves_the_earlier_file(tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(UserError, match=r"a\.pth can't be written \(No space left on device\)"):
         save_file({"a": torch.ones(3)}, path)
     assert torch.equal(load_file(path, "")["a"], torch.zeros(3))
@@ -496,12 +496,12 @@ def test_images_logs_and_tensorboard_on_a_full_disk(photographs, train, tmp_path
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        write = checkpoint.os.fsync
+        write = files.os.fsync
 
         def images_full(descriptor):
             full() if ".png" in str(Path(f"/proc/self/fd/{descriptor}").readlink()) else write(descriptor)
 
-        patch.setattr(checkpoint.os, "fsync", images_full)
+        patch.setattr(files.os, "fsync", images_full)
         with pytest.raises(UserError, match=r"photo0_4\.png can't be written \(No space left on device\)"):
             train(tiny_options(photographs, val__save_img=True), root=tmp_path / "images")
         assert sr_model.imwrite.__module__ == "tlw_basicsr.data.images"

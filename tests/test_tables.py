@@ -19,8 +19,8 @@ import pytest
 from tests.conftest import ROOT, photograph
 from tests.test_pipeline import same
 from tlw_basicsr import UserError
-from tlw_basicsr.checkpoint import load_file
 from tlw_basicsr.commands.tables import cells_of, parse
+from tlw_basicsr.files import load_file
 from tlw_basicsr.tables import Cell, Run, Variant, cell_options, first_difference, latex, markdown, table_rows
 
 FORCED = [

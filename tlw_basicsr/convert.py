@@ -14,8 +14,9 @@ import yaml
 from basicsr.archs import build_network
 from torch import Tensor
 
-from tlw_basicsr.checkpoint import check_fit, load_file, save_file, write_text
 from tlw_basicsr.errors import UserError, short
+from tlw_basicsr.files import load_file, save_file, write_text
+from tlw_basicsr.networks import check_fit
 
 HAT_BGR_MEAN = (0.4488, 0.4371, 0.4040)  # subtracted from an input in [-1, 1]
 

@@ -13,12 +13,10 @@ import piq
 import torch
 from basicsr.metrics import calculate_psnr, calculate_ssim
 from basicsr.utils import FileClient, img2tensor, tensor2img
-from basicsr.utils.registry import ARCH_REGISTRY
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
-from tlw_basicsr.checkpoint import check_fit, network_state
 from tlw_basicsr.data.bicubic import imresize, to_8_bits
 from tlw_basicsr.data.bicubic_sr_dataset import check_sizes, lq_of_crop
 from tlw_basicsr.data.images import ImageEntry, list_images, read_image
@@ -65,20 +63,6 @@ def bicubic(scale: int, quantize: bool = True) -> Upscaler:
         return torch.from_numpy(sr).permute(2, 0, 1)[None]
 
     return upscale
-
-
-def load_network(options: dict[str, Any], path: str | Path, param_key: str = "params") -> nn.Module:
-    """Build the registered network of ``{type: …, …}`` and load a checkpoint in BasicSR's format, in eval mode.
-
-    Raises:
-        UserError: the file is missing, damaged, or of another network.
-    """
-    arguments = {key: value for key, value in options.items() if key != "type"}
-    net = ARCH_REGISTRY.get(options["type"])(**arguments)
-    state = network_state(path, param_key, "checkpoint")
-    check_fit(state, net, True, path, "checkpoint")
-    net.load_state_dict(state)
-    return net.eval().requires_grad_(False)
 
 
 def field_row(sr: Tensor, gt: Tensor, crop_border: int, grey: bool = False) -> Row:

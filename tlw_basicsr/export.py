@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tlw_basicsr.checkpoint import whole_file
 from tlw_basicsr.errors import UserError, first_line
+from tlw_basicsr.files import whole_file
 from tlw_basicsr.inference import NetworkUpscaler
-from tlw_basicsr.trained import input_channels
+from tlw_basicsr.networks import count_input_channels
 
 TOLERANCE = 1e-4  # of an exported network's result, on images in [0, 1]
 NEEDED = {".onnx": ("onnx", "onnxscript", "onnxruntime"), ".safetensors": ("safetensors",)}
@@ -83,7 +83,7 @@ def export_onnx(net: nn.Module, options: dict[str, Any], path: Path, size: tuple
     # sizes to trace with, and to check with
     batches = [(1, *size)] * 2 if size else [(2, 2 * side, 3 * side), (1, 3 * side, 2 * side), (3, side, 4 * side)]
     generator = torch.Generator().manual_seed(0)
-    images = [torch.rand(n, input_channels(options), h, w, generator=generator) for n, h, w in batches]
+    images = [torch.rand(n, count_input_channels(options), h, w, generator=generator) for n, h, w in batches]
     hint = "" if size else "; --size HEIGHT WIDTH exports it for images of one size"
     try:
         content = _onnx_bytes(net, images[0], size is None, metadata(options, upscaler))

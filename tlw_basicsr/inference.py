@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import product
-from math import lcm
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,8 +16,8 @@ from torch.nn import functional as F
 from tlw_basicsr.data.bicubic import imresize
 from tlw_basicsr.data.prepare import tile_starts
 from tlw_basicsr.errors import UserError, first_line
+from tlw_basicsr.networks import count_input_channels, find_device, get_size_multiple, load_network
 from tlw_basicsr.options import read_options
-from tlw_basicsr.trained import completed, device_named, input_channels, trained_network
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 WIDER = {torch.float16: "; try bf16 or fp32", torch.bfloat16: "; try fp32"}
@@ -63,8 +62,8 @@ class NetworkUpscaler:
             raise UserError(f"--tile, --overlap: expected an overlap of 0 to half the tile, got {overlap} of {tile}")
         self.net = net.to(device)
         self.device, self.dtype = torch.device(device), dtype
-        self.channels = input_channels(options)
-        self.multiple = size_multiple(options)
+        self.channels = count_input_channels(options)
+        self.multiple = get_size_multiple(options)
         self.tile = None if tile is None else -(-tile // self.multiple) * self.multiple
         self.step = None if tile is None else max((self.tile - overlap) // self.multiple, 1) * self.multiple
         side = -(-16 // self.multiple) * self.multiple
@@ -124,8 +123,8 @@ def upscaler_of(
         UserError: the YAML or the checkpoint is wrong, or the network is of another scale.
     """
     opt = read_options(str(yaml))
-    net = trained_network(opt, "network_g", checkpoint, param_key)
-    upscale = NetworkUpscaler(net, opt["network_g"], device=device_named(device))
+    net = load_network(opt.get("network_g"), checkpoint, param_key)
+    upscale = NetworkUpscaler(net, opt["network_g"], device=find_device(device))
     if upscale.scale != scale:
         raise UserError(f"--scale: {scale}, but the network of {yaml} is of scale {upscale.scale}")
     return upscale
@@ -140,14 +139,6 @@ def blend_weights(length: int, overlap: int, before: bool, after: bool) -> Tenso
     inside = (torch.arange(length) + 0.5 - outer) / max(overlap - 2 * outer, 1)
     rising = inside.clamp(0, 1) if before else torch.ones(length)
     return rising * (inside.flip(0).clamp(0, 1) if after else 1)
-
-
-def size_multiple(options: dict[str, Any]) -> int:
-    """A side of an image for a network of these options must be a multiple of this number."""
-    options = completed(options)
-    window = options.get("window_size") or 1
-    unshuffle = {1: 4, 2: 2}.get(options.get("scale", 4), 1) if options["type"] == "RRDBNet" else 1
-    return lcm(unshuffle, *(window if isinstance(window, (list, tuple)) else [window]))
 
 
 def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:

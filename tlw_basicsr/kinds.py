@@ -14,6 +14,8 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
+from basicsr.utils.registry import Registry
+
 from tlw_basicsr.errors import UserError, short
 
 
@@ -33,6 +35,7 @@ class Option(NamedTuple):
 
 
 Schema = Mapping[str, Kind]
+Options = dict[str, Any]
 
 
 def is_number(value: Any) -> bool:
@@ -121,6 +124,31 @@ def check_section(
     for key in required:
         if key not in section:
             raise UserError(f"{prefix}{key}: missing; expected {schema.get(key, ANY).text}")
+
+
+def lookup(registry: Registry, section: Mapping[str, Any] | None, where: str, key: str = "type") -> Callable:
+    """The object that ``section[key]`` names in a BasicSR registry.
+
+    Raises:
+        UserError: nothing of that name is registered; the message lists what is.
+    """
+    if not isinstance(section, dict):
+        raise UserError(f"{where}: expected a section with '{key}', got {short(section)}")
+    if key not in section:
+        raise UserError(f"{where}.{key}: missing; accepted are {', '.join(_names(registry))}")
+    name = section[key]
+    for candidate in (name, f"{name}_basicsr"):
+        if isinstance(name, str) and candidate in registry:
+            return dict(iter(registry))[candidate]
+    place = f"{where}.{key}" if where else key
+    raise UserError(
+        f"{place}: {short(name)} is not registered{suggestion(name, _names(registry))}; "
+        f"accepted are {', '.join(_names(registry))}"
+    )
+
+
+def _names(registry: Registry) -> list[str]:
+    return sorted(name.removesuffix("_basicsr") for name in registry.keys())  # noqa: SIM118, a Registry is no dict
 
 
 def describe_parameters(call: Callable, without: Collection[str] = ()) -> dict[str, Option]:

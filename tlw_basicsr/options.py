@@ -8,7 +8,7 @@ import random
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from basicsr.utils.registry import (
     LOSS_REGISTRY,
     METRIC_REGISTRY,
     MODEL_REGISTRY,
-    Registry,
 )
 
 from tlw_basicsr.distributed import LAUNCHERS, init_distributed
@@ -42,17 +41,17 @@ from tlw_basicsr.kinds import (
     SUFFIX,
     TEMPLATE,
     Kind,
+    Options,
     check_section,
     describe_parameters,
     is_number,
+    lookup,
     one_of,
     or_none,
-    suggestion,
     whole,
 )
 from tlw_basicsr.models.tlw_model import PRESETS, with_tlw
 
-Options = dict[str, Any]
 OURS = ("basicsr.", "tlw_basicsr.")  # modules that are no plugin's
 
 
@@ -266,31 +265,6 @@ def _complete(opt: Options, root: Path, debug: bool) -> None:
 
 
 # ------------------------------------------------------------------------------------------------- parts
-
-
-def lookup(registry: Registry, section: Mapping[str, Any] | None, where: str, key: str = "type") -> Callable:
-    """The object that ``section[key]`` names in a BasicSR registry.
-
-    Raises:
-        UserError: nothing of that name is registered; the message lists what is.
-    """
-    if not isinstance(section, dict):
-        raise UserError(f"{where}: expected a section with '{key}', got {short(section)}")
-    if key not in section:
-        raise UserError(f"{where}.{key}: missing; accepted are {', '.join(_names(registry))}")
-    name = section[key]
-    for candidate in (name, f"{name}_basicsr"):
-        if isinstance(name, str) and candidate in registry:
-            return dict(iter(registry))[candidate]
-    place = f"{where}.{key}" if where else key
-    raise UserError(
-        f"{place}: {short(name)} is not registered{suggestion(name, _names(registry))}; "
-        f"accepted are {', '.join(_names(registry))}"
-    )
-
-
-def _names(registry: Registry) -> list[str]:
-    return sorted(name.removesuffix("_basicsr") for name in registry.keys())  # noqa: SIM118, a Registry is no dict
 
 
 def check_arguments(

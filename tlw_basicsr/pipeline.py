@@ -30,11 +30,12 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from tlw_basicsr.data.resumable import CheckedDataset, ResumableSampler, SeededDataset
 from tlw_basicsr.errors import UserError, files_in_a_line, first_line, reason_of
+from tlw_basicsr.kinds import Options
 from tlw_basicsr.models import build_model
-from tlw_basicsr.options import Options, parse_options
+from tlw_basicsr.options import parse_options
 from tlw_basicsr.preflight import check_batch, check_files, wandb_options
-from tlw_basicsr.resume import best_iterations, find_state, options_of, prune, remove_leftovers
 from tlw_basicsr.signals import StopSignals
+from tlw_basicsr.states import find_best_iterations, find_state, prune, remove_leftovers, strip_options
 
 
 @files_in_a_line()
@@ -66,7 +67,7 @@ def train_pipeline(root_path: str, argv: list[str] | None = None) -> None:
     tb_logger = start_tensorboard(opt)
 
     model = build_model(opt)
-    model.given_options = options_of(opt)
+    model.given_options = strip_options(opt)
     loader, sampler = train_data(opt)
     val_loaders = validation_data(opt)
     stop = StopSignals(opt["dist"], model.device)
@@ -102,7 +103,7 @@ def train_pipeline(root_path: str, argv: list[str] | None = None) -> None:
         if opt["rank"] == 0:
             val = opt.get("val") or {}
             metric = val.get("save_best") or next(iter(val.get("metrics") or {}), None)
-            prune(opt, current_iter, best_iterations(getattr(model, "best_metric_results", {}), metric))
+            prune(opt, current_iter, find_best_iterations(getattr(model, "best_metric_results", {}), metric))
 
     message_logger = MessageLogger(opt, current_iter, tb_logger)
     data_timer, iter_timer = AvgTimer(), AvgTimer()

@@ -15,16 +15,17 @@ from basicsr.metrics import calculate_metric
 from basicsr.models.hifacegan_model import HiFaceGANModel
 from basicsr.models.sr_model import SRModel
 from basicsr.models.video_base_model import VideoBaseModel
-from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY
+from basicsr.utils.registry import DATASET_REGISTRY
 from torch import nn
 
-from tlw_basicsr.checkpoint import check_fit, network_state
 from tlw_basicsr.data.bicubic_sr_dataset import check_sizes
 from tlw_basicsr.data.images import ImageEntry, list_images
 from tlw_basicsr.errors import UserError, first_line
+from tlw_basicsr.kinds import Options, lookup
 from tlw_basicsr.losses.tlw_loss import TLWLoss
 from tlw_basicsr.models.uncertainty_model import FeatureTap
-from tlw_basicsr.options import OURS, Options, lookup, model_class, overrides
+from tlw_basicsr.networks import build_network, check_fit, read_network
+from tlw_basicsr.options import OURS, model_class, overrides
 
 LONGEST_EPOCH = 100_000_000  # samples, whose order is a list in memory
 
@@ -89,7 +90,7 @@ def check_forward(opt: Options) -> None:
     devices = ["meta", "cuda" if opt["num_gpu"] and torch.cuda.is_available() else "cpu"]
     for device, side in product(devices, sides):
         shape, expected = (1, 3, side, side), (1, 3, side * opt["scale"], side * opt["scale"])
-        net = build(opt, "network_g", device)
+        net = build_network(opt, "network_g", device)
         if len(_required(net.forward)) != 1:
             return
         try:
@@ -135,7 +136,7 @@ def _forward(net: nn.Module, shape: tuple[int, ...], device: str) -> Any:
 
 def check_uncertainty(opt: Options) -> None:
     """Check that the head of the uncertainty baseline gives a map of the SR image's size from the named features."""
-    net_g, net_u = build(opt, "network_g"), build(opt, "network_u")
+    net_g, net_u = build_network(opt, "network_g"), build_network(opt, "network_u")
     tap = FeatureTap(net_g, (opt["train"].get("uncertainty") or {}).get("features", "upsample"))
     lq = torch.zeros(1, 3, 16, 16, device=next(net_g.parameters()).device)
     features = None
@@ -257,33 +258,10 @@ def _stem(path: str) -> str:
 
 def check_network(opt: Options, key: str) -> None:
     """Build network ``key``, and compare the checkpoint that ``path`` names for it."""
-    net = build(opt, key)
+    net = build_network(opt, key)
     label = key.removeprefix("network_")
     path = opt["path"].get(f"pretrain_network_{label}")
     if path is not None:
         what = f"path.pretrain_network_{label}"
-        state = network_state(path, opt["path"].get(f"param_key_{label}", "params"), what)
+        state = read_network(path, opt["path"].get(f"param_key_{label}", "params"), what)
         check_fit(state, net, opt["path"].get(f"strict_load_{label}") is not False, path, what)
-
-
-def build(opt: Options, key: str, device: str = "meta") -> nn.Module:
-    """The network of section ``key``, without memory where it can be built so; random numbers are left alone.
-
-    Raises:
-        UserError: its class refuses the options.
-    """
-    arch = lookup(ARCH_REGISTRY, opt[key], key)
-    arguments = {k: v for k, v in opt[key].items() if k != "type"}
-    try:
-        with torch.random.fork_rng(devices=[]):
-            if device != "meta":
-                return arch(**arguments).to(device)
-            try:
-                with torch.device("meta"):
-                    return arch(**arguments)
-            except Exception:  # some compute with their weights as they are built
-                return arch(**arguments)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{key}: {opt[key]['type']} can't be built from these options ({first_line(error)})") from error

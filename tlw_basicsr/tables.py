@@ -19,14 +19,15 @@ from typing import Any
 
 import yaml
 
-from tlw_basicsr.checkpoint import write_text
 from tlw_basicsr.errors import UserError, expanded
 from tlw_basicsr.evaluation import PROTOCOLS, Upscaler, bicubic, csv_text, evaluate, means
+from tlw_basicsr.files import write_text
 from tlw_basicsr.inference import upscaler_of
-from tlw_basicsr.options import Options, check_options, force_options, read_options
+from tlw_basicsr.kinds import Options
+from tlw_basicsr.options import check_options, force_options, read_options
 from tlw_basicsr.pictures import spread_figure
 from tlw_basicsr.preflight import check_folders
-from tlw_basicsr.resume import saved_states
+from tlw_basicsr.states import list_states
 
 try:
     import fcntl
@@ -233,7 +234,7 @@ def is_trained(run: Run, cell: Cell) -> bool:
     """
     record = read_record(run, cell.name)
     opt = json.loads(json.dumps(cell_options(run, cell)))
-    begun = record.get("trained") or saved_states(run.out / "experiments" / cell.name / "training_states")
+    begun = record.get("trained") or list_states(run.out / "experiments" / cell.name / "training_states")
     if begun and record.get("options", opt) != opt:
         key = first_difference(record["options"], opt)
         raise UserError(
@@ -358,7 +359,7 @@ def upscalers_of(run: Run, name: str, scale: int, checkpoint: Path | None) -> di
     return dict.fromkeys(PROTOCOLS, upscaler_of(run.out / "options" / f"{name}.yml", checkpoint, scale))
 
 
-def checkpoint_of(run: Run, cell: Cell) -> Path:
+def find_network(run: Run, cell: Cell) -> Path:
     """The network that counts: the best one by LPIPS-vgg on Set5, or the last one."""
     return run.out / "experiments" / cell.name / "models" / f"net_g_{'best' if run.keeps_best else 'latest'}.pth"
 

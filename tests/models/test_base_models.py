@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.conftest import photograph, tiny_options
 from tests.test_pipeline import log_lines, same
 from tlw_basicsr import UserError
-from tlw_basicsr.checkpoint import load_file
+from tlw_basicsr.files import load_file
 from tlw_basicsr.models import training
 
 EDSR = {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 4, "num_block": 1, "upscale": 4}

@@ -11,7 +11,7 @@ from tests.models.test_base_models import EVERY_BASE, GAN
 from tests.models.test_tlw_model import batch, built
 from tests.test_pipeline import log_lines, same
 from tlw_basicsr import SSIMDistance, UserError
-from tlw_basicsr.checkpoint import load_file
+from tlw_basicsr.files import load_file
 from tlw_basicsr.models import training
 from tlw_basicsr.models.guard import Snapshot
 

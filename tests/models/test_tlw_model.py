@@ -9,7 +9,8 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from tests.conftest import control_options, tiny_options
 from tlw_basicsr import TLWMixin, UserError, error_weights, k_schedule, weighted_pixel_loss, with_tlw
 from tlw_basicsr.models import build_model
-from tlw_basicsr.models.training import TrainingMixin, random_state, set_random_state
+from tlw_basicsr.models.training import TrainingMixin
+from tlw_basicsr.states import get_random_state, set_random_state
 
 
 def built(photographs, tmp_path, options=tiny_options, **changes):
@@ -229,7 +230,7 @@ def test_random_state_goes_and_comes_back():
 
     import numpy as np
 
-    state = random_state()
+    state = get_random_state()
     expected = random.random(), np.random.rand(), torch.rand(2).tolist()
     set_random_state(state)
     assert (random.random(), np.random.rand(), torch.rand(2).tolist()) == expected

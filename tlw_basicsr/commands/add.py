@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tlw_basicsr.add_tlw import add_tlw
-from tlw_basicsr.checkpoint import write_text
 from tlw_basicsr.cli import parser_of
 from tlw_basicsr.errors import UserError
+from tlw_basicsr.files import write_text
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -11,10 +11,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tlw_basicsr.checkpoint import write_text
 from tlw_basicsr.cli import parser_of
 from tlw_basicsr.errors import UserError
 from tlw_basicsr.evaluation import PROTOCOLS, Upscaler, bicubic, csv_text, evaluate, means
+from tlw_basicsr.files import write_text
 from tlw_basicsr.inference import upscaler_of
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from tlw_basicsr.cli import parser_of
 from tlw_basicsr.errors import UserError
 from tlw_basicsr.export import NEEDED, check_installed, export_onnx, export_safetensors
-from tlw_basicsr.trained import add_network_arguments, sr_network
+from tlw_basicsr.networks import add_network_arguments, load_sr_network
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if path.suffix.lower() not in NEEDED:
             raise UserError(f"{path}: unknown kind of file; accepted are names that end in {' or '.join(NEEDED)}")
         check_installed(path.suffix.lower())
-    net, options = sr_network(args)
+    net, options = load_sr_network(args)
     for path in args.out:
         if path.suffix.lower() == ".onnx":
             difference = export_onnx(net, options, path, args.size and tuple(args.size))

@@ -20,8 +20,9 @@ from tlw_basicsr.cli import parser_of
 from tlw_basicsr.data.images import SUFFIXES
 from tlw_basicsr.data.prepare import write_image
 from tlw_basicsr.errors import UserError, first_line, reason_of
-from tlw_basicsr.inference import DTYPES, NetworkUpscaler, read_picture, upscale_picture
-from tlw_basicsr.trained import add_network_arguments, device_named, sr_network
+from tlw_basicsr.files import DTYPES
+from tlw_basicsr.inference import NetworkUpscaler, read_picture, upscale_picture
+from tlw_basicsr.networks import add_network_arguments, find_device, load_sr_network
 
 
 def images_of(source: str) -> list[Path]:
@@ -65,8 +66,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if Path(args.suffix).name != args.suffix or len(args.suffix) > 100:
         raise UserError(f"--suffix: expected a part of a file name, at most 100 characters, got {args.suffix!r}")
-    net, options = sr_network(args)
-    upscale = NetworkUpscaler(net, options, args.tile, args.overlap, device_named(args.device), DTYPES[args.dtype])
+    net, options = load_sr_network(args)
+    upscale = NetworkUpscaler(net, options, args.tile, args.overlap, find_device(args.device), DTYPES[args.dtype])
 
     skipped, images = 0, {}
 

@@ -17,8 +17,9 @@ from skimage.color import gray2rgb
 
 from tlw_basicsr.cli import parser_of
 from tlw_basicsr.data.bicubic_sr_dataset import BicubicSRDataset
-from tlw_basicsr.evaluation import bicubic, field_metrics, load_network
+from tlw_basicsr.evaluation import bicubic, field_metrics
 from tlw_basicsr.functional import k_schedule
+from tlw_basicsr.networks import load_network
 from tlw_basicsr.options import force_options, load_yaml
 from tlw_basicsr.pictures import weights_figure
 

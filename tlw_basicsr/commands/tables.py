@@ -35,7 +35,7 @@ from tlw_basicsr.tables import (
     cell_options,
     check_cell,
     check_forced,
-    checkpoint_of,
+    find_network,
     is_trained,
     measure,
     train,
@@ -152,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             done += iterations[cell]
             bar.update(done - bar.n)
     for cell in tqdm(cells, desc="measure", unit="cell", leave=False):
-        measure(run, cell.name, cell.scale, checkpoint_of(run, cell))
+        measure(run, cell.name, cell.scale, find_network(run, cell))
     for scale in scales:
         paths = write_tables(run, cells, scale)
         print(f"\n{paths[0].read_text('utf-8')}")

@@ -19,18 +19,18 @@ from basicsr.utils import FileClient, img2tensor
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor
 
-from tlw_basicsr.checkpoint import load_file
 from tlw_basicsr.cli import parser_of
 from tlw_basicsr.data.bicubic_sr_dataset import lq_of_crop
 from tlw_basicsr.data.images import read_image
 from tlw_basicsr.errors import UserError, short
+from tlw_basicsr.files import load_file
 from tlw_basicsr.functional import k_schedule
 from tlw_basicsr.inference import NetworkUpscaler
-from tlw_basicsr.kinds import FRACTION, check_section
+from tlw_basicsr.kinds import FRACTION, Options, check_section, lookup
 from tlw_basicsr.models.tlw_model import TLWOptions
-from tlw_basicsr.options import TLW, Options, check_arguments, load_yaml, lookup, read_options
+from tlw_basicsr.networks import get_section, load_network
+from tlw_basicsr.options import TLW, check_arguments, load_yaml, read_options
 from tlw_basicsr.pictures import ALL, Frame, method_figure, strip_figure
-from tlw_basicsr.trained import section_of, trained_network
 
 
 def options_of(args: argparse.Namespace) -> Options:
@@ -43,9 +43,9 @@ def options_of(args: argparse.Namespace) -> Options:
         if key not in opt:
             missing = "--opt or " if not args.opt else f"{args.opt} has none; it may be of a control or without TLW; "
             raise UserError(f"--{key}: missing; {missing}--{key} gives the network's options")
-    train = section_of(opt, "train")
+    train = get_section(opt, "train")
     check_section(train.get("tlw") or {}, "train.tlw", TLW)
-    distance = section_of(train, "pixel_opt", "train").get("distance") or {"type": "LPIPSDistance", "net": "vgg"}
+    distance = get_section(train, "pixel_opt", "train").get("distance") or {"type": "LPIPSDistance", "net": "vgg"}
     opt["distance"] = load_yaml(args.distance, "--distance") if args.distance else distance
     check_arguments(opt["distance"], "distance", lookup(LOSS_REGISTRY, opt["distance"], "distance"))
     return opt
@@ -147,8 +147,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for iteration in chosen:
         path_g = args.net_g or models / f"net_g_{iteration}.pth"
         path_w = args.net_w or models / f"net_w_{iteration}.pth"
-        net_g = trained_network(opt, "network_g", path_g, args.param_key)
-        net_w = trained_network(opt, "network_w", path_w)
+        net_g = load_network(opt.get("network_g"), path_g, args.param_key)
+        net_w = load_network(opt.get("network_w"), path_w)
         net_w.k = k_of(args, opt, models, iteration)
         upscale = NetworkUpscaler(net_g, opt["network_g"])
         lq, gt = read_pair(args, upscale.scale)

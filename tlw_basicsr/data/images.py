@@ -10,8 +10,8 @@ from basicsr.data.data_util import paths_from_folder
 from basicsr.utils import FileClient, imfrombytes
 from PIL import ExifTags, Image
 
-from tlw_basicsr.checkpoint import whole_file
 from tlw_basicsr.errors import UserError, expanded, short
+from tlw_basicsr.files import whole_file
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 

@@ -21,10 +21,10 @@ import numpy as np
 from basicsr.utils.lmdb_util import LmdbMaker
 from tqdm import tqdm
 
-from tlw_basicsr.checkpoint import write_text
 from tlw_basicsr.data.bicubic import imresize
 from tlw_basicsr.data.images import ImageEntry, image_size, list_images
 from tlw_basicsr.errors import UserError, reason_of, short
+from tlw_basicsr.files import write_text
 
 COMPRESSION = [cv2.IMWRITE_PNG_COMPRESSION, 3]
 

@@ -1,15 +1,13 @@
 """What a training needs of any BasicSR model and BasicSR's own lacks: files written whole, states that hold all."""
 
-import random
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cache, partial
 from pathlib import Path
 from types import MethodType
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from basicsr.models.base_model import BaseModel
@@ -22,12 +20,13 @@ from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader
 
-import tlw_basicsr
+from tlw_basicsr import states
 from tlw_basicsr.archs.tlw_weight_net_arch import paper_start_values
-from tlw_basicsr.checkpoint import check_fit, check_optimizer_state, check_scheduler_state, network_state, save_file
 from tlw_basicsr.compat import CudaMeans
-from tlw_basicsr.errors import UserError, first_line
+from tlw_basicsr.errors import UserError
+from tlw_basicsr.files import save_file
 from tlw_basicsr.models.guard import StepGuard
+from tlw_basicsr.networks import check_fit, read_network
 
 
 class TrainingMixin(BaseModel):
@@ -241,7 +240,7 @@ class TrainingMixin(BaseModel):
         """
         net = self.get_bare_model(net)
         what = "pretrained network"
-        state = network_state(load_path, param_key, what)
+        state = read_network(load_path, param_key, what)
         check_fit(state, net, strict, load_path, what)
         if not strict:
             own = net.state_dict()
@@ -251,107 +250,23 @@ class TrainingMixin(BaseModel):
 
     def training_state(self) -> dict[str, Any]:
         """What a resumed training needs beside the networks, optimisers and schedulers; called by every process."""
-        random_states = [random_state()]
-        if self.opt["dist"]:
-            random_states = [None] * self.opt["world_size"]
-            dist.all_gather_object(random_states, random_state())
-        return {
-            "random": random_states,
-            "amp": self.amp.state_dict(),
-            "guard": self.guard.state_dict(),
-            "accumulated": [accumulated_gradients(o) for o in self.optimizers],
-            "position": getattr(self, "position", None),
-            "seed": self.opt.get("manual_seed"),
-            "best_metric_results": plain(getattr(self, "best_metric_results", {})),
-            "options": getattr(self, "given_options", {}),
-            "version": tlw_basicsr.__version__,
-        }
+        return states.collect_state(self)
 
     def save_training_state(self, epoch: int, current_iter: int | str) -> None:
-        """Write ``{current_iter}.state``: BasicSR's entries and :meth:`training_state`; nothing at -1 or ``best``."""
-        if current_iter in (-1, "best"):
-            return
-        state = {
-            "epoch": epoch,
-            "iter": current_iter,
-            "optimizers": [o.state_dict() for o in self.optimizers],
-            "schedulers": [plain(s.state_dict()) for s in self.schedulers],
-            **self.training_state(),
-        }
-        if self.opt["rank"] == 0:
-            save_file(state, Path(self.opt["path"]["training_states"], f"{current_iter}.state"))
+        """Write ``{current_iter}.state``; nothing at -1 or ``best``."""
+        states.write_state(self, epoch, current_iter)
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
         """Load optimisers and schedulers, the best metrics so far and this process's random numbers.
 
-        Everything is checked before anything is replaced. A state of BasicSR's own model has the optimisers of that
-        alone: those after them, of the weighting network, start anew, at the learning rate of the iteration.
-
         Raises:
             UserError: the state is damaged, or of a training with other optimisers.
         """
-        where = f"path.resume_state: {self.opt['path'].get('resume_state')}"
-        lists = {}
-        for name in ("optimizers", "schedulers"):
-            ours = getattr(self, name)
-            if "random" not in resume_state:
-                ours = ours[: len(ours) - self.own_optimizers]
-            theirs = len(resume_state[name])
-            if theirs != len(ours):
-                raise UserError(
-                    f"{where}: the state holds {theirs} {name}, this training has {len(ours)}: "
-                    "it was written by a training with other options"
-                )
-            lists[name] = ours
-        for number, (theirs, ours) in enumerate(zip(resume_state["optimizers"], lists["optimizers"], strict=True)):
-            check_optimizer_state(theirs, ours, f"{where}: optimizers {number}")
-        for number, (theirs, ours) in enumerate(zip(resume_state["schedulers"], lists["schedulers"], strict=True)):
-            check_scheduler_state(theirs, ours.state_dict(), f"{where}: schedulers {number}")
-        for theirs, ours in zip(resume_state["optimizers"], lists["optimizers"], strict=True):
-            for group, own in zip(theirs["param_groups"], ours.param_groups, strict=True):
-                # how torch computes, such as fused: the options', not a file's
-                group.update({key: value for key, value in own.items() if value is None or isinstance(value, bool)})
-        fresh = self.schedulers[len(lists["schedulers"]) :]
-        try:
-            with lists_of(self, **lists):
-                super().resume_training(resume_state)
-            for scheduler in fresh:
-                while scheduler.last_epoch < self.schedulers[0].last_epoch:
-                    scheduler.optimizer._opt_called = True  # no step is missing that torch would warn of
-                    scheduler.step()
-            self.resume_rest(resume_state)
-        except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError) as error:
-            raise UserError(f"{where}: the state is damaged or of other networks ({first_line(error)})") from error
-        for scheduler in self.schedulers:  # they have the state's values
-            end = getattr(scheduler, "cumulative_period", [float("inf")])[-1]
-            if self.opt["train"]["total_iter"] > end:
-                raise UserError(f"train.total_iter: the periods of train.scheduler in {where} end at {end}")
-
-    def resume_best(self, saved: dict[str, dict[str, Any]]) -> None:
-        """Take the best results of the metrics of ``val.metrics``; one that is new, or turned round, has none."""
-        self.best_metric_results = {}
-        if not (self.opt.get("val") or {}).get("metrics"):
-            return
-        for dataset, records in saved.items():
-            self._initialize_best_metric_results(dataset)
-            fresh = self.best_metric_results[dataset]
-            known = [name for name in fresh if name in records and records[name]["better"] == fresh[name]["better"]]
-            fresh.update({name: records[name] for name in known})
+        states.take_state(self, resume_state, super().resume_training)
 
     def resume_rest(self, resume_state: dict[str, Any]) -> None:
         """What BasicSR's states do not hold."""
-        if resume_state.get("best_metric_results"):
-            self.resume_best(resume_state["best_metric_results"])
-        self.amp.load_state_dict(resume_state.get("amp", {}))
-        self.guard.load_state_dict(resume_state.get("guard", {}))
-        for optimizer, kept in zip(self.optimizers, resume_state.get("accumulated", []), strict=False):
-            if kept and hasattr(optimizer, "accumulated"):
-                optimizer.accumulated = kept["count"]
-                for p, gradient in zip(parameters_of(optimizer), kept["gradients"], strict=True):
-                    p.grad = None if gradient is None else gradient.to(p)
-        random_states = resume_state.get("random", [])
-        if len(random_states) == self.opt["world_size"]:
-            set_random_state(random_states[self.opt["rank"]])
+        states.take_rest(self, resume_state)
 
 
 class ScaledBackward(TorchFunctionMode):
@@ -430,17 +345,6 @@ def with_training(base: type[BaseModel]) -> type[BaseModel]:
     return base if issubclass(base, TrainingMixin) else type(base.__name__, (TrainingMixin, base), {})
 
 
-@contextmanager
-def lists_of(model: BaseModel, **lists: list[Any]) -> Iterator[None]:
-    """Within it, attributes of ``model`` are these lists."""
-    whole = {name: getattr(model, name) for name in lists}
-    vars(model).update(lists)
-    try:
-        yield
-    finally:
-        vars(model).update(whole)
-
-
 def device_names(opt: dict[str, Any]) -> AbstractContextManager:
     """Where the options say the CPU, make what BasicSR's models call ``cuda`` mean that."""
     return CudaMeans(torch.device("cpu")) if opt["num_gpu"] == 0 else nullcontext()
@@ -456,12 +360,6 @@ def channels_last(net: nn.Module) -> None:
     for p in net.parameters():
         if p.ndim == 4:
             p.data = p.data.contiguous(memory_format=torch.channels_last)
-
-
-def accumulated_gradients(optimizer: Optimizer) -> dict[str, Any] | None:
-    """The gradients that ``optimizer`` keeps for a later step, and their number; None where there are none."""
-    count = getattr(optimizer, "accumulated", 0)
-    return {"count": count, "gradients": [p.grad for p in parameters_of(optimizer)]} if count else None
 
 
 def accumulate(optimizer: Optimizer, every: int) -> Optimizer:
@@ -489,33 +387,3 @@ def accumulate(optimizer: Optimizer, every: int) -> Optimizer:
     # the learning rate scheduler wants bound methods
     optimizer.step, optimizer.zero_grad = MethodType(step, optimizer), MethodType(zero_grad, optimizer)
     return optimizer
-
-
-def plain(value: Any) -> Any:
-    """``value`` in types that ``weights_only`` loading knows: mappings as dict (a scheduler holds a Counter), numpy's
-    numbers (metrics) as python's.
-    """
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def random_state() -> dict[str, Any]:
-    """State of the random generators of python, numpy and torch, in types that ``weights_only`` loading knows."""
-    kind, keys, *rest = np.random.get_state()
-    return {
-        "python": random.getstate(),
-        "numpy": (kind, keys.tolist(), *rest),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def set_random_state(state: dict[str, Any]) -> None:
-    """Undo :func:`random_state`. The GPUs' part is left out where their number differs."""
-    random.setstate(state["python"])
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])

@@ -10,9 +10,9 @@ from basicsr.utils import get_root_logger
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 
-from tlw_basicsr.checkpoint import check_fit, network_state
 from tlw_basicsr.errors import UserError
 from tlw_basicsr.models.training import TrainingMixin
+from tlw_basicsr.networks import check_fit, read_network
 
 STAGE_ONE_KEYS = {"net_g": "stage_one_g", "net_u": "stage_one_u"}
 
@@ -149,7 +149,7 @@ class UncertaintyModel(TrainingMixin, SRModel):
             path, what = self.opt["path"]["pretrain_network_u"], "path.pretrain_network_u"
             states = {}
             for name, key in STAGE_ONE_KEYS.items():
-                states[name] = network_state(path, key, what)
+                states[name] = read_network(path, key, what)
                 check_fit(states[name], self.get_bare_model(getattr(self, name)), True, path, what)
             self.freeze(states)
         super().resume_training(resume_state)

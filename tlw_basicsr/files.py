@@ -4,18 +4,15 @@ import os
 import pickle
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import chain
-from numbers import Number
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from torch.optim import Optimizer
 
-from tlw_basicsr.errors import UserError, reason_of, short
-from tlw_basicsr.kinds import is_number
+from tlw_basicsr.errors import UserError, reason_of
 
 # ------------------------------------------------------------------------------------------------- reading
 
@@ -189,150 +186,6 @@ def _check_content(content: Any) -> None:
         return seen[id(value)]
 
     size(content, 1)
-
-
-def network_state(path: str | Path, param_key: str | None, what: str) -> dict[str, torch.Tensor]:
-    """State dict of a network in BasicSR's format ``{'params': …, 'params_ema': …}``, ``module.`` removed.
-
-    Args:
-        path: the file.
-        param_key: the entry to take; ``'params'`` where it is missing; None for a file that is the state dict.
-        what: the option that names the file, for the message.
-
-    Raises:
-        UserError: as :func:`load_file`, or no such entry, or it holds something else than named tensors.
-    """
-    return entry_of(load_file(path, what), param_key, path, what)
-
-
-def entry_of(content: dict[str, Any], param_key: str | None, path: str | Path, what: str) -> dict[str, torch.Tensor]:
-    """:func:`network_state` of the file's content."""
-    if param_key is not None:
-        entry = content.get(param_key, content.get("params"))
-        if entry is None:
-            keys = ", ".join(short(key) for key in list(content)[:4])
-            raise UserError(f"{what}: {path} has no entry {param_key!r} (BasicSR's format), it starts with {keys}")
-        content = entry
-    if not isinstance(content, dict) or not all(torch.is_tensor(v) for v in content.values()):
-        raise UserError(f"{what}: {path} does not hold a network's tensors under {param_key!r}")
-    return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
-
-
-def check_fit(state: dict[str, torch.Tensor], net: torch.nn.Module, strict: bool, path: str | Path, what: str) -> None:
-    """Raise a :class:`UserError` that names the first difference unless ``state`` fits ``net``.
-
-    With ``strict=False`` names may differ, and so may shapes, as in BasicSR; but one tensor must fit. What is to be
-    loaded must be of the network's kind of numbers, and finite.
-    """
-    own = net.state_dict()
-    missing = [name for name in own if name not in state]
-    unknown = [name for name in state if name not in own]
-    shapes = [name for name in own if name in state and own[name].shape != state[name].shape]
-    name = type(net).__name__
-    if not strict and len(missing) + len(shapes) == len(own):
-        raise UserError(f"{what}: {path} is of another network, none of its tensors fits {name}")
-    if strict and (missing or unknown):
-        example = f"{missing[0]} is missing" if missing else f"{unknown[0]:.80} is not in {name}"
-        raise UserError(
-            f"{what}: {path} is of another network than network {name} of the options: {len(missing)} tensors missing,"
-            f" {len(unknown)} unknown ({example})"
-        )
-    if strict and shapes:
-        first = shapes[0]
-        raise UserError(
-            f"{what}: {path} is of another network than network {name} of the options: {first} is "
-            f"{tuple(state[first].shape)}, not {tuple(own[first].shape)}"
-        )
-    check_values(state, {n: v for n, v in own.items() if n in state and n not in shapes}, path, what)
-
-
-def check_values(state: dict[str, torch.Tensor], own: dict[str, torch.Tensor], path: str | Path, what: str) -> None:
-    """Raise a :class:`UserError` unless the tensors of ``state`` that ``own`` names are of its kind, and finite.
-
-    Floating point may be of another precision.
-    """
-    for name, ours in own.items():
-        theirs = state[name]
-        if theirs.is_floating_point() != ours.is_floating_point() or theirs.is_complex() != ours.is_complex():
-            raise UserError(f"{what}: {path}: {name} is of {theirs.dtype}, expected is {ours.dtype}")
-        if ours.is_floating_point() and not torch.isfinite(theirs.to(ours.dtype)).all():
-            raise UserError(f"{what}: {path}: {name} has values that are not finite (NaN or infinite in {ours.dtype})")
-
-
-RANGES: dict[str, Callable[[Any], bool]] = {
-    "lr": lambda v: v >= 0,
-    "initial_lr": lambda v: v >= 0,
-    "eps": lambda v: v >= 0,
-    "weight_decay": lambda v: v >= 0,
-    "betas": lambda v: len(v) == 2 and all(0 <= beta < 1 for beta in v),
-}
-
-
-def check_optimizer_state(theirs: Any, optimizer: Optimizer, where: str) -> None:
-    """Check a saved optimiser state against the optimiser that is to take it.
-
-    Raises:
-        UserError: other parameters, other shapes, or values that are not finite.
-    """
-    own = optimizer.state_dict()["param_groups"]
-    groups = theirs.get("param_groups") if isinstance(theirs, dict) else None
-    if not isinstance(groups, list) or not isinstance(theirs.get("state"), dict):
-        raise UserError(f"{where} is not an optimiser's state")
-    counts = [len(g["params"]) if isinstance(g, dict) and isinstance(g.get("params"), list) else -1 for g in groups]
-    if counts != [len(g["params"]) for g in own]:
-        raise UserError(f"{where} is of other networks: of {counts} parameters, not {[len(g['params']) for g in own]}")
-    adam = isinstance(optimizer, torch.optim.Adam)
-    for group, ours in zip(groups, own, strict=True):
-        for key in ours.keys() - {"params"}:
-            # torch adds flags from version to version
-            fits = _alike(group[key], ours[key]) if key in group else ours[key] is None or isinstance(ours[key], bool)
-            if not fits or not RANGES.get(key, lambda _: True)(group[key]):
-                raise UserError(f"{where}: {key}: expected a value like {ours[key]!r}, got {short(group.get(key))}")
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for number, p in zip((n for g in groups for n in g["params"]), parameters, strict=True):
-        values = theirs["state"].get(number, {})
-        if not isinstance(values, dict) or (adam and values and not {"step", "exp_avg", "exp_avg_sq"} <= values.keys()):
-            raise UserError(f"{where}: the state of parameter {number} is not complete")
-        for key, value in values.items():
-            if key == "step" and is_number(value) and value >= 0:  # of older versions
-                continue
-            if adam and (not torch.is_tensor(value) or (key == "step" and (value.numel() != 1 or not value >= 0))):
-                raise UserError(f"{where}: {key} of parameter {number} is no tensor as Adam has it")
-            if not torch.is_tensor(value):
-                continue
-            if key.startswith(("exp_avg", "max_exp_avg")) and value.shape != p.shape:
-                raise UserError(f"{where}: {key} of parameter {number} is {tuple(value.shape)}, not {tuple(p.shape)}")
-            if not value.is_floating_point() or not torch.isfinite(value).all():
-                raise UserError(f"{where}: {key} of parameter {number} is of {value.dtype} or has values not finite")
-
-
-def check_scheduler_state(theirs: Any, ours: dict[str, Any], where: str) -> None:
-    """Check a saved scheduler state against that of the scheduler that is to take it.
-
-    Raises:
-        UserError: something is missing or of another kind.
-    """
-    if not isinstance(theirs, dict) or "last_epoch" not in theirs:
-        raise UserError(f"{where} is not a scheduler's state")
-    for key, value in ours.items():
-        if key in theirs and not _alike(theirs[key], value):
-            raise UserError(f"{where}: {key}: expected a value like {short(value)}, got {short(theirs[key])}")
-    lists = [theirs[key] for key in ("restarts", "periods", "cumulative_period", "restart_weights") if key in theirs]
-    if len({len(numbers) for numbers in lists}) > 1:
-        raise UserError(f"{where}: its restarts and their weights are of different numbers")
-
-
-def _alike(a: Any, b: Any) -> bool:
-    """Whether ``a`` may stand where ``b`` stands, by its kind."""
-    if b is None or isinstance(b, bool):
-        return a is None or isinstance(a, bool)
-    if isinstance(b, Number):
-        return is_number(a)
-    if isinstance(b, dict):
-        return isinstance(a, dict) and all(is_number(n) for pair in a.items() for n in pair)
-    if isinstance(b, (list, tuple)):
-        return isinstance(a, (list, tuple)) and all(is_number(n) for n in a)
-    return True
 
 
 # ------------------------------------------------------------------------------------------------- writing

@@ -1,0 +1,234 @@
+"""Networks: built from their options, loaded from files, and what they take."""
+
+import inspect
+from argparse import ArgumentParser, Namespace
+from contextlib import suppress
+from math import lcm
+from pathlib import Path
+from typing import Any
+
+import torch
+from basicsr.utils.registry import ARCH_REGISTRY
+from torch import nn
+
+from tlw_basicsr.errors import UserError, expanded, first_line, short
+from tlw_basicsr.files import load_file
+from tlw_basicsr.kinds import DICT, STR, Options, lookup
+
+
+def build_network(opt: Options, key: str, device: str = "meta") -> nn.Module:
+    """The network of section ``key``, without memory where it can be built so; random numbers are left alone.
+
+    Raises:
+        UserError: its class refuses the options.
+    """
+    arch = lookup(ARCH_REGISTRY, opt[key], key)
+    arguments = {k: v for k, v in opt[key].items() if k != "type"}
+    try:
+        with torch.random.fork_rng(devices=[]):
+            if device != "meta":
+                return arch(**arguments).to(device)
+            try:
+                with torch.device("meta"):
+                    return arch(**arguments)
+            except Exception:  # some compute with their weights as they are built
+                return arch(**arguments)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{key}: {opt[key]['type']} can't be built from these options ({first_line(error)})") from error
+
+
+def load_network(options: Options, path: str | Path, param_key: str = "params", key: str = "network_g") -> nn.Module:
+    """The registered network of ``{type: …, …}`` with the weights of a file, in eval mode on the CPU.
+
+    Args:
+        options: of the network.
+        path: a file in BasicSR's format.
+        param_key: its entry, ``params`` where it is missing.
+        key: the options' place, for messages.
+
+    Raises:
+        UserError: the options or the file are wrong or don't fit each other.
+    """
+    from tlw_basicsr.options import check_arguments  # it knows of models, which load networks
+
+    check_arguments(options, key, lookup(ARCH_REGISTRY, options, key))
+    net = build_network({key: options}, key, "cpu")
+    state = read_network(path, param_key, "checkpoint")
+    check_fit(state, net, True, path, "checkpoint")
+    net.load_state_dict(state)
+    return net.eval().requires_grad_(False)
+
+
+# ------------------------------------------------------------------------------------------------- files
+
+
+def read_network(path: str | Path, param_key: str | None, what: str) -> dict[str, torch.Tensor]:
+    """State dict of a network in BasicSR's format ``{'params': …, 'params_ema': …}``, ``module.`` removed.
+
+    Args:
+        path: the file.
+        param_key: the entry to take; ``'params'`` where it is missing; None for a file that is the state dict.
+        what: the option that names the file, for the message.
+
+    Raises:
+        UserError: as :func:`load_file`, or no such entry, or it holds something else than named tensors.
+    """
+    return take_entry(load_file(path, what), param_key, path, what)
+
+
+def take_entry(content: dict[str, Any], param_key: str | None, path: str | Path, what: str) -> dict[str, torch.Tensor]:
+    """:func:`read_network` of the file's content."""
+    if param_key is not None:
+        entry = content.get(param_key, content.get("params"))
+        if entry is None:
+            keys = ", ".join(short(key) for key in list(content)[:4])
+            raise UserError(f"{what}: {path} has no entry {param_key!r} (BasicSR's format), it starts with {keys}")
+        content = entry
+    if not isinstance(content, dict) or not all(torch.is_tensor(v) for v in content.values()):
+        raise UserError(f"{what}: {path} does not hold a network's tensors under {param_key!r}")
+    return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+def check_fit(state: dict[str, torch.Tensor], net: torch.nn.Module, strict: bool, path: str | Path, what: str) -> None:
+    """Raise a :class:`UserError` that names the first difference unless ``state`` fits ``net``.
+
+    With ``strict=False`` names may differ, and so may shapes, as in BasicSR; but one tensor must fit. What is to be
+    loaded must be of the network's kind of numbers, and finite.
+    """
+    own = net.state_dict()
+    missing = [name for name in own if name not in state]
+    unknown = [name for name in state if name not in own]
+    shapes = [name for name in own if name in state and own[name].shape != state[name].shape]
+    name = type(net).__name__
+    if not strict and len(missing) + len(shapes) == len(own):
+        raise UserError(f"{what}: {path} is of another network, none of its tensors fits {name}")
+    if strict and (missing or unknown):
+        example = f"{missing[0]} is missing" if missing else f"{unknown[0]:.80} is not in {name}"
+        raise UserError(
+            f"{what}: {path} is of another network than network {name} of the options: {len(missing)} tensors missing,"
+            f" {len(unknown)} unknown ({example})"
+        )
+    if strict and shapes:
+        first = shapes[0]
+        raise UserError(
+            f"{what}: {path} is of another network than network {name} of the options: {first} is "
+            f"{tuple(state[first].shape)}, not {tuple(own[first].shape)}"
+        )
+    check_values(state, {n: v for n, v in own.items() if n in state and n not in shapes}, path, what)
+
+
+def check_values(state: dict[str, torch.Tensor], own: dict[str, torch.Tensor], path: str | Path, what: str) -> None:
+    """Raise a :class:`UserError` unless the tensors of ``state`` that ``own`` names are of its kind, and finite.
+
+    Floating point may be of another precision.
+    """
+    for name, ours in own.items():
+        theirs = state[name]
+        if theirs.is_floating_point() != ours.is_floating_point() or theirs.is_complex() != ours.is_complex():
+            raise UserError(f"{what}: {path}: {name} is of {theirs.dtype}, expected is {ours.dtype}")
+        if ours.is_floating_point() and not torch.isfinite(theirs.to(ours.dtype)).all():
+            raise UserError(f"{what}: {path}: {name} has values that are not finite (NaN or infinite in {ours.dtype})")
+
+
+# ------------------------------------------------------------------------------------------------- what they take
+
+
+def get_size_multiple(options: dict[str, Any]) -> int:
+    """A side of an image for a network of these options must be a multiple of this number."""
+    options = fill_defaults(options)
+    window = options.get("window_size") or 1
+    unshuffle = {1: 4, 2: 2}.get(options.get("scale", 4), 1) if options["type"] == "RRDBNet" else 1
+    return lcm(unshuffle, *(window if isinstance(window, (list, tuple)) else [window]))
+
+
+def fill_defaults(options: dict[str, Any]) -> dict[str, Any]:
+    """A network's options with the defaults of its class, if ``options["type"]`` is registered."""
+    try:
+        parameters = inspect.signature(lookup(ARCH_REGISTRY, options, "network")).parameters
+    except UserError:
+        return options
+    return {name: p.default for name, p in parameters.items() if p.default is not p.empty} | options
+
+
+def count_input_channels(options: dict[str, Any]) -> int:
+    """Channels of the images that a network of these options takes."""
+    options = fill_defaults(options)
+    return options.get("num_in_ch") or options.get("in_chans") or 3
+
+
+# ------------------------------------------------------------------------------------------------- arguments
+
+
+def add_network_arguments(parser: ArgumentParser) -> None:
+    """The arguments that name an SR network and its checkpoint."""
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--opt", metavar="YAML", help="training or test YAML with the network's options (network_g)")
+    source.add_argument("--network", metavar="OPTIONS", help="or the options, such as '{type: EDSR, num_in_ch: 3, …}'")
+    parser.add_argument(
+        "--checkpoint",
+        metavar="PTH",
+        help="default: the YAML's path.pretrain_network_g, else experiments/NAME/models/net_g_latest.pth",
+    )
+    parser.add_argument(
+        "--param_key",
+        choices=("params_ema", "params"),
+        default="params_ema",
+        help="entry of the checkpoint; default params_ema, or params where there is no such",
+    )
+
+
+def load_sr_network(args: Namespace) -> tuple[nn.Module, Options]:
+    """The SR network that the arguments name, in eval mode on the CPU, and its options.
+
+    Raises:
+        UserError: the YAML, the options or the checkpoint are wrong, or no checkpoint is named.
+    """
+    from tlw_basicsr.options import load_yaml, read_options
+
+    opt = {"network_g": load_yaml(args.network, "--network")} if args.network is not None else read_options(args.opt)
+    path = args.checkpoint or find_checkpoint(opt, "g")
+    return load_network(opt.get("network_g"), path, args.param_key), opt["network_g"]
+
+
+def find_checkpoint(opt: Options, label: str) -> Path:
+    """The checkpoint that a YAML names for ``network_{label}``, else the newest of its training in this folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    key = f"pretrain_network_{label}"
+    named = get_section(opt, "path").get(key)
+    if named is not None and not STR.accepts(named):
+        raise UserError(f"path.{key}: expected the path of a checkpoint, or ~, got {short(named)}")
+    path = Path("experiments", str(opt.get("name")), "models", f"net_{label}_latest.pth")
+    if not named and not path.is_file():
+        raise UserError(f"--checkpoint: missing; the options name no path.{key}, and {path} is none")
+    return expanded(named, f"path.{key}") if named else path
+
+
+def get_section(opt: Options, key: str, where: str = "") -> Options:
+    """Section ``key`` of the options, or of their section ``where``; empty where it is missing or ``~``.
+
+    Raises:
+        UserError: it is no section.
+    """
+    section = opt.get(key) or {}
+    if not DICT.accepts(section):
+        raise UserError(f"{where and where + '.'}{key}: expected {DICT.text}, got {short(section)}")
+    return section
+
+
+def find_device(name: str) -> torch.device:
+    """``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, …
+
+    Raises:
+        UserError: there is no such device, or it is of another kind.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with suppress(RuntimeError, AssertionError):
+        if name.split(":")[0] in ("cpu", "cuda"):
+            return torch.empty(0, device=name).device
+    raise UserError(f"--device: {name!r} is not here; accepted are auto, cpu and the GPUs cuda, cuda:1, …")
