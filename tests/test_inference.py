@@ -16,8 +16,7 @@ from PIL import Image, ImageOps
 
 from tests.conftest import as_tensor, photograph, tiny_options, write_yaml
 from tlw_basicsr import UserError, imresize
-from tlw_basicsr.files import DTYPES
-from tlw_basicsr.inference import NetworkUpscaler, blend_weights, read_picture, turned, upscale_picture
+from tlw_basicsr.inference import DTYPES, NetworkUpscaler, blend_weights, read_picture, turned, upscale_picture
 from tlw_basicsr.networks import count_input_channels, get_size_multiple
 
 EDSR = {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 4, "upscale": 2}

@@ -65,7 +65,7 @@ PLAIN = {  # what torch.save writes of dense tensors and plain values
     "__builtin__": ("set",),
     "_codecs": ("encode",),
 }
-DTYPES = {name for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
+TENSOR_TYPES = {name for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
 MOST_VALUES, DEEPEST = 5_000_000, 60  # of a file's nested dicts and lists
 
 
@@ -109,7 +109,7 @@ class _Scan(pickle._Unpickler):  # Python's: the memo of C's is as large as a pi
         if module in ("torch", "torch.storage") and name.endswith("Storage"):
             itemsize = getattr(getattr(getattr(torch, name, None), "dtype", None), "itemsize", 1)
             return type("_Storage", (_Storage,), {"itemsize": itemsize})
-        if name not in PLAIN.get(module, ()) and not (module == "torch" and name in DTYPES):
+        if name not in PLAIN.get(module, ()) and not (module == "torch" and name in TENSOR_TYPES):
             raise _Refused(f"it names {module}.{name}"[:200])
         return _Stub
 

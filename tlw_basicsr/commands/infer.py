@@ -20,8 +20,7 @@ from tlw_basicsr.cli import parser_of
 from tlw_basicsr.data.images import SUFFIXES
 from tlw_basicsr.data.prepare import write_image
 from tlw_basicsr.errors import UserError, first_line, reason_of
-from tlw_basicsr.files import DTYPES
-from tlw_basicsr.inference import NetworkUpscaler, read_picture, upscale_picture
+from tlw_basicsr.inference import DTYPES, NetworkUpscaler, read_picture, upscale_picture
 from tlw_basicsr.networks import add_network_arguments, find_device, load_sr_network
 
 

@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         net_g = load_network(opt["network_g"], models / "net_g_latest.pth", "params_ema")
         rows[label] = (field_metrics(net_g, items, 4), seconds)
 
-    net_w = load_network(opt["network_w"], models / "net_w_latest.pth")
+    net_w = load_network(opt["network_w"], models / "net_w_latest.pth", key="network_w")
     schedule = {key: value for key, value in opt["train"]["tlw"].items() if key != "k_unit"}
     net_w.k = k_schedule(opt["train"]["total_iter"] - 1, **schedule)
     picture = out / "learned_weights.png"

@@ -148,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         path_g = args.net_g or models / f"net_g_{iteration}.pth"
         path_w = args.net_w or models / f"net_w_{iteration}.pth"
         net_g = load_network(opt.get("network_g"), path_g, args.param_key)
-        net_w = load_network(opt.get("network_w"), path_w)
+        net_w = load_network(opt.get("network_w"), path_w, key="network_w")
         net_w.k = k_of(args, opt, models, iteration)
         upscale = NetworkUpscaler(net_g, opt["network_g"])
         lq, gt = read_pair(args, upscale.scale)
