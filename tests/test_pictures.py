@@ -3,6 +3,7 @@
 import re
 
 import cv2
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -119,12 +120,24 @@ def test_a_perfect_image_can_be_drawn(pair, tmp_path):
         method_figure(TLWWeightNet(num_feat=4).eval(), SSIMDistance(), gt, gt, tmp_path / "figure.nothing")
 
 
-def test_tensorboards_picture_is_x_then_sr_then_w():
-    gt, sr = torch.zeros(3, 4, 5), torch.ones(3, 4, 5)
-    beside = weights_beside(gt, sr, torch.full((3, 4, 5), 0.0))
-    assert beside.shape == (3, 4, 15) and beside.dtype == torch.uint8
-    assert (beside[:, :, :5] == 0).all() and (beside[:, :, 5:10] == 255).all()
-    assert beside[:, 0, -1].tolist() == [68, 1, 84]  # viridis' darkest
+def test_tensorboards_picture_is_x_then_sr_then_w_with_names_and_a_bar_of_the_colours():
+    gt, sr, w = torch.rand(3, 40, 200), torch.ones(3, 40, 200), torch.full((3, 40, 200), 0.25)
+    w[:, :20] = 0.75
+    beside = weights_beside(gt, sr, w)
+    assert beside.dtype == torch.uint8 and beside.shape[0] == 3 and beside.shape[2] == 600
+    assert (beside[:, :40, :200].float() - gt * 255).abs().max() <= 1  # pixel by pixel
+    assert (beside[:, :40, 201:399] == 255).all()
+    viridis = torch.tensor([matplotlib.colormaps["viridis"](level)[:3] for level in (0.75, 0.25)]) * 255
+    assert (beside[:, 10, 500].float() - viridis[0]).abs().max() <= 1
+    assert (beside[:, 30, 500].float() - viridis[1]).abs().max() <= 1
+    below = beside[:, 40:].float()
+    for column in range(3):
+        assert (below[:, :18, 200 * column : 200 * (column + 1)] < 128).any()  # a name
+    colours = {tuple(pixel) for pixel in below[:, :, 400:].flatten(1).T.int().tolist()}
+    assert len(colours) > 100  # the bar
+    small = weights_beside(gt[..., :20], sr[..., :20], w[..., :20])
+    assert small.shape[2] == 3 * 160
+    assert torch.equal(small[:, ::8, ::8][:, :40, :20], beside[:, :40, :20])
 
 
 def test_spread_figure_shows_every_seed_the_mean_and_the_spread(tmp_path, monkeypatch):
@@ -135,7 +148,7 @@ def test_spread_figure_shows_every_seed_the_mean_and_the_spread(tmp_path, monkey
     drawn = []
     monkeypatch.setattr(Axes, "errorbar", lambda _, x, y, xerr, **__: drawn.append((x, y, xerr)))
     panels = [("Set5", "PSNR (dB)", [[1.0, 3.0], [5.0, 5.0]]), ("Set14", "PSNR (dB)", [[2.0], [7.0]])]
-    spread_figure(["L1", "L1TLW"], panels, tmp_path / "a.png", "title")
+    spread_figure(["L1", "L1TLW"], panels, tmp_path / "a.png", "title", 2)
     assert [(x, y, round(e, 6)) for x, y, e in drawn] == [
         (2.0, 0, 1.414214), (5.0, 1, 0.0), (2.0, 0, 0.0), (7.0, 1, 0.0)
     ]  # fmt: skip
@@ -148,7 +161,7 @@ def test_the_title_of_a_spread_figure_is_not_cut(tmp_path, number):
 
     panels = number * [("Set5", "PSNR (dB), higher is better", [[1.0, 3.0], [5.0, 5.0]])]
     title = "EDSR ×4, the paper's protocol: mean and standard deviation over the seeds"
-    spread_figure(["L1", "L1TLW"], panels, tmp_path / "a.png", title)
+    spread_figure(["L1", "L1TLW"], panels, tmp_path / "a.png", title, number)
     image = np.array(Image.open(tmp_path / "a.png").convert("L"))
     dark = np.flatnonzero((image[:25] < 128).any(axis=0))  # columns of the title
     assert dark[0] > 5 and dark[-1] < image.shape[1] - 5

@@ -72,7 +72,11 @@ def reproduce(folders, photographs, monkeypatch, capsys):
 
 
 def modified(folder):
-    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and "table_" not in path.name}
+    return {
+        path: path.stat().st_mtime_ns
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.startswith(("table_", "compare_"))
+    }
 
 
 def test_a_run_trains_what_is_missing_and_a_second_one_nothing(folders, reproduce):
@@ -95,6 +99,17 @@ def test_a_run_trains_what_is_missing_and_a_second_one_nothing(folders, reproduc
     assert modified(folders / "out") == before
 
     assert cv2.imread(str(folders / "out/table_x4_EDSR.png")).std() > 5
+    with open(folders / "out/compare_x4.csv") as file:
+        compared = {(line["image"], line["result"]): line for line in csv.DictReader(file)}
+    assert {result for _, result in compared} == {"bicubic", "EDSR L1", "EDSR Fast"}
+    with open(folders / "out/cells/EDSR_Fast_x4_seed0_Set5.csv") as file:
+        measured = [line for line in csv.DictReader(file) if line["protocol"] == "field"]
+    for line in measured:
+        of_page = compared[line["image"], "EDSR Fast"]
+        assert float(of_page["psnr_y"]) == pytest.approx(float(line["psnr_y"]))
+        assert float(of_page["ssim_y"]) == pytest.approx(float(line["ssim_y"]))
+        assert 0 < float(of_page["d"]) < 1
+    assert '"weights": {"EDSR Fast": "data:image/webp' in (folders / "out/compare_x4.html").read_text("utf-8")
     text = (folders / "out/table_x4.md").read_text("utf-8")
     assert "Trained for 4 iterations on" in text
     assert "Left out, not in the data folder: Set14." in text
@@ -293,7 +308,8 @@ def test_the_tables_text(tmp_path):
     tex = latex(run, rows, 4, ["a note"])
     assert r"EDSR & L1TLW & \textbf{30.50 $\pm$ 0.00} (+0.30) & \textbf{3.279 $\pm$ 0.000} (-0.033) \\" in tex
     assert tex.count(r"\begin{table}") == tex.count(r"\end{table}") == 2
-    assert r"L1 $\times 10^2$" in tex
+    assert r"L1 $\times 10^2$ $\downarrow$" in tex and r"PSNR (dB) $\uparrow$" in tex
+    assert "| network | loss | PSNR (dB) ↑ | SSIM ↑ |" in text
 
 
 def test_first_difference():

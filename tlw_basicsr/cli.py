@@ -18,6 +18,7 @@ COMMANDS = {  # name: (module with the main function, what it does)
     "weights": ("tlw_basicsr.commands.weights", "draw what the weighting network has learned"),
     "infer": ("tlw_basicsr.commands.infer", "upscale images"),
     "evaluate": ("tlw_basicsr.commands.evaluate", "measure a network, or bicubic, on a folder of HR images"),
+    "compare": ("tlw_basicsr.commands.compare", "write a page that compares the images of several results"),
     "tables": ("tlw_basicsr.commands.tables", "train and measure the paper's comparison, and write its tables"),
     "export": ("tlw_basicsr.commands.export", "write ONNX and safetensors"),
     "convert": ("tlw_basicsr.commands.convert", "read the paper's published checkpoints"),

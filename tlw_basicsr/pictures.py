@@ -92,13 +92,29 @@ def weights_figure(net_g: nn.Module, net_w: nn.Module, lq: Tensor, gt: Tensor, p
 
 
 def weights_beside(gt: Tensor, sr: Tensor, w: Tensor) -> Tensor:
-    """x, x̂ and w (mean of the channels, viridis from 0 to 1) beside each other, for TensorBoard: (3, H, 3·W), uint8.
+    """x, x̂ and w (mean of the channels, viridis) beside each other, for TensorBoard: (3, H, W), uint8.
 
-    ``gt``, ``sr`` and ``w`` are (C, H, W) in [0, 1].
+    Below them are their names and the colours' bar. ``gt``, ``sr`` and ``w`` are (C, h, w) in [0, 1], each shown
+    pixel by pixel; images narrower than 160 pixels are enlarged by a whole factor.
     """
-    colours = matplotlib.colormaps[WEIGHT](w.mean(0).cpu().numpy())[..., :3]
-    beside = np.concatenate([shown(gt), shown(sr), colours], axis=1)
-    return torch.from_numpy((beside * 255).round().astype(np.uint8)).permute(2, 0, 1)
+    height, width = gt.shape[-2:]
+    factor, dpi, below = -(-160 // width), 100, 56
+    figure = plt.figure(figsize=(3 * width * factor / dpi, (height * factor + below) / dpi), dpi=dpi)
+    total = height * factor + below
+    names = ("HR image x", "SR image x̂", f"weights w, mean {w.mean():.2f}")
+    for number, (name, image) in enumerate(zip(names, (shown(gt), shown(sr), w), strict=True)):
+        axis = figure.add_axes((number / 3, below / total, 1 / 3, height * factor / total))
+        drawn = draw_weights(axis, w) if image is w else axis.imshow(image)
+        drawn.set_interpolation("nearest")
+        axis.set_axis_off()
+        figure.text((number + 0.5) / 3, (below - 8) / total, name, ha="center", va="top", fontsize=8)
+    bar = figure.add_axes((2 / 3 + 0.04, 20 / total, 1 / 3 - 0.08, 8 / total))
+    figure.colorbar(drawn, cax=bar, orientation="horizontal", ticks=[0, 0.5, 1])
+    bar.tick_params(labelsize=7, length=2, pad=1)
+    figure.canvas.draw()
+    pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()  # type: ignore[attr-defined]
+    plt.close(figure)
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 @torch.no_grad()
@@ -252,7 +268,11 @@ def strip_figure(gt: Tensor, frames: Sequence[Frame], path: Path, title: str = "
 
 
 def spread_figure(
-    rows: Sequence[str], panels: Sequence[tuple[str, str, Sequence[Sequence[float]]]], path: Path, title: str
+    rows: Sequence[str],
+    panels: Sequence[tuple[str, str, Sequence[Sequence[float]]]],
+    path: Path,
+    title: str,
+    across: int,
 ) -> None:
     """Write a figure of values over seeds: a panel for each test set and metric, a line for each row.
 
@@ -263,8 +283,8 @@ def spread_figure(
         panels: heading, label of the axis with its unit, and the values of every row.
         path: PNG to write.
         title: of the figure.
+        across: panels in a row.
     """
-    across = min(len(panels), 3)
     down = -(-len(panels) // across)
     size = (1.5 + 3.4 * across, 0.8 + down * (0.9 + 0.3 * len(rows)))
     figure, axes = plt.subplots(down, across, figsize=size, sharey=True, squeeze=False, layout="constrained")

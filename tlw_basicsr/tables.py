@@ -51,6 +51,14 @@ CSV_COLUMNS = (
     *("scale", "protocol", "set", "network", "loss", "metric", "mean", "spread", "seeds", "difference", "best"),
     *("iterations", "seconds"),
 )
+TEX = {
+    "×10²": r"$\times 10^2$",
+    "×10³": r"$\times 10^3$",
+    "_": r"\_",
+    "%": r"\%",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+}
 PROTOCOL_NAMES = {
     "field": "the field's protocol (8-bit LR and SR, border of the scale removed)",
     "paper": "the paper's protocol (HR cut to a multiple of 28, float images, no border removed)",
@@ -435,6 +443,12 @@ def columns(run: Run, rows: Sequence[TableRow]) -> Iterator[tuple[str, str, str,
                 yield name_of_set, protocol, metric, cells
 
 
+def heading(metric: str) -> str:
+    """A metric's name with an arrow to where it is better."""
+    name, _, _, higher = METRICS[metric]
+    return f"{name} {'↑' if higher else '↓'}"
+
+
 def formatted(cell: TableCell, metric: str, mark: Callable[[str], str], plus_minus: str = "±") -> str:
     """A value with its spread, marked if it is the best, and its difference in brackets."""
     _, digits, factor, _ = METRICS[metric]
@@ -490,7 +504,7 @@ def markdown(run: Run, rows: Sequence[TableRow], scale: int, notes: Sequence[str
     text = [f"# ×{scale}", "", *(f"- {note}" for note in notes), ""]
     for (name_of_set, protocol), group in groupby(columns(run, rows), key=lambda column: column[:2]):
         chosen = list(group)
-        headings = ["network", "loss", *(METRICS[metric][0] for _, _, metric, _ in chosen)]
+        headings = ["network", "loss", *(heading(metric) for _, _, metric, _ in chosen)]
         text += [f"## {name_of_set}, {PROTOCOL_NAMES[protocol]}", ""]
         text += ["| " + " | ".join(headings) + " |", "|---|---|" + "---:|" * len(chosen)]
         for number, row in enumerate(rows):
@@ -505,7 +519,7 @@ def latex(run: Run, rows: Sequence[TableRow], scale: int, notes: Sequence[str]) 
     text = [f"% {note}" for note in notes]
     for (name_of_set, protocol), group in groupby(columns(run, rows), key=lambda column: column[:2]):
         chosen = list(group)
-        headings = ["network", "loss", *(tex(METRICS[metric][0]) for _, _, metric, _ in chosen)]
+        headings = ["network", "loss", *(tex(heading(metric)) for _, _, metric, _ in chosen)]
         text += [r"\begin{table}", r"\centering"]
         text.append(rf"\caption{{{tex(name_of_set)}, $\times {scale}$, {tex(PROTOCOL_NAMES[protocol])}.}}")
         text.append(rf"\begin{{tabular}}{{ll{'r' * len(chosen)}}}")
@@ -521,7 +535,7 @@ def latex(run: Run, rows: Sequence[TableRow], scale: int, notes: Sequence[str]) 
 
 def tex(text: str) -> str:
     """Plain text for LaTeX."""
-    for plain, escaped in (("×10²", r"$\times 10^2$"), ("×10³", r"$\times 10^3$"), ("_", r"\_"), ("%", r"\%")):
+    for plain, escaped in TEX.items():
         text = text.replace(plain, escaped)
     return text
 
@@ -543,21 +557,26 @@ def long_csv(run: Run, rows: Sequence[TableRow], scale: int) -> str:
 
 
 def plot(run: Run, rows: Sequence[TableRow], scale: int) -> list[Path]:
-    """Write ``table_x{scale}_{network}.png`` for every network: PSNR, and LPIPS or HaarPSI, with the seeds' spread."""
+    """Write ``table_x{scale}_{network}.png`` for every network: bicubic and its losses, with the seeds' spread.
+
+    There is a row for each of PSNR, LPIPS and HaarPSI that was measured, and a column for each test set.
+    """
     paths = []
     for network, group in groupby((row for row in rows if row.network), key=lambda row: row.network):
-        chosen, panels = list(group), []
+        chosen = [row for row in rows if not row.network] + list(group)
         metrics = rows[0].records[0]["results"][run.sets[0]]["paper"]
+        panels = []
         for metric in [m for m in ("psnr_y", "lpips_vgg", "haarpsi") if m in metrics]:
-            heading, _, factor, higher = METRICS[metric]
             for name_of_set in run.sets:
-                values = [[factor * v for v in row.value(name_of_set, "paper", metric).values] for row in chosen]
-                panels.append((name_of_set, f"{heading}, {'higher' if higher else 'lower'} is better", values))
+                values = [
+                    [METRICS[metric][2] * v for v in row.value(name_of_set, "paper", metric).values] for row in chosen
+                ]
+                panels.append((name_of_set, heading(metric), values))
         paths.append(run.out / f"table_x{scale}_{network}.png")
         title = f"{network} ×{scale}, the paper's protocol"
         if any(len(row.records) > 1 for row in chosen):
             title += ": mean and standard deviation over the seeds"
-        spread_figure([row.loss for row in chosen], panels, paths[-1], title)
+        spread_figure([row.loss for row in chosen], panels, paths[-1], title, len(run.sets))
     return paths
 
 

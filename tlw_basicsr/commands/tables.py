@@ -1,4 +1,6 @@
-"""Train and measure the cells of the paper's comparison that are missing, and write table_x{2,3,4}.{md,csv,tex}.
+"""Train and measure the cells of the paper's comparison that are missing, and write them down.
+
+For each scale: table_x4.md, .csv and .tex, plots, and a page that compares the images, compare_x4.html.
 
 tlw tables --networks EDSR VDSR --scales 4 --data datasets --out tables
 
@@ -21,11 +23,16 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import yaml
 from tqdm import tqdm
 
 from tlw_basicsr.cli import parser_of
+from tlw_basicsr.commands.compare import distance_of, weigher
+from tlw_basicsr.comparison import Result, shoot, write_page
 from tlw_basicsr.errors import UserError
-from tlw_basicsr.options import load_yaml
+from tlw_basicsr.evaluation import bicubic
+from tlw_basicsr.inference import upscaler_of
+from tlw_basicsr.options import load_yaml, read_options
 from tlw_basicsr.tables import (
     TEST_SETS,
     Cell,
@@ -109,6 +116,24 @@ def cells_of(args: argparse.Namespace, options: Path) -> list[Cell]:
     return cells
 
 
+def write_comparison(run: Run, cells: Sequence[Cell], scale: int) -> Path:
+    """Write the page that compares the images of the first test set, by the networks of the first seed."""
+    results = [Result("bicubic", bicubic(scale))]
+    for cell in cells:
+        if cell.scale == scale and cell.seed == cells[0].seed:
+            file, checkpoint = run.out / "options" / f"{cell.name}.yml", checkpoint_of(run, cell)
+            upscale, weigh = upscaler_of(file, checkpoint, scale), weigher(read_options(str(file)), checkpoint.parent)
+            results.append(Result(f"{cell.network} {cell.variant.name}", upscale, weigh=weigh))
+    options = run.distance or ({"type": "LPIPSDistance", "net": "vgg"} if run.with_lpips else None)
+    path = run.out / f"compare_x{scale}.html"
+    about = "PSNR and SSIM of Y, 8-bit images, without a border of the scale."
+    if options:
+        about += f" D: {yaml.safe_dump(options, default_flow_style=True).strip()}."
+    shots = shoot(results, run.data / run.sets[0], scale, distance_of(options))
+    write_page(path, shots, f"{run.sets[0]} ×{scale}", about)
+    return path
+
+
 def stop(number: int, _: Any) -> None:
     """A signal's handler: end, and let the training save and end."""
     sys.exit(128 + number)
@@ -156,4 +181,5 @@ def main(argv: Sequence[str] | None = None) -> None:
     for scale in scales:
         paths = write_tables(run, cells, scale)
         print(f"\n{paths[0].read_text('utf-8')}")
+        paths.append(write_comparison(run, cells, scale))
         print("Written: " + ", ".join(map(str, paths)))
