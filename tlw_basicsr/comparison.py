@@ -17,12 +17,12 @@ from basicsr.utils import FileClient, img2tensor
 from PIL import Image
 from torch import Tensor
 
-from tlw_basicsr.checkpoint import write_text
 from tlw_basicsr.data.bicubic import to_8_bits
 from tlw_basicsr.data.bicubic_sr_dataset import lq_of_crop
 from tlw_basicsr.data.images import SUFFIXES, list_images, read_image
 from tlw_basicsr.errors import UserError, first_line
 from tlw_basicsr.evaluation import Upscaler, field_row
+from tlw_basicsr.files import write_text
 from tlw_basicsr.functional import Distance
 from tlw_basicsr.pictures import ERROR, WEIGHT
 

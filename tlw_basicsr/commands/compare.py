@@ -22,21 +22,22 @@ from tlw_basicsr.errors import UserError
 from tlw_basicsr.evaluation import bicubic
 from tlw_basicsr.functional import Distance
 from tlw_basicsr.inference import NetworkUpscaler
-from tlw_basicsr.options import Options, check_arguments, load_yaml, lookup, read_options
-from tlw_basicsr.trained import checkpoint_of, device_named, trained_network
+from tlw_basicsr.kinds import Options, lookup
+from tlw_basicsr.networks import find_checkpoint, find_device, load_network
+from tlw_basicsr.options import check_arguments, load_yaml, read_options
 
 
-def weigher(opt: Options, models: Path) -> Callable[[Tensor, Tensor], Tensor] | None:
+def find_weights(opt: Options, models: Path) -> Callable[[Tensor, Tensor], Tensor] | None:
     """The newest weighting network in a training's folder, with the k of its iteration; None if there is none."""
     if "network_w" not in opt or not any(models.glob("net_w_*.pth")):
         return None
     iteration = iterations_of(models)[-1]
-    net_w = trained_network(opt, "network_w", models / f"net_w_{iteration}.pth")
+    net_w = load_network(opt["network_w"], models / f"net_w_{iteration}.pth", key="network_w")
     net_w.k = k_of(argparse.Namespace(k=None), opt, models, iteration)
     return net_w
 
 
-def result_of(source: str, device: str) -> tuple[Result, int | None]:
+def find_result(source: str, device: str) -> tuple[Result, int | None]:
     """The result that an argument names, and its scale where it has one.
 
     Raises:
@@ -53,14 +54,14 @@ def result_of(source: str, device: str) -> tuple[Result, int | None]:
     if path.suffix.lower() not in (".yml", ".yaml"):
         raise UserError(f"{source}: expected bicubic, a folder of SR images or a YAML (.yml)")
     opt = read_options(str(path))
-    checkpoint = checkpoint_of(opt, "g")
+    checkpoint = find_checkpoint(opt, "g")
     upscale = NetworkUpscaler(
-        trained_network(opt, "network_g", checkpoint, "params_ema"), opt["network_g"], device=device_named(device)
+        load_network(opt["network_g"], checkpoint, "params_ema"), opt["network_g"], device=find_device(device)
     )
-    return Result(label or path.stem, upscale, weigh=weigher(opt, Path(checkpoint).parent)), upscale.scale
+    return Result(label or path.stem, upscale, weigh=find_weights(opt, Path(checkpoint).parent)), upscale.scale
 
 
-def distance_of(options: Options | None) -> Distance | None:
+def build_distance(options: Options | None) -> Distance | None:
     """D by its options; None without."""
     if options is None:
         return None
@@ -81,8 +82,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.out.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"--out: {args.out} must end in .html")
-    distance = distance_of(load_yaml(args.distance, "--distance") if args.distance else None)
-    found = [result_of(source, args.device) for source in args.results]
+    distance = build_distance(load_yaml(args.distance, "--distance") if args.distance else None)
+    found = [find_result(source, args.device) for source in args.results]
     labels = [result.label for result, _ in found]
     for label in labels:
         if label == HR or labels.count(label) > 1:

@@ -27,7 +27,7 @@ import yaml
 from tqdm import tqdm
 
 from tlw_basicsr.cli import parser_of
-from tlw_basicsr.commands.compare import distance_of, weigher
+from tlw_basicsr.commands.compare import build_distance, find_weights
 from tlw_basicsr.comparison import Result, shoot, write_page
 from tlw_basicsr.errors import UserError
 from tlw_basicsr.evaluation import bicubic
@@ -121,15 +121,18 @@ def write_comparison(run: Run, cells: Sequence[Cell], scale: int) -> Path:
     results = [Result("bicubic", bicubic(scale))]
     for cell in cells:
         if cell.scale == scale and cell.seed == cells[0].seed:
-            file, checkpoint = run.out / "options" / f"{cell.name}.yml", checkpoint_of(run, cell)
-            upscale, weigh = upscaler_of(file, checkpoint, scale), weigher(read_options(str(file)), checkpoint.parent)
+            file, checkpoint = run.out / "options" / f"{cell.name}.yml", find_network(run, cell)
+            upscale, weigh = (
+                upscaler_of(file, checkpoint, scale),
+                find_weights(read_options(str(file)), checkpoint.parent),
+            )
             results.append(Result(f"{cell.network} {cell.variant.name}", upscale, weigh=weigh))
     options = run.distance or ({"type": "LPIPSDistance", "net": "vgg"} if run.with_lpips else None)
     path = run.out / f"compare_x{scale}.html"
     about = "PSNR and SSIM of Y, 8-bit images, without a border of the scale."
     if options:
         about += f" D: {yaml.safe_dump(options, default_flow_style=True).strip()}."
-    shots = shoot(results, run.data / run.sets[0], scale, distance_of(options))
+    shots = shoot(results, run.data / run.sets[0], scale, build_distance(options))
     write_page(path, shots, f"{run.sets[0]} ×{scale}", about)
     return path
 
