@@ -34,6 +34,8 @@ from tlw_basicsr.metrics import paper_metrics  # noqa: F401  registers the metri
 from tlw_basicsr.models.tlw_model import TLWMixin, TLWModel, with_tlw
 from tlw_basicsr.models.uncertainty_model import UncertaintyModel
 
+compat.replace_functions()
+
 __version__ = "0.2.0"
 
 __all__ = [

@@ -1,47 +1,165 @@
-"""The only place that knows of versions and platforms. Importing it makes ``import basicsr`` work.
+"""The only place that knows of BasicSR's versions and forks, of other libraries' and of platforms.
 
-BasicSR 1.4.2 imports two modules that newer libraries no longer have:
-
-- ``torchvision.transforms.functional_tensor`` (gone in torchvision 0.17): only ``rgb_to_grayscale`` is used;
-- ``scipy.ndimage.filters`` (deprecated in SciPy): only ``convolve`` is used.
-
-Where one is missing, a module of that name with the one function takes its place.
-
-Some of its models name the GPU outright, see :class:`CudaMeans`.
+Importing it makes ``import basicsr`` work, of any version from 1.3.4 on, and of forks that ship a ``basicsr`` of their
+own. What is done to BasicSR stands in the four tables below; :func:`tell_basicsr` says it in one line.
 """
 
 import importlib
+import inspect
 import sys
 import types
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from tlw_basicsr.errors import UserError, first_line
 
-def _alias(name: str, source: str, attribute: str) -> None:
-    """Make ``from name import attribute`` work, with ``source``'s attribute where module ``name`` is missing."""
+# What BasicSR imports of other libraries, and where these have it now: torchvision since 0.17, SciPy.
+MOVED_OUTSIDE = {
+    "torchvision.transforms.functional_tensor": ("torchvision.transforms.functional", ["rgb_to_grayscale"]),
+    "scipy.ndimage.filters": ("scipy.ndimage", ["convolve", "gaussian_filter"]),
+}
+
+# BasicSR's modules whose content went from one to another between its versions. Each gets what it lacks of the others
+# of its group, so that code for either version finds it.
+MOVED_INSIDE = [
+    ["basicsr.utils.matlab_functions", "basicsr.utils.color_util"],  # 1.4.0
+    ["basicsr.losses.losses", "basicsr.losses.basic_loss", "basicsr.losses.gan_loss"],  # 1.4.0
+    ["basicsr.models.losses", "basicsr.losses.losses"],  # 1.3.4
+]
+
+# BasicSR's functions that ours take the place of: in BasicSR, and wherever they have been imported to.
+REPLACED = {
+    "basicsr.utils.img_util.imwrite": "tlw_basicsr.data.images.imwrite",  # files whole or not at all
+    "basicsr.utils.img_process_util.filter2D": "tlw_basicsr.compat.filter2D",  # today's torch pads to other strides
+    # one rule for images, names and pairs, see tlw_basicsr.data.listing
+    "basicsr.data.data_util.paired_paths_from_folder": "tlw_basicsr.data.listing.paired_paths_from_folder",
+    "basicsr.data.data_util.paired_paths_from_lmdb": "tlw_basicsr.data.listing.paired_paths_from_lmdb",
+    "basicsr.data.data_util.paired_paths_from_meta_info_file": (
+        "tlw_basicsr.data.listing.paired_paths_from_meta_info_file"
+    ),
+    "basicsr.data.data_util.paths_from_lmdb": "tlw_basicsr.data.listing.paths_from_lmdb",
+    "basicsr.data.data_util.scandir": "tlw_basicsr.data.listing.scandir",  # in basicsr.data alone
+}
+
+# What this BasicSR lacks, and what that costs.
+MISSING: dict[str, str] = {}
+
+
+# ------------------------------------------------------------------------------------------------- imports
+
+
+def _find(name: str) -> types.ModuleType | None:
+    """The module, or None where there is no such."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            getattr(importlib.import_module(name), attribute)
-    except (ImportError, AttributeError):
-        module = types.ModuleType(name)
-        setattr(module, attribute, getattr(importlib.import_module(source), attribute))
-        sys.modules[name] = module
+            return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and (name == error.name or name.startswith(f"{error.name}.")):
+            return None
+        raise
 
 
-_alias("torchvision.transforms.functional_tensor", "torchvision.transforms.functional", "rgb_to_grayscale")
-_alias("scipy.ndimage.filters", "scipy.ndimage", "convolve")
+def _mend_imports_of_others() -> None:
+    for name, (source, attributes) in MOVED_OUTSIDE.items():
+        module = _find(name)
+        if module is None:
+            module = sys.modules[name] = types.ModuleType(name)
+        for attribute in attributes:
+            if not hasattr(module, attribute):
+                setattr(module, attribute, getattr(importlib.import_module(source), attribute))
 
 
-def replace(original: Callable, new: Callable) -> None:
-    """Let BasicSR's modules that have imported the function ``original`` call ``new``."""
+def _mend_imports_of_basicsr() -> None:
+    for group in MOVED_INSIDE:
+        modules = {name: _find(name) for name in group}
+        content = {
+            key: value for m in modules.values() if m for key, value in vars(m).items() if not key.startswith("_")
+        }
+        for name, module in modules.items():
+            if module is None:
+                module = sys.modules[name] = types.ModuleType(name)
+                parent, _, last = name.rpartition(".")
+                setattr(sys.modules[parent], last, module)
+            for key, value in content.items():
+                if not hasattr(module, key):
+                    setattr(module, key, value)
+
+
+def part_of_basicsr(module: str, name: str, cost: str) -> Any:
+    """``name`` of BasicSR's ``module``; where this BasicSR lacks it, a class that can't be built.
+
+    Args:
+        module: such as ``basicsr.archs.rcan_arch``.
+        name: of a class in it.
+        cost: what can't be used without it, for :func:`tell_basicsr`.
+    """
+    found = getattr(_find(module), name, None)
+    if found is not None:
+        return found
+    MISSING[f"{module}.{name}"] = cost
+
+    def refuse(self: Any, *_: Any, **__: Any) -> None:
+        raise UserError(f"{cost} needs {module}.{name}, which {_place()} lacks; the one of pip install basicsr has it")
+
+    return type(name, (), {"__init__": refuse, "__module__": module})
+
+
+def _place() -> str:
+    import basicsr
+
+    version = getattr(basicsr, "__version__", "without version")
+    return f"basicsr {version} of {Path(str(basicsr.__file__)).parent}"
+
+
+def tell_basicsr() -> str:
+    """Which ``basicsr`` is used, from where, and what it lacks: a line for the log."""
+    lacks = "; ".join(f"it lacks {part}: without it there is no {cost}" for part, cost in MISSING.items())
+    return f"BasicSR: {_place()}{lacks and '; ' + lacks}."
+
+
+# ------------------------------------------------------------------------------------------------- functions
+
+
+def replace(original: Callable, new: Callable, inside: str = "") -> None:
+    """Let all modules that have imported the function ``original``, or those ``inside`` a package, call ``new``."""
     for name, module in list(sys.modules.items()):
-        if name.split(".")[0] == "basicsr" and vars(module).get(original.__name__) is original:
-            setattr(module, original.__name__, new)
+        if module is None or (inside and not f"{name}.".startswith(f"{inside}.")):
+            continue
+        if name.split(".")[0] == "tlw_basicsr":
+            continue
+        for key, value in list(vars(module).items()):
+            if value is original:
+                setattr(module, key, new)
+
+
+def replace_functions() -> None:
+    """Put the functions of :data:`REPLACED` in BasicSR's place, where a fork has not given them other arguments."""
+    for theirs, ours in REPLACED.items():
+        (module, name), (our_module, our_name) = theirs.rsplit(".", 1), ours.rsplit(".", 1)
+        original = getattr(_find(module), name, None)
+        new = getattr(importlib.import_module(our_module), our_name)
+        if original is None or original is new:
+            continue
+        if list(inspect.signature(original).parameters) == list(inspect.signature(new).parameters):
+            replace(original, new, "basicsr.data" if name == "scandir" else "")
+
+
+def filter2D(img: Tensor, kernel: Tensor) -> Tensor:
+    """BasicSR's: every image (N, C, H, W) convolved with its kernel (N or 1, K, K), K odd, with reflected borders."""
+    (n, c, h, w), size = img.shape, kernel.size(-1)
+    if size % 2 == 0:
+        raise ValueError(f"filter2D: the kernel's side must be odd, got {size}")
+    padded = F.pad(img, [size // 2] * 4, mode="reflect").reshape(1, n * c, h + size - 1, w + size - 1)
+    kernels = kernel.reshape(-1, 1, 1, size, size).expand(n, c, 1, size, size).reshape(n * c, 1, size, size)
+    return F.conv2d(padded, kernels, groups=n * c).reshape(n, c, h, w)
 
 
 class CudaMeans(TorchFunctionMode):
@@ -67,3 +185,11 @@ class CudaMeans(TorchFunctionMode):
         if str(kwargs.get("device", "")).startswith("cuda"):
             kwargs["device"] = self.device
         return func(*args, **kwargs)
+
+
+_mend_imports_of_others()
+try:
+    importlib.import_module("basicsr")
+except ImportError as error:
+    raise ImportError(f"basicsr can't be imported, by what it needs itself: {first_line(error)}") from error
+_mend_imports_of_basicsr()

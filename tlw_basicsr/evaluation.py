@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from tlw_basicsr.data.bicubic import imresize, to_8_bits
 from tlw_basicsr.data.bicubic_sr_dataset import check_sizes, lq_of_crop
-from tlw_basicsr.data.images import ImageEntry, list_images, read_image
+from tlw_basicsr.data.images import of_any_size, read_image
+from tlw_basicsr.data.listing import ImageEntry, list_images, name_images, pair_names
 from tlw_basicsr.errors import UserError, first_line
 from tlw_basicsr.metrics.paper_metrics import l1, lpips, mse, psnr_y
 
@@ -146,8 +147,8 @@ def evaluate(
                         f"needs {pixels} a side"
                     )
     client = FileClient("disk")
-    rows = []
-    for entry in tqdm(entries, unit="image", disable=not progress, leave=False):
+    rows, names = [], name_images([entry.path for entry in entries])
+    for image_name, entry in zip(names, tqdm(entries, unit="image", disable=not progress, leave=False), strict=True):
         whole = read_image(client, entry.path)
         for name, upscale in upscalers.items():
             protocol = PROTOCOLS[name]
@@ -172,15 +173,21 @@ def evaluate(
                 )
             if not sr.isfinite().all():
                 raise UserError(f"the network gives values that are not finite on {entry.path}")
-            grey = grey_as_y and Image.open(entry.path).mode.startswith(("L", "I"))
+            grey = grey_as_y and is_grey(entry.path)
             row = field_row(sr, gt, scale, grey) if protocol.quantize else paper_row(sr, gt)
             sr = torch.from_numpy(to_8_bits(sr.numpy() * 255)) / 255 if protocol.quantize else sr.clamp(0, 1)
             if with_perceptual:
                 row |= {metric: call(sr, gt).item() for metric, call in PERCEPTUAL.items()}
             if with_lpips:
                 row |= _lpips_row(sr, gt)
-            rows.append({"image": Path(entry.path).stem, "protocol": name, **row})
+            rows.append({"image": image_name, "protocol": name, **row})
     return rows
+
+
+def is_grey(path: str) -> bool:
+    """Whether an image file has one channel."""
+    with of_any_size(), Image.open(path) as header:
+        return header.mode.startswith(("L", "I"))
 
 
 def _lpips_row(sr: Tensor, gt: Tensor) -> Row:
@@ -195,15 +202,9 @@ def _lpips_row(sr: Tensor, gt: Tensor) -> Row:
 def _lq_entries(folder: Path, gt_paths: Sequence[str], scale: int) -> dict[str, ImageEntry]:
     """The LR image of every HR image."""
     found = list_images({"dataroot_gt": str(folder), "io_backend": {"type": "disk"}}, what="--lq")
-    by_stem = {Path(entry.path).stem: entry for entry in found}
-    entries = {}
-    for gt in gt_paths:
-        stem = Path(gt).stem
-        entry = by_stem.get(stem) or by_stem.get(f"{stem}x{scale}")
-        if entry is None:
-            raise UserError(f"--lq: no LR image for {gt} in {folder}; accepted names are {stem} and {stem}x{scale}")
-        entries[gt] = entry
-    return entries
+    by_name = {Path(entry.path).name: entry for entry in found}
+    pairs = pair_names(gt_paths, list(by_name), ["{}", f"{{}}x{scale}"], f"--lq {folder}")
+    return {gt: by_name[lq] for gt, lq in pairs.items()}
 
 
 def means(rows: list[Row]) -> dict[str, dict[str, float]]:

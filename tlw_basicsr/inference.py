@@ -1,20 +1,19 @@
 """Super-resolution of image files of any size and kind by a trained network."""
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from PIL import ExifTags, Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tlw_basicsr.data.bicubic import imresize
-from tlw_basicsr.data.prepare import tile_starts
+from tlw_basicsr.data.images import Picture
+from tlw_basicsr.data.tiles import tile_starts
 from tlw_basicsr.errors import UserError, first_line
 from tlw_basicsr.networks import count_input_channels, find_device, get_size_multiple, load_network
 from tlw_basicsr.options import read_options
@@ -151,79 +150,6 @@ def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
 
 
 # ------------------------------------------------------------------------------------------------- image files
-
-
-class Picture(NamedTuple):
-    """A decoded image file.
-
-    Attributes:
-        image: (1, C, H, W) in [0, 1], RGB, or one channel of a grey image.
-        alpha: (H, W) in [0, 1], or None.
-        levels: 255 or 65535.
-    """
-
-    image: Tensor
-    alpha: np.ndarray | None
-    levels: int
-
-
-def read_picture(path: Path) -> Picture:
-    """Decode a file as BasicSR does (turned upright, palettes and CMYK to RGB), but keep alpha, 16 bits and grey.
-
-    Raises:
-        UserError: it is missing, no image that can be read, one of several images, or not of 8 or 16 bits.
-    """
-    try:
-        content = np.frombuffer(path.read_bytes(), np.uint8)
-        colour = cv2.imdecode(content, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH) if content.size else None
-        if colour is None:
-            raise UserError(f"{path}: not an image that can be read")
-        raw = cv2.imdecode(content, cv2.IMREAD_UNCHANGED)
-        with of_any_size(), Image.open(path) as header:
-            kind, mode, frames = header.format, header.mode, getattr(header, "n_frames", 1)
-            # OpenCV leaves what has alpha as it lies in the file
-            turn = header.getexif().get(ExifTags.Base.Orientation, 1)
-            clear = header.info.get("transparency")
-    except FileNotFoundError:
-        raise UserError(f"{path}: does not exist") from None
-    except (OSError, ValueError, SyntaxError, cv2.error) as error:
-        raise UserError(f"{path}: not an image that can be read ({type(error).__name__})") from error
-    if colour.dtype not in (np.uint8, np.uint16):
-        raise UserError(f"{path}: its values are {colour.dtype}; accepted are 8 and 16 bits")
-    if frames > 1 and kind != "MPO":  # a photograph, and what the camera adds to it
-        raise UserError(f"{path}: holds {frames} images; accepted are files of one")
-    has_alpha = raw is not None and raw.ndim == 3 and raw.shape[2] == 4 and mode != "CMYK"
-    if kind == "TIFF" and (has_alpha or mode == "LA"):
-        raise UserError(f"{path}: a TIFF with alpha, which can't be read as it is meant; accepted are PNG and WebP")
-    levels = int(np.iinfo(colour.dtype).max)
-    alpha = turned(raw[..., 3], turn).astype(np.float32) / levels if has_alpha else None
-    if kind == "PNG" and colour.ndim == 2 and isinstance(clear, int):  # OpenCV knows one transparent colour, no grey
-        top = 2 ** int(content[24]) - 1  # of the file's bits
-        alpha = (colour != (clear & top) * (levels // top)).astype(np.float32)
-    grey = colour.ndim == 2 or mode == "LA" or (kind == "PNG" and content[25] == 4)  # Pillow has no LA of 16 bits
-    colour = np.atleast_3d(colour)
-    image = colour[..., :1] if grey else cv2.cvtColor(colour, cv2.COLOR_BGR2RGB)
-    image = torch.from_numpy(image.astype(np.float32) / levels).permute(2, 0, 1)[None]
-    return Picture(image, alpha, levels)
-
-
-@contextmanager
-def of_any_size() -> Iterator[None]:
-    """Let Pillow open large images too: it only reads their headers here, and OpenCV has a limit of its own."""
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
-
-
-def turned(image: np.ndarray, orientation: int) -> np.ndarray:
-    """``image`` upright, by its EXIF orientation 1 to 8."""
-    if orientation in (5, 6, 7, 8):
-        image = image.swapaxes(0, 1)
-    if orientation in (3, 4, 7, 8):
-        image = image[::-1]
-    return image[:, ::-1] if orientation in (2, 3, 6, 7) else image
 
 
 def upscale_picture(

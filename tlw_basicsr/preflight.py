@@ -12,14 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 from basicsr.metrics import calculate_metric
-from basicsr.models.hifacegan_model import HiFaceGANModel
 from basicsr.models.sr_model import SRModel
-from basicsr.models.video_base_model import VideoBaseModel
 from basicsr.utils.registry import DATASET_REGISTRY
 from torch import nn
 
 from tlw_basicsr.data.bicubic_sr_dataset import check_sizes
-from tlw_basicsr.data.images import ImageEntry, list_images
+from tlw_basicsr.data.listing import ImageEntry, list_images, pair_names
 from tlw_basicsr.errors import UserError, first_line
 from tlw_basicsr.kinds import Options, lookup
 from tlw_basicsr.losses.tlw_loss import TLWLoss
@@ -114,7 +112,7 @@ def _takes_one_image(opt: Options) -> bool:
     return (
         inspect.isclass(model)
         and issubclass(model, SRModel)
-        and not issubclass(model, (VideoBaseModel, HiFaceGANModel))
+        and not {"VideoBaseModel", "HiFaceGANModel"} & {c.__name__ for c in inspect.getmro(model)}
         and not overrides(model, *feeding)
         and all(kind.__module__.startswith(OURS) for kind in kinds)
         and not any(dataset.get("color") for dataset in opt["datasets"].values())
@@ -221,14 +219,19 @@ def check_images(opt: dict[str, Any], where: str, options: Options) -> None:
     if kind == "BicubicSRDataset":
         return
     lq_opt = {**opt, "meta_info_file": None}
-    lq_entries = {_stem(entry.path): entry for entry in list_images(lq_opt, "dataroot_lq", where)}
-    template = opt.get("filename_tmpl", "{}")
+    lmdb = opt["io_backend"]["type"] == "lmdb"
+    lq_entries = {e.path if lmdb else Path(e.path).name: e for e in list_images(lq_opt, "dataroot_lq", where)}
     if len(lq_entries) != len(entries) and not opt.get("meta_info_file"):
         raise UserError(f"{where}: {len(entries)} HR images, but {len(lq_entries)} LR images")
+    names = [entry.path for entry in entries]
+    if lmdb:  # both have the same keys
+        pairs = {name: name for name in names}
+    else:
+        pairs = pair_names(names, list(lq_entries), [opt.get("filename_tmpl", "{}")], f"{where}.dataroot_lq")
     for gt in entries:
-        lq = lq_entries.get(template.replace("{}", _stem(gt.path)))
+        lq = lq_entries.get(pairs[gt.path])
         if lq is None:
-            raise UserError(f"{where}.dataroot_lq: no LR image for {gt.path}; expected is the name {template}")
+            raise UserError(f"{where}.dataroot_lq: no LR image of the key {gt.path}")
         fits = (gt.height, gt.width) == (lq.height * scale, lq.width * scale)
         # BasicSR cuts HR to LR's size outside training
         if not fits and (train or gt.height < lq.height * scale or gt.width < lq.width * scale):
@@ -249,11 +252,6 @@ def check_one_size(entries: list[ImageEntry], opt: dict[str, Any], where: str) -
             f"{where}.gt_size: ~ with more than one image in a batch needs images of one size (square ones with "
             f"use_rot); {a.path} is {a.height}×{a.width}, {b.path} is {b.height}×{b.width}"
         )
-
-
-def _stem(path: str) -> str:
-    name = path.replace("\\", "/").rsplit("/", 1)[-1]
-    return name.rsplit(".", 1)[0] if "." in name else name
 
 
 def check_network(opt: Options, key: str) -> None:

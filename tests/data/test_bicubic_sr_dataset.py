@@ -127,7 +127,7 @@ def test_ordinary_kinds_of_images_are_read(tmp_path):
         ({"meta_info_file": "nowhere.txt"}, "meta_info_file: nowhere.txt can't be read"),
         ({"io_backend": {"type": "lmdb"}}, "is not an LMDB"),
         ({"dataroot_gt": "~no-such-user/x"}, "dataroot_gt: ~no-such-user/x: there is no such home folder"),
-        ({"meta_info_file": "/dev/zero"}, "meta_info_file: /dev/zero is no file"),
+        ({"meta_info_file": "/dev/zero"}, "meta_info_file: /dev/zero is not a file"),
     ],
 )
 def test_wrong_options_are_told_in_one_line(photographs, change, message):

@@ -12,10 +12,13 @@ from basicsr.data import build_dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, photograph
 from tlw_basicsr import UserError, imresize
 from tlw_basicsr.data import prepare as module
-from tlw_basicsr.data.prepare import prepare, tile_starts
+from tlw_basicsr.data.images import write_image
+from tlw_basicsr.data.listing import list_images
+from tlw_basicsr.data.prepare import check_folder, prepare
+from tlw_basicsr.data.tiles import tile_starts
 
 
 @given(st.integers(1, 500), st.integers(1, 100), st.integers(0, 100))
@@ -39,7 +42,7 @@ def test_tiles_lr_folders_lmdb_and_meta_info(photographs, tmp_path):
     made = prepare(photographs, out, crop_size=24, scales=[2, 3], lmdb=True, workers=2)
     tiles = sum((side // 24) * 2 for side in range(48, 72, 4))  # of heights 48 to 68 and width 64
     assert len(list((out / "HR").iterdir())) == tiles
-    assert made == {"images": 6, "tiles": tiles, "images_lq": 2 * tiles}
+    assert made == {"images": 6, "tiles": tiles, "images_lq": 2 * tiles, "deleted": 0}
     assert sorted(p.name for p in out.iterdir()) == [
         "HR", "HR.lmdb", "LRbicx2", "LRbicx2.lmdb", "LRbicx3", "LRbicx3.lmdb", "meta_info.txt", "prepare_data.json",
     ]  # fmt: skip
@@ -68,11 +71,11 @@ def test_a_stopped_run_is_continued(photographs, tmp_path, monkeypatch):
     prepare(photographs, whole, crop_size=24, scales=[2])
     written = []
 
-    def stop_after_seven(image, path, write=module.write_image):
+    def stop_after_seven(image, path, params, write=module.write_image):
         if len(written) == 7:
             raise KeyboardInterrupt
         written.append(path)
-        write(image, path)
+        write(image, path, params)
 
     monkeypatch.setattr(module, "write_image", stop_after_seven)
     monkeypatch.setattr(module, "in_parallel", lambda work, paths, *_: [work(p) for p in paths])
@@ -110,8 +113,6 @@ def test_the_script(photographs, tmp_path):
 def test_photographs_turned_by_their_camera(tmp_path):
     from PIL import Image
 
-    from tests.conftest import photograph
-
     (tmp_path / "in").mkdir()
     exif = Image.Exif()
     exif[274] = 6  # a quarter turn
@@ -121,13 +122,100 @@ def test_photographs_turned_by_their_camera(tmp_path):
     assert cv2.imread(str(tmp_path / "in/a.jpg")).shape[:2] == (120, 40)
 
 
+def write_photos(folder, **tops):
+    folder.mkdir(exist_ok=True)
+    for name, top in tops.items():
+        cv2.imwrite(str(folder / f"{name}.png"), photograph("coffee", top, 100, 48, 64)[..., ::-1])
+    return folder
+
+
+def test_a_second_run_follows_the_images(tmp_path):
+    """Of images added, removed and replaced: as if the folder were made of today's; what stays is not cut again."""
+    gt, out = write_photos(tmp_path / "gt", a=0, b=50, c=100, d=150), tmp_path / "out"
+    options = {"crop_size": 24, "scales": [2], "lmdb": True}
+    prepare(gt, out, **options)
+    kept = (out / "HR/a_s001.png").stat().st_mtime_ns
+    (gt / "b.png").unlink()
+    write_photos(gt, c=200, e=60)
+    os.utime(gt / "d.png")  # touched only
+    made = prepare(gt, out, **options)
+    assert made == {"images": 4, "tiles": 16, "images_lq": 16, "deleted": 2}
+    prepare(gt, tmp_path / "fresh", **options)
+    assert {k: v for k, v in listing(out).items() if k.name != "prepare_data.json"} == {
+        k: v for k, v in listing(tmp_path / "fresh").items() if k.name != "prepare_data.json"
+    }
+    assert (out / "HR/a_s001.png").stat().st_mtime_ns == kept
+    for folder in ("HR", "LRbicx2"):
+        keys = {
+            entry.path for entry in list_images({"d": str(out / f"{folder}.lmdb"), "io_backend": {"type": "lmdb"}}, "d")
+        }
+        assert keys == {path.stem for path in (out / folder).iterdir()}
+    assert prepare(gt, out, **options)["deleted"] == 0
+
+
+def test_a_folder_of_other_images_is_refused_and_a_moved_one_is_not(tmp_path):
+    gt, out = write_photos(tmp_path / "gt", a=0, b=50), tmp_path / "out"
+    prepare(gt, out)
+    other = write_photos(tmp_path / "other", a=0, c=100)
+    before = listing(out)
+    with pytest.raises(UserError, match=f"made of other images, those of {gt}; choose another folder"):
+        prepare(other, out)
+    assert listing(out) == before
+    gt.rename(tmp_path / "moved")
+    assert prepare(tmp_path / "moved", out)["deleted"] == 0
+    (out / "HR/z.png").write_bytes((out / "HR/a.png").read_bytes())
+    with pytest.raises(UserError, match=r"z\.png is not of --gt; delete it or"):
+        prepare(tmp_path / "moved", out)
+    (out / "prepare_data.json").unlink()
+    with pytest.raises(UserError, match="of what they were made, does not exist"):
+        prepare(tmp_path / "moved", out)
+
+
+def test_names_that_basicsr_can_read(tmp_path):
+    """Spaces and dots end BasicSR's names, and two images of one stem would be one tile."""
+    gt = write_photos(tmp_path / "gt", **{"my photo.1": 0, "my photo.2": 50, "b": 100})
+    cv2.imwrite(str(gt / "b.bmp"), photograph("coffee", 200, 0, 48, 48))
+    prepare(gt, tmp_path / "out", scales=[2], lmdb=True)
+    names = {"my_photo_1", "my_photo_2", "b_png", "b_bmp"}
+    assert {path.stem for path in (tmp_path / "out/HR").iterdir()} == names
+    lines = (tmp_path / "out/meta_info.txt").read_text().splitlines()
+    assert {line.split(" ")[0] for line in lines} == {f"{name}.png" for name in names}
+    keys = [line.split(".")[0] for line in (tmp_path / "out/LRbicx2.lmdb/meta_info.txt").read_text().splitlines()]
+    assert set(keys) == names
+
+
+def test_every_image_is_read_by_a_check(tmp_path, script):
+    folder = write_photos(tmp_path / "gt", a=0, b=50, c=100, e=100)
+    whole = (folder / "b.png").read_bytes()
+    (folder / "b.png").write_bytes(whole[: len(whole) // 2])
+    jpeg = cv2.imencode(".jpg", photograph("coffee", 0, 0, 200, 200))[1].tobytes()
+    (folder / "cut.jpg").write_bytes(jpeg[: len(jpeg) // 2])  # OpenCV makes a grey half of it
+    (folder / "empty.png").touch()
+    (folder / "Thumbs.db").write_bytes(b"x")
+    images, faults = check_folder(folder, 2)
+    assert images == 6 and [fault.split(": ")[0].rsplit("/")[-1] for fault in faults] == [
+        "b.png",
+        "cut.jpg",
+        "empty.png",
+    ]
+    code, out, err = script("prepare_data.py", "--check", folder, "--workers", 1)
+    assert code == 1 and "6 images, 3 can't be read" in out
+    assert sum(str(folder) in line for line in err.splitlines()) == 3
+    for name in ("b.png", "cut.jpg", "empty.png"):
+        (folder / name).unlink()
+    prepare(folder, tmp_path / "out", lmdb=True)
+    assert check_folder(tmp_path / "out/HR.lmdb") == (3, [])
+    code, _, err = script("prepare_data.py", "--gt", folder)
+    assert code == 2 and err == "error: --out: missing; needed are --gt and --out, or --check\n"
+
+
 @pytest.mark.parametrize(
     ("prepared", "options", "message"),
     [
         (lambda out: (out / "prepare_data.json").write_text('{"crop_size": 2'), {}, "prepare_data.json can't be read"),
         (lambda out: (out / "prepare_data.json").mkdir(), {}, "prepare_data.json can't be read"),
-        (lambda out: (out / "HR").write_text("x"), {}, "HR is no folder"),
-        (lambda out: (out / "LRbicx2").write_text("x"), {"scales": [2]}, "LRbicx2 is no folder"),
+        (lambda out: (out / "HR").write_text("x"), {}, "HR is not a folder"),
+        (lambda out: (out / "LRbicx2").write_text("x"), {"scales": [2]}, "LRbicx2 is not a folder"),
         (lambda out: (out / "meta_info.txt").mkdir(), {}, "meta_info.txt is a folder"),
         (
             lambda out: None,
@@ -148,10 +236,10 @@ def test_what_is_in_the_way_is_told_before_anything_is_made(photographs, tmp_pat
 
 
 def test_a_full_disk_leaves_no_part_of_an_lmdb(photographs, tmp_path, monkeypatch):
-    def full(*_):
+    def full(*_, **__):
         raise lmdb.DiskError("mdb_txn_commit: No space left on device")
 
-    monkeypatch.setattr(module.LmdbMaker, "put", full)
+    monkeypatch.setattr(module.lmdb, "open", full)
     with pytest.raises(UserError, match=r"HR\.lmdb can't be written \(DiskError: mdb_txn_commit: No space"):
         prepare(photographs, tmp_path / "out", lmdb=True)
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"HR", "meta_info.txt", "prepare_data.json"}
@@ -172,4 +260,4 @@ def end_of_the_process(_):
 
 def test_a_name_that_is_too_long_is_one_line(tmp_path):
     with pytest.raises(UserError, match="can't be written"):
-        module.write_image(np.zeros((4, 4, 3), np.uint8), tmp_path / f"{'x' * 300}.png")
+        write_image(np.zeros((4, 4, 3), np.uint8), tmp_path / f"{'x' * 300}.png")

@@ -7,13 +7,15 @@ published networks.
 from collections.abc import Sequence
 
 import torch
-from basicsr.archs.rcan_arch import RCAN
 from basicsr.utils.registry import ARCH_REGISTRY
 from spandrel.architectures.HAT import HAT
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tlw_basicsr.compat import part_of_basicsr
+
 GREY = (0.5, 0.5, 0.5)
+RCAN = part_of_basicsr("basicsr.archs.rcan_arch", "RCAN", "TLWRCAN")
 
 
 @ARCH_REGISTRY.register()

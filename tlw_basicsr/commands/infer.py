@@ -2,8 +2,9 @@
 
   tlw infer photo.jpg folder 'more/*.png' --opt TRAINING.yml --out results/inference
 
-Results are PNG files of the name of the image and --suffix. 16 bits, alpha (by bicubic) and grey stay; an image that
-can't be read or whose result would replace an input is skipped. Exit code: 0 all done, 1 some skipped, 2 wrong usage.
+Results are PNG files of the name of the image and --suffix; images of one name also have their suffix or folder in it.
+16 bits, alpha (by bicubic) and grey stay. What can't be read, or would be replaced by its result, is skipped.
+Exit code: 0 all done, 1 some skipped, 2 wrong usage.
 """
 
 import glob
@@ -17,10 +18,10 @@ import torch
 from tqdm import tqdm
 
 from tlw_basicsr.cli import parser_of
-from tlw_basicsr.data.images import SUFFIXES
-from tlw_basicsr.data.prepare import write_image
+from tlw_basicsr.data.images import COMPRESSION, SUFFIXES, read_picture, write_image
+from tlw_basicsr.data.listing import name_images
 from tlw_basicsr.errors import UserError, first_line, reason_of
-from tlw_basicsr.inference import DTYPES, NetworkUpscaler, read_picture, upscale_picture
+from tlw_basicsr.inference import DTYPES, NetworkUpscaler, upscale_picture
 from tlw_basicsr.networks import add_network_arguments, find_device, load_sr_network
 
 
@@ -86,18 +87,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out: {args.out} can't be made ({error.strerror})") from error
-    made: dict[Path, Path] = {}
-    for path in tqdm(images.values(), unit="image", disable=None):
-        target = args.out / f"{path.stem}{args.suffix}.png"
+    made = 0
+    names = name_images(list(images))
+    for name, path in zip(names, tqdm(images.values(), unit="image", disable=None), strict=True):
+        target = args.out / f"{name}{args.suffix}.png"
         if os.path.realpath(target) in inputs:
             skip(f"{path}: its result would replace the input {target}; choose another --out or --suffix")
-        elif target in made:
-            skip(f"{path}: its result would replace that of {made[target]}")
         else:
             try:
                 progress = partial(tqdm, unit="tile", leave=False, disable=None, desc=path.name)
-                write_image(upscale_picture(upscale, read_picture(path), progress), target)
-                made[target] = path
+                write_image(upscale_picture(upscale, read_picture(path), progress), target, COMPRESSION)
+                made += 1
             except UserError as error:
                 skip(error)
             except OSError as error:
@@ -105,5 +105,5 @@ def main(argv: Sequence[str] | None = None) -> None:
             except (RuntimeError, ValueError, ArithmeticError, MemoryError) as error:
                 hint = "; try a smaller --tile" if isinstance(error, (torch.OutOfMemoryError, MemoryError)) else ""
                 skip(f"{path}: can't be upscaled ({first_line(error)}){hint}")
-    print(f"{args.out}: {len(made)} written, {skipped} skipped")
+    print(f"{args.out}: {made} written, {skipped} skipped")
     sys.exit(1 if skipped else 0)

@@ -1,24 +1,27 @@
 """Prepare training data: cut HR images into tiles, make LR folders, LMDBs and meta_info.txt.
 
-It may be stopped and run again; what is complete is kept. Example:
+It may be stopped and run again: what is complete is kept, what was made of images that are gone or have changed is made
+anew. With --check it reads every image of folders or LMDBs and names those that can't be read. Examples:
 
   tlw prepare --gt DIV2K_train_HR --out datasets/DIV2K/tiles512 --crop-size 512 --scales 2 3 4
+  tlw prepare --check datasets/DIV2K/tiles512/HR datasets/DIV2K/tiles512/LRbicx4
 """
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from tlw_basicsr.cli import parser_of
-from tlw_basicsr.data.prepare import prepare
+from tlw_basicsr.data.prepare import check_folder, prepare
 from tlw_basicsr.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the arguments and prepare the data."""
     parser = parser_of("prepare", __doc__)
-    parser.add_argument("--gt", type=Path, required=True, help="folder of HR images")
-    parser.add_argument("--out", type=Path, required=True, help="folder to fill: HR/, LRbicx2/, …, meta_info.txt")
+    parser.add_argument("--gt", type=Path, help="folder of HR images")
+    parser.add_argument("--out", type=Path, help="folder to fill: HR/, LRbicx2/, …, meta_info.txt")
     parser.add_argument("--crop-size", type=int, help="side of the tiles in pixels; default: whole images")
     parser.add_argument("--step", type=int, help="from tile to tile; default: the crop size, no overlap")
     parser.add_argument(
@@ -28,11 +31,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--multiple", type=int, help="cut tiles to a multiple of this; default: fits the scales")
     parser.add_argument("--lmdb", action="store_true", help="also pack the folders into LMDBs")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
+    parser.add_argument("--check", type=Path, nargs="+", metavar="FOLDER", help="only read every image of these")
     args = parser.parse_args(argv)
     for name in ("crop_size", "step", "multiple", "workers"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')}: expected a number of at least 1, got {value}")
+    if args.check:
+        sys.exit(check(args.check, args.workers))
+    for name in ("gt", "out"):
+        if getattr(args, name) is None:
+            raise UserError(f"--{name}: missing; needed are --gt and --out, or --check")
     if any(scale < 2 for scale in args.scales):
         raise UserError(f"--scales: expected numbers of at least 2, got {args.scales}")
     made = prepare(
@@ -47,3 +56,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.workers,
     )
     print(f"{args.out}: {made['tiles']} HR tiles of {made['images']} images, {made['images_lq']} LR images")
+    if made["deleted"]:
+        print(f"Made anew: what was there of {made['deleted']} images that are gone or have changed")
+
+
+def check(folders: list[Path], workers: int) -> int:
+    """Check the folders, tell what can't be read, and return the exit code: 1 if something can't."""
+    bad = 0
+    for folder in folders:
+        images, faults = check_folder(folder, workers)
+        for line in faults:
+            print(line, file=sys.stderr)
+        print(f"{folder}: {images} images, {len(faults)} can't be read")
+        bad += len(faults)
+    return int(bad > 0)

@@ -10,7 +10,8 @@ from basicsr.utils.registry import DATASET_REGISTRY
 from torch.utils import data
 
 from tlw_basicsr.data.bicubic import KERNEL_WIDTH, imresize, to_8_bits
-from tlw_basicsr.data.images import ImageEntry, list_images, read_image
+from tlw_basicsr.data.images import read_image
+from tlw_basicsr.data.listing import ImageEntry, list_images
 from tlw_basicsr.errors import UserError
 
 
@@ -61,7 +62,7 @@ class BicubicSRDataset(data.Dataset):
               the bare result of the float image (the paper's)
 
     Raises:
-        UserError: see :func:`tlw_basicsr.data.images.list_images` and :func:`check_sizes`.
+        UserError: see :func:`tlw_basicsr.data.listing.list_images` and :func:`check_sizes`.
     """
 
     def __init__(self, opt: dict[str, Any]) -> None:

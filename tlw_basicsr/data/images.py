@@ -1,116 +1,110 @@
-"""Which images a dataset's options name, their sizes, and reading one."""
+"""Image files: their size, reading them as BasicSR and as inference do, checking them, and writing one."""
 
-from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 import cv2
 import lmdb
 import numpy as np
-from basicsr.data.data_util import paths_from_folder
+import torch
 from basicsr.utils import FileClient, imfrombytes
 from PIL import ExifTags, Image
+from torch import Tensor
 
-from tlw_basicsr.errors import UserError, expanded, short
+from tlw_basicsr.errors import UserError
 from tlw_basicsr.files import whole_file
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+# what OpenCV reads; which of the rarer ones depends on its build
+SUFFIXES = tuple(
+    f".{name}"
+    for name in "png jpg jpeg jpe bmp dib tif tiff webp ppm pgm pbm pnm pam avif jp2 sr ras exr hdr".split()  # noqa: SIM905
+)
+COMPRESSION = [cv2.IMWRITE_PNG_COMPRESSION, 3]
 
 
-class ImageEntry(NamedTuple):
-    """One image of a dataset: its path, or its key in an LMDB, and its size in pixels."""
+@contextmanager
+def of_any_size() -> Iterator[None]:
+    """Let Pillow open large images too: it only reads their headers here, and OpenCV has a limit of its own."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
 
-    path: str
-    height: int
-    width: int
 
-
-def list_images(opt: dict[str, Any], root_key: str = "dataroot_gt", what: str = "datasets") -> list[ImageEntry]:
-    """The images of the folder or LMDB ``opt[root_key]``, sorted by name; a ``meta_info_file`` restricts them.
-
-    Only headers are read.
-
-    Args:
-        opt: a dataset's options.
-        root_key: the option that names the folder.
-        what: the options' place in the YAML, for messages.
-
-    Raises:
-        UserError: the folder is missing or has no image, a listed image is missing, or a file is no image.
-    """
-    key = f"{what}.{root_key}"
-    root = expanded(opt[root_key], key)
-    if opt["io_backend"]["type"] == "lmdb":
-        return _list_lmdb(root, key)
-    if not root.is_dir():
-        raise UserError(f"{key}: {root} is not a folder")
-    if opt.get("meta_info_file"):
-        names = [line.rsplit(" (", 1)[0] for line in read_lines(opt["meta_info_file"], f"{what}.meta_info_file")]
-        paths = [root / name for name in names]
-    else:
-        paths = sorted(Path(p) for p in paths_from_folder(str(root)) if p.lower().endswith(SUFFIXES))
-    if not paths:
-        raise UserError(f"{key}: {root} has no image; read are {' '.join(SUFFIXES)}")
-    return [ImageEntry(str(path), *image_size(path, key)) for path in paths]
+# ------------------------------------------------------------------------------------------------- size
 
 
 def image_size(path: Path, key: str) -> tuple[int, int]:
-    """Height and width of an image file, from its header."""
+    """Height and width that decoding an image file gives: from its header, where that tells it.
+
+    Formats, and versions of OpenCV and Pillow, differ in whether they turn an image by its orientation. So what has
+    one, and what Pillow doesn't know, is decoded.
+
+    Raises:
+        UserError: it is missing, or no image; ``key`` is the option that names it.
+    """
     try:
-        with Image.open(path) as image:
-            # decoding turns a camera's photograph upright; a PNG's EXIF would be sought behind all its pixels
-            orientation = 1 if image.format == "PNG" else image.getexif().get(ExifTags.Base.Orientation, 1)
-            if not isinstance(orientation, int):  # text or bytes, in which OpenCV may find a number all the same
-                return _decoded_size(path)
-            return (image.width, image.height) if 5 <= orientation <= 8 else (image.height, image.width)
+        try:
+            with of_any_size(), Image.open(path) as header:
+                if not has_orientation(header, path):
+                    return header.height, header.width
+        except FileNotFoundError:
+            raise
+        except Exception:  # Pillow's readers each raise what they like, also for what OpenCV reads
+            pass
+        return _decode(path.read_bytes(), cv2.IMREAD_COLOR).shape[:2]
     except FileNotFoundError:
         raise UserError(f"{key}: {path} does not exist") from None
-    except Exception as error:  # Pillow's readers each raise what they like
+    except (OSError, ValueError) as error:
         raise UserError(f"{key}: {path} is not an image that can be read ({type(error).__name__})") from error
 
 
-def _decoded_size(path: Path) -> tuple[int, int]:
-    image = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
+def has_orientation(header: Image.Image, path: Path) -> bool:
+    """Whether something in the file may say how the image lies, such as a camera's EXIF."""
+    if header.format == "PNG":  # its EXIF may stand behind the pixels, which Pillow would decode for it
+        with open(path, "rb") as file:
+            return any(kind == b"eXIf" or start.startswith(b"Raw profile") for kind, start in _png_chunks(file))
+    return header.getexif().get(ExifTags.Base.Orientation, 1) != 1
+
+
+def _png_chunks(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
+    """Kind and first bytes of a PNG's chunks."""
+    file.seek(8)
+    while len(head := file.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        start = file.read(min(length, 16))
+        yield kind, start
+        file.seek(length - len(start) + 4, 1)
+
+
+@cache
+def decoder_turns(kind: str) -> bool:
+    """Whether the installed OpenCV turns images of Pillow's format ``kind`` upright, by trying it."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    file = BytesIO()
+    Image.new("RGB", (16, 8)).save(file, kind, exif=exif)
+    return _decode(file.getvalue(), cv2.IMREAD_COLOR).shape[:2] == (16, 8)
+
+
+# ------------------------------------------------------------------------------------------------- reading
+
+
+def _decode(content: bytes, flags: int) -> np.ndarray:
+    """OpenCV's ``imdecode``; a failure is a ValueError."""
+    try:
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), flags) if content else None
+    except cv2.error as error:
+        raise ValueError(str(error).strip().splitlines()[0]) from error
     if image is None:
         raise ValueError("OpenCV can't decode it")
-    return image.shape[:2]
-
-
-def read_lines(path: str | Path, key: str) -> list[str]:
-    """The lines of a text file that are not empty."""
-    file = expanded(path, key)
-    try:
-        if file.exists() and not file.is_file():  # of which /dev/zero would never end
-            raise UserError(f"{key}: {path} is no file")
-        return [line.strip() for line in file.read_text("utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise UserError(f"{key}: {path} can't be read as text ({type(error).__name__})") from error
-
-
-def _list_lmdb(root: Path, key: str) -> list[ImageEntry]:
-    if root.suffix != ".lmdb" or not (root / "data.mdb").is_file():
-        raise UserError(f"{key}: {root} is not an LMDB (a folder *.lmdb with data.mdb and meta_info.txt)")
-    entries = []
-    for line in read_lines(root / "meta_info.txt", key):
-        name, _, rest = line.rpartition(".png (")
-        shape = rest.split(")")[0].split(",")
-        if not name or len(shape) < 2 or not all(n.isascii() and n.isdecimal() and len(n) < 10 for n in shape):
-            raise UserError(
-                f"{key}: {root / 'meta_info.txt'} has the line {short(line)}, not like 'name.png (120,125,3) 1'"
-            )
-        if name.startswith("/") or ".." in PurePosixPath(name).parts or "\0" in name:
-            # the image that is saved for it would lie elsewhere
-            raise UserError(f"{key}: {root / 'meta_info.txt'} has the key {short(name)}; accepted are names without ..")
-        entries.append(ImageEntry(name, int(shape[0]), int(shape[1])))
-    if not entries:
-        raise UserError(f"{key}: {root / 'meta_info.txt'} lists no image")
-    try:
-        with lmdb.open(str(root), readonly=True, lock=False) as env:
-            size = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
-    except lmdb.Error as error:
-        raise UserError(f"{key}: {root} is not an LMDB that can be read ({error})") from error
-    if size > (root / "data.mdb").stat().st_size:  # reading what is missing would end the process
-        raise UserError(f"{key}: {root / 'data.mdb'} is cut: it should be {size:,} bytes")
-    return entries
+    return image
 
 
 def read_image(client: FileClient, path: str, client_key: str = "gt") -> np.ndarray:
@@ -129,24 +123,121 @@ def read_image(client: FileClient, path: str, client_key: str = "gt") -> np.ndar
     return image
 
 
-def imwrite(img: np.ndarray, file_path: str, params: list[int] | None = None, auto_mkdir: bool = True) -> bool:
-    """BasicSR's ``imwrite``, but whole or not at all: OpenCV tells nothing of a full disk.
+def read_8bit(path: Path) -> np.ndarray:
+    """Decode an image as 8-bit BGR (H, W, 3).
+
+    Raises:
+        UserError: it is missing, or no image.
+    """
+    try:
+        return _decode(path.read_bytes(), cv2.IMREAD_COLOR)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not an image that can be read ({type(error).__name__})") from error
+
+
+def fault_of(content: bytes) -> str | None:
+    """What is wrong with an image file's content: it can't be decoded, or is cut. None if nothing is."""
+    try:
+        image = _decode(content, cv2.IMREAD_COLOR)
+        with of_any_size(), Image.open(BytesIO(content)) as whole:  # OpenCV fills up what is missing
+            whole.load()
+    except Image.UnidentifiedImageError:  # one that only OpenCV knows
+        return None
+    except Exception as error:
+        return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return None if min(image.shape[:2]) else "it has no pixels"
+
+
+class Picture(NamedTuple):
+    """A decoded image file.
+
+    Attributes:
+        image: (1, C, H, W) in [0, 1], RGB, or one channel of a grey image.
+        alpha: (H, W) in [0, 1], or None.
+        levels: 255 or 65535.
+    """
+
+    image: Tensor
+    alpha: np.ndarray | None
+    levels: int
+
+
+def read_picture(path: Path) -> Picture:
+    """Decode a file as BasicSR does (turned upright, palettes and CMYK to RGB), but keep alpha, 16 bits and grey.
+
+    Raises:
+        UserError: it is missing, no image that can be read, one of several images, or not of 8 or 16 bits.
+    """
+    try:
+        content = path.read_bytes()
+        colour = _decode(content, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
+        raw = _decode(content, cv2.IMREAD_UNCHANGED)
+        with of_any_size(), Image.open(path) as header:
+            kind, mode, frames = header.format or "", header.mode, getattr(header, "n_frames", 1)
+            orientation = header.getexif().get(ExifTags.Base.Orientation, 1)
+            clear = header.info.get("transparency")
+    except FileNotFoundError:
+        raise UserError(f"{path}: does not exist") from None
+    except (OSError, ValueError, SyntaxError) as error:
+        raise UserError(f"{path}: not an image that can be read ({type(error).__name__})") from error
+    if colour.dtype not in (np.uint8, np.uint16):
+        raise UserError(f"{path}: its values are {colour.dtype}; accepted are 8 and 16 bits")
+    if frames > 1 and kind != "MPO":  # a photograph, and what the camera adds to it
+        raise UserError(f"{path}: holds {frames} images; accepted are files of one")
+    has_alpha = raw.ndim == 3 and raw.shape[2] == 4 and mode != "CMYK"
+    if kind == "TIFF" and (has_alpha or mode == "LA"):
+        raise UserError(f"{path}: a TIFF with alpha, which can't be read as it is meant; accepted are PNG and WebP")
+    levels = int(np.iinfo(colour.dtype).max)
+    alpha = None
+    if has_alpha:  # OpenCV leaves what has alpha as it lies in the file
+        turns = orientation in range(2, 9) and decoder_turns(kind)
+        alpha = turn(raw[..., 3], orientation if turns else 1).astype(np.float32) / levels
+    if kind == "PNG" and colour.ndim == 2 and isinstance(clear, int):  # OpenCV knows one transparent colour, no grey
+        top = 2 ** content[24] - 1  # of the file's bits
+        alpha = (colour != (clear & top) * (levels // top)).astype(np.float32)
+    grey = colour.ndim == 2 or mode == "LA" or (kind == "PNG" and content[25] == 4)  # Pillow has no LA of 16 bits
+    colour = np.atleast_3d(colour)
+    image = colour[..., :1] if grey else cv2.cvtColor(colour, cv2.COLOR_BGR2RGB)
+    return Picture(torch.from_numpy(image.astype(np.float32) / levels).permute(2, 0, 1)[None], alpha, levels)
+
+
+def turn(image: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn ``image`` upright, by its EXIF orientation 1 to 8."""
+    if orientation in (5, 6, 7, 8):
+        image = image.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        image = image[::-1]
+    return image[:, ::-1] if orientation in (2, 3, 6, 7) else image
+
+
+# ------------------------------------------------------------------------------------------------- writing
+
+
+def write_image(image: np.ndarray, path: str | Path, params: list[int] | None = None) -> None:
+    """Write an image whole or not at all, in the format of the suffix: OpenCV tells nothing of a full disk.
 
     Args:
-        img: as OpenCV takes it.
-        file_path: of the image; its suffix is the format.
+        image: as OpenCV takes it, (H, W), BGR or BGRA.
+        path: of the file, in a folder that exists.
         params: of OpenCV's encoder.
-        auto_mkdir: make the folder.
 
     Raises:
         UserError: it can't be encoded or written.
     """
-    path = Path(file_path)
-    if auto_mkdir:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    done, content = cv2.imencode(path.suffix, img, params or [])
+    path = Path(path)
+    try:
+        done, content = cv2.imencode(path.suffix, image, params or [])
+    except cv2.error:
+        done, content = False, None
     if not done:
-        raise UserError(f"{path}: the image can't be written as {path.suffix}")
+        raise UserError(f"{path}: the image can't be written as {path.suffix or 'a file without suffix'}")
     with whole_file(path) as file:
         file.write(content)
+
+
+def imwrite(img: np.ndarray, file_path: str, params: list[int] | None = None, auto_mkdir: bool = True) -> bool:
+    """BasicSR's ``imwrite``, by :func:`write_image`."""
+    if auto_mkdir:
+        Path(file_path).parent.mkdir(parents=True, exist_ok=True)
+    write_image(img, file_path, params)
     return True

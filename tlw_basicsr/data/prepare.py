@@ -1,73 +1,73 @@
 """Training data from large HR images: tiles, LR folders, LMDBs and lists of names.
 
 Every file appears under its name when it is complete, so that a run may be stopped and started again.
+``prepare_data.json`` says of which images, by their content, and with which settings the tiles are made: what has
+changed since is made again.
 """
 
+import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import closing
 from functools import partial
-from itertools import product
+from itertools import islice, product
+from math import lcm
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
-import cv2
 import lmdb
 import numpy as np
-from basicsr.utils.lmdb_util import LmdbMaker
+from basicsr.utils import FileClient
 from tqdm import tqdm
 
 from tlw_basicsr.data.bicubic import imresize
-from tlw_basicsr.data.images import ImageEntry, image_size, list_images
+from tlw_basicsr.data.images import COMPRESSION, fault_of, image_size, read_8bit, write_image
+from tlw_basicsr.data.listing import ImageEntry, list_images, name_images, scandir
+from tlw_basicsr.data.tiles import tile_starts
 from tlw_basicsr.errors import UserError, reason_of, short
 from tlw_basicsr.files import write_text
 
-COMPRESSION = [cv2.IMWRITE_PNG_COMPRESSION, 3]
+T = TypeVar("T")
+LQ = "LRbicx"  # and the scale: a folder of LR images
 
 
-def tile_starts(length: int, crop: int, step: int, threshold: int | None) -> list[int]:
-    """Where the tiles of one side begin.
+class Source(NamedTuple):
+    """An HR image that tiles are cut of.
 
-    Args:
-        length: of the side, in pixels.
-        crop: side of a tile; a shorter ``length`` is one tile.
-        step: from one tile to the next; ``crop`` for tiles that do not overlap.
-        threshold: add a last tile that ends at the border if more than this many pixels are left there; None for
-            no such tile.
+    Attributes:
+        path: of the file.
+        tiles: names of its tiles, in the order of :meth:`Cut.grid`.
+        mark: what tells whether the file is the same: its size in bytes, time of change and SHA-256.
     """
-    if length <= crop:
-        return [0]
-    starts = list(range(0, length - crop + 1, step))
-    if threshold is not None and length - crop - starts[-1] > threshold:
-        starts.append(length - crop)
-    return starts
+
+    path: Path
+    tiles: list[str]
+    mark: list[Any]
 
 
-def write_image(image: np.ndarray, path: Path) -> None:
-    """Write a PNG, whole or not at all."""
-    ok, content = cv2.imencode(".png", image, COMPRESSION)
-    if not ok:
-        raise UserError(f"{path}: the image can't be written as PNG")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content.tobytes())
-        temporary.replace(path)
-    except OSError as error:
-        with suppress(OSError):  # the name may be too long for this too
-            temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: can't be written ({error.strerror})") from error
+class Cut(NamedTuple):
+    """How images are cut, see :func:`prepare`."""
 
+    crop_size: int | None
+    step: int
+    threshold: int | None
+    multiple: int
 
-def read_8bit(path: Path) -> np.ndarray:
-    """Decode an image as 8-bit BGR (H, W, 3)."""
-    image = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
-    if image is None:
-        raise UserError(f"{path}: not an image that can be read")
-    return image
+    def grid(self, height: int, width: int) -> list[tuple[int, int]]:
+        """Top and left of every tile of an image."""
+        crop = self.crop_size or max(height, width)
+        return list(product(*(tile_starts(side, crop, self.step, self.threshold) for side in (height, width))))
+
+    def names(self, name: str, entry: ImageEntry) -> list[str]:
+        """File names of the tiles of the image that is called ``name``."""
+        if self.crop_size is None:
+            return [f"{name}.png"]
+        return [f"{name}_s{n:03d}.png" for n, _ in enumerate(self.grid(entry.height, entry.width), 1)]
 
 
 def downscale(image: np.ndarray, scale: int) -> np.ndarray:
@@ -76,31 +76,22 @@ def downscale(image: np.ndarray, scale: int) -> np.ndarray:
     return imresize(image[:height, :width], 1 / scale)
 
 
-def make_tiles(source: Path, out: Path, crop: int | None, step: int, threshold: int | None, multiple: int) -> int:
-    """Cut one image into PNG tiles ``{name}_s001.png``, … in ``out``; the whole image is one without ``crop``.
-
-    Every tile is cut to a multiple of ``multiple``. Returns how many tiles the image has.
-    """
-    height, width = image_size(source, "--gt")
-    crop_h, crop_w = crop or height, crop or width
-    grid = list(product(tile_starts(height, crop_h, step, threshold), tile_starts(width, crop_w, step, threshold)))
-    names = [f"{source.stem}_s{number:03d}.png" for number in range(1, len(grid) + 1)]
-    if crop is None:
-        names = [f"{source.stem}.png"]
-    if all((out / name).exists() for name in names):
-        return len(grid)
-    image = read_8bit(source)
-    for (top, left), name in zip(grid, names, strict=True):
-        tile = image[top : top + crop_h, left : left + crop_w]
-        tile_h, tile_w = (side // multiple * multiple for side in tile.shape[:2])
-        write_image(np.ascontiguousarray(tile[:tile_h, :tile_w]), out / name)
-    return len(grid)
+def make_tiles(source: Source, out: Path, cut: Cut) -> None:
+    """Cut one image into PNG tiles in ``out``, of sides that are multiples of ``cut.multiple``."""
+    if all((out / name).exists() for name in source.tiles):
+        return
+    image = read_8bit(source.path)
+    height, width = image.shape[:2]
+    for (top, left), name in zip(cut.grid(height, width), source.tiles, strict=True):
+        tile = image[top:, left:][: cut.crop_size, : cut.crop_size]
+        tile_h, tile_w = (side // cut.multiple * cut.multiple for side in tile.shape[:2])
+        write_image(np.ascontiguousarray(tile[:tile_h, :tile_w]), out / name, COMPRESSION)
 
 
 def make_lq(source: Path, out: Path, scale: int) -> None:
     """Write the LR image of one tile, under the same name."""
     if not (out / source.name).exists():
-        write_image(downscale(read_8bit(source), scale), out / source.name)
+        write_image(downscale(read_8bit(source), scale), out / source.name, COMPRESSION)
 
 
 def make_lmdb(folder: Path) -> Path:
@@ -112,31 +103,39 @@ def make_lmdb(folder: Path) -> Path:
     shutil.rmtree(temporary, ignore_errors=True)
     paths = sorted(folder.glob("*.png"))
     total = sum(path.stat().st_size for path in paths)
+    lines = []
     try:
-        maker = LmdbMaker(str(temporary), map_size=2 * total + 2**24, compress_level=COMPRESSION[1])
-        for path in tqdm(paths, desc=target.name, unit="image", disable=None):
-            height, width = image_size(path, "--lmdb")
-            maker.put(path.read_bytes(), path.stem, (height, width, 3))
-        maker.close()
+        with closing(lmdb.open(str(temporary), map_size=2 * total + 2**24)) as env:
+            rest = iter(tqdm(paths, desc=target.name, unit="image", disable=None))
+            while batch := list(islice(rest, 1000)):
+                with env.begin(write=True) as transaction:
+                    for path in batch:
+                        height, width = image_size(path, "--lmdb")
+                        transaction.put(path.stem.encode("ascii"), path.read_bytes())  # as BasicSR reads keys
+                        lines.append(f"{path.name} ({height},{width},3) {COMPRESSION[1]}\n")
+        write_text("".join(lines), temporary / "meta_info.txt")
         temporary.replace(target)
-    except (lmdb.Error, OSError, UnicodeEncodeError) as error:  # BasicSR's keys are ASCII
+    except (lmdb.Error, OSError, UnicodeEncodeError) as error:
         raise UserError(f"--lmdb: {target} can't be written ({reason_of(error)})") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 
-def in_parallel(work: Callable[[Path], Any], paths: Iterable[Path], workers: int, title: str) -> list[Any]:
-    """``work`` of every path, in ``workers`` processes, with a progress bar on a terminal; in no order.
+def in_parallel(work: Callable[[Any], T], items: Iterable[Any], workers: int, title: str) -> list[T]:
+    """``work`` of every item, in ``workers`` processes, in their order, with a progress bar on a terminal.
 
-    They are at most four for each processor: more only cost memory.
+    One worker is this process. They are at most four for each processor: more only cost memory.
     """
-    paths = list(paths)
+    bar = partial(tqdm, desc=title, unit="image", disable=None)
+    if workers == 1:
+        return [work(item) for item in bar(list(items))]
     with ProcessPoolExecutor(min(workers, 4 * (os.cpu_count() or 1))) as pool:
-        futures = [pool.submit(work, path) for path in paths]
+        futures = [pool.submit(work, item) for item in items]
         try:
-            bar = tqdm(as_completed(futures), total=len(futures), desc=title, unit="image", disable=None)
-            return [future.result() for future in bar]
+            for done in bar(as_completed(futures), total=len(futures)):
+                done.result()
+            return [future.result() for future in futures]
         except BrokenProcessPool as error:
             raise UserError("--workers: a process was killed, for want of memory perhaps; try fewer") from error
         except BaseException:
@@ -157,29 +156,32 @@ def prepare(
 ) -> dict[str, int]:
     """Make ``out/HR``, ``out/LRbicx{scale}``, their ``.lmdb`` and ``out/meta_info.txt`` of the images in ``gt``.
 
+    Names are what BasicSR reads: those of the images, with ``_`` for spaces and dots, all different.
+
     Args:
         gt: folder of HR images.
-        out: folder to fill. What is complete in it is kept; it must have been made with the same settings.
+        out: folder to fill. What is complete in it is kept. It must have been made with the same settings, of this
+            folder; tiles of images that are gone or have another content since then are deleted, and made anew.
         crop_size: side of the tiles in pixels; None for whole images.
         step: from tile to tile; None for ``crop_size``.
-        threshold: see :func:`tile_starts`.
+        threshold: see :func:`tlw_basicsr.data.tiles.tile_starts`.
         scales: of the LR folders.
         multiple: cut tiles to a multiple of it; None for the least common multiple of ``scales``.
         lmdb: also make LMDBs.
         workers: processes.
 
     Returns:
-        Numbers of ``images``, ``tiles`` and LR ``images_lq``.
+        Numbers of ``images``, ``tiles`` and LR ``images_lq``, and of images whose earlier tiles were ``deleted``.
 
     Raises:
-        UserError: no images, names that would overwrite each other, or other settings than ``out`` was made with.
+        UserError: no images, or ``out`` was made with other settings, of another folder, or holds other images.
     """
     scales = sorted(set(scales))
-    multiple = multiple or int(np.lcm.reduce(scales or [1]))
-    step = step or crop_size or 1
+    multiple = multiple or lcm(*scales)
+    cut = Cut(crop_size, step or crop_size or 1, threshold, multiple)
     if crop_size and crop_size % multiple:
         raise UserError(f"--crop-size: {crop_size} is not a multiple of {multiple}, the least common one of the scales")
-    images = _list(gt, "--gt")
+    images = list_images({"folder": str(gt), "io_backend": {"type": "disk"}}, "folder", "--gt")
     need = max([4 * scale for scale in scales] + [multiple])
     for path, height, width in images:
         side = min(height, width, crop_size or height)
@@ -188,62 +190,171 @@ def prepare(
                 f"--scales: tiles of {path}, {height}×{width} pixels, have a side of {side // multiple * multiple} "
                 f"as a multiple of {multiple}; needed are {need}, 4 times the largest scale"
             )
-    sources = [Path(entry.path) for entry in images]
-    stems = [path.stem for path in sources]
-    if len(set(stems)) < len(stems):
-        twice = next(stem for stem in stems if stems.count(stem) > 1)
-        raise UserError(f"--gt: {gt} has several images named {twice}; their tiles would overwrite each other")
+    hr, lq = out / "HR", {scale: out / f"{LQ}{scale}" for scale in scales}
+    _check_places(out, [hr, *lq.values()])
+    plan = _read_plan(out)
+    known = plan.get("images", {})
+    if known and cut._asdict() != plan.get("settings"):
+        raise UserError(f"--out: {out} was made with other settings, {short(plan['settings'])}; choose another folder")
+    marks = dict(zip([e.path for e in images], _marks(images, gt, plan, workers), strict=True))
+    names = name_images([entry.path for entry in images], lambda name: re.sub(r"[^\w-]+", "_", name))
+    sources = {
+        Path(entry.path).name: Source(Path(entry.path), cut.names(name, entry), marks[entry.path])
+        for name, entry in zip(names, images, strict=True)
+    }
+    stale = [name for name, old in known.items() if not _is_same(old, sources.get(name))]
+    if stale and plan["gt"] != str(gt.resolve()):
+        raise UserError(f"--out: {out} was made of other images, those of {plan['gt']}; choose another folder")
+    _check_no_others(out, {tile for s in sources.values() for tile in s.tiles}, known)
+    _make_folder(out)
+    _delete([tile for name in stale for tile in known[name]["tiles"]], out)
+    if stale or sources.keys() - known.keys():
+        for path in out.glob("*.lmdb"):
+            shutil.rmtree(path)
+    _write_plan(out, cut, gt, sources)
 
-    _check_places(out, ["HR", *(f"LRbicx{scale}" for scale in scales)])
-    _same_settings(out, {"crop_size": crop_size, "step": step, "threshold": threshold, "multiple": multiple})
-    hr = out / "HR"
-    hr.mkdir(parents=True, exist_ok=True)
-    cut = partial(make_tiles, out=hr, crop=crop_size, step=step, threshold=threshold, multiple=multiple)
-    tiles = sum(in_parallel(cut, sources, workers, "HR"))
-    entries = _list(hr, "--out")
-    folders = [hr]
-    for scale in scales:
-        folders.append(out / f"LRbicx{scale}")
-        folders[-1].mkdir(exist_ok=True)
-        shrink = partial(make_lq, out=folders[-1], scale=scale)
-        in_parallel(shrink, [Path(entry.path) for entry in entries], workers, folders[-1].name)
-    lines = [f"{Path(entry.path).name} ({entry.height},{entry.width},3)\n" for entry in entries]
-    write_text("".join(lines), out / "meta_info.txt")
-    if lmdb:
-        for folder in folders:
-            make_lmdb(folder)
-    return {"images": len(sources), "tiles": tiles, "images_lq": len(entries) * len(scales)}
+    hr.mkdir(exist_ok=True)
+    in_parallel(partial(make_tiles, out=hr, cut=cut), sources.values(), workers, "HR")
+    tiles = [hr / tile for source in sources.values() for tile in source.tiles]
+    for scale, folder in lq.items():
+        folder.mkdir(exist_ok=True)
+        in_parallel(partial(make_lq, out=folder, scale=scale), tiles, workers, folder.name)
+    entries = [(path.name, *image_size(path, "--out")) for path in sorted(tiles)]
+    write_text("".join(f"{name} ({height},{width},3)\n" for name, height, width in entries), out / "meta_info.txt")
+    for folder in [hr, *lq.values()] if lmdb else []:
+        make_lmdb(folder)
+    made = {"images": len(sources), "tiles": len(tiles), "images_lq": len(tiles) * len(scales)}
+    return {**made, "deleted": len(stale)}
 
 
-def _list(folder: Path, what: str) -> list[ImageEntry]:
-    return list_images({"folder": str(folder), "io_backend": {"type": "disk"}}, "folder", what)
+# ------------------------------------------------------------------------------------------------- what is there
 
 
-def _same_settings(out: Path, settings: dict[str, Any]) -> None:
-    """Remember the settings in ``out``, or refuse others than those remembered."""
+def _read_plan(out: Path) -> dict[str, Any]:
+    """What ``prepare_data.json`` says of what is in ``out``; empty where nothing is."""
     file = out / "prepare_data.json"
-    if file.exists():
-        try:
-            earlier = json.loads(file.read_text("utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise UserError(f"--out: {file} can't be read ({reason_of(error)}); choose another folder") from error
-        if earlier != settings:
-            raise UserError(f"--out: {out} was made with other settings, {short(earlier)}; choose another folder")
-        return
+    if not file.exists():
+        return {}
+    try:
+        plan = json.loads(file.read_text("utf-8"))
+        if not {"settings", "gt", "images"} <= plan.keys():
+            raise UserError(f"--out: {file} does not say of which images the tiles are made; choose another folder")
+        return plan
+    except (OSError, ValueError, RecursionError, AttributeError) as error:
+        raise UserError(f"--out: {file} can't be read ({reason_of(error)}); choose another folder") from error
+
+
+def _write_plan(out: Path, cut: Cut, gt: Path, sources: dict[str, Source]) -> None:
+    images = {name: {"mark": source.mark, "tiles": source.tiles} for name, source in sources.items()}
+    plan = {"settings": cut._asdict(), "gt": str(gt.resolve()), "images": images}
+    write_text(json.dumps(plan, indent=0), out / "prepare_data.json")
+
+
+def _marks(images: list[ImageEntry], gt: Path, plan: dict[str, Any], workers: int) -> list[list[Any]]:
+    """The marks of all images; where size and time are those of the plan, its SHA-256 is taken."""
+    same_folder = plan.get("gt") == str(gt.resolve())
+    known = {gt / name: old["mark"] for name, old in plan.get("images", {}).items()} if same_folder else {}
+    return in_parallel(mark_of, [(Path(e.path), known.get(Path(e.path))) for e in images], workers, "images")
+
+
+def mark_of(item: tuple[Path, list[Any] | None]) -> list[Any]:
+    """Size in bytes, time of change and SHA-256 of a file; the last from the mark beside it if that fits."""
+    path, known = item
+    try:
+        status = path.stat()
+        if known and known[:2] == [status.st_size, status.st_mtime_ns]:
+            return known
+        with open(path, "rb") as file:
+            digest = hashlib.sha256()
+            while block := file.read(2**20):
+                digest.update(block)
+    except OSError as error:
+        raise UserError(f"--gt: {path} can't be read ({error.strerror})") from error
+    return [status.st_size, status.st_mtime_ns, digest.hexdigest()]
+
+
+def _is_same(old: dict[str, Any], source: Source | None) -> bool:
+    """Whether the tiles of the plan are those that the image gives today."""
+    return source is not None and old["mark"][2] == source.mark[2] and old["tiles"] == source.tiles
+
+
+def _image_folders(out: Path) -> list[Path]:
+    return [path for path in [out / "HR", *out.glob(f"{LQ}*")] if path.is_dir() and path.suffix != ".lmdb"]
+
+
+def _check_no_others(out: Path, tiles: set[str], known: dict[str, Any]) -> None:
+    """Refuse images in the folders that are neither to be made nor known from before."""
+    known_tiles = {tile for old in known.values() for tile in old["tiles"]}
+    for folder in _image_folders(out):
+        others = set(scandir(str(folder))) - known_tiles
+        if not known and others:
+            raise UserError(
+                f"--out: {folder} has images, such as {min(others)}, and {out / 'prepare_data.json'}, which would say "
+                "of what they were made, does not exist; choose another folder"
+            )
+        if others - tiles:
+            raise UserError(f"--out: {folder / min(others - tiles)} is not of --gt; delete it or choose another folder")
+
+
+def _delete(tiles: list[str], out: Path) -> None:
+    """Delete tiles and their LR images, of all scales."""
+    for folder in _image_folders(out):
+        for name in tiles:
+            (folder / name).unlink(missing_ok=True)
+
+
+def _make_folder(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out: {out} can't be written ({error.strerror})") from error
-    write_text(json.dumps(settings), file)
 
 
-def _check_places(out: Path, folders: list[str]) -> None:
+def _check_places(out: Path, folders: list[Path]) -> None:
     """Refuse what stands in the way of the folders and of the list of names, which is written last."""
-    for folder in [out / name for name in folders]:
+    for folder in folders:
         if folder.exists() and not folder.is_dir():
-            raise UserError(f"--out: {folder} is no folder; delete it or choose another folder")
+            raise UserError(f"--out: {folder} is not a folder; delete it or choose another folder")
     if (out / "meta_info.txt").is_dir():
         raise UserError(f"--out: {out / 'meta_info.txt'} is a folder; delete it or choose another folder")
+
+
+# ------------------------------------------------------------------------------------------------- checking
+
+
+def check_folder(folder: Path, workers: int = 1) -> tuple[int, list[str]]:
+    """Read every image of a folder or LMDB; returns how many there are, and a line for each that can't be read.
+
+    Raises:
+        UserError: the folder is missing or has no image.
+    """
+    if folder.suffix == ".lmdb":
+        names = [e.path for e in list_images({"d": str(folder), "io_backend": {"type": "lmdb"}}, "d", "--check")]
+        work: Callable[[str], str | None] = partial(_fault_in_lmdb, str(folder))
+    else:
+        if not folder.is_dir():
+            raise UserError(f"--check: {folder} is not a folder")
+        names = sorted(scandir(str(folder), recursive=True))
+        names, work = [str(folder / name) for name in names], _fault_of_file
+    if not names:
+        raise UserError(f"--check: {folder} has no image")
+    faults = in_parallel(work, names, workers, folder.name)
+    return len(names), [f"{name}: {fault}" for name, fault in zip(names, faults, strict=True) if fault]
+
+
+def _fault_of_file(path: str) -> str | None:
+    try:
+        return fault_of(Path(path).read_bytes())
+    except OSError as error:
+        return reason_of(error)
+
+
+def _fault_in_lmdb(folder: str, key: str) -> str | None:
+    try:
+        content = FileClient("lmdb", db_paths=[folder], client_keys=["gt"]).get(key, "gt")
+    except (lmdb.Error, UnicodeEncodeError) as error:
+        return reason_of(error)
+    return "no image of this key in the LMDB" if content is None else fault_of(content)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,9 @@ from copy import deepcopy
 from typing import Any
 
 from basicsr.models.base_model import BaseModel
-from basicsr.utils import get_root_logger, imwrite
+from basicsr.utils import get_root_logger
 from basicsr.utils.registry import MODEL_REGISTRY
 
-from tlw_basicsr import compat
-from tlw_basicsr.data import images
 from tlw_basicsr.errors import UserError, first_line
 from tlw_basicsr.models.tlw_model import TLWMixin, TLWModel, with_tlw
 from tlw_basicsr.models.training import TrainingMixin, with_training
@@ -22,7 +20,6 @@ def build_model(opt: dict[str, Any]) -> BaseModel:
     Raises:
         UserError: the model refuses its options.
     """
-    compat.replace(imwrite, images.imwrite)
     opt = deepcopy(opt)
     model = MODEL_REGISTRY.get(opt["model_type"])
     if isinstance(model, type) and issubclass(model, BaseModel):

@@ -1,0 +1,131 @@
+"""The size that is told of an image is the size that every program reads."""
+
+import io
+import struct
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from basicsr.data import build_dataset
+from PIL import Image
+
+from tests.conftest import photograph
+from tlw_basicsr import UserError, compat
+from tlw_basicsr.data import images
+from tlw_basicsr.data.images import image_size, read_8bit, read_picture
+from tlw_basicsr.data.prepare import prepare
+from tlw_basicsr.evaluation import bicubic, evaluate
+from tlw_basicsr.preflight import check_images
+
+KINDS = ["PNG", "late PNG", "TIFF", "JPEG", "WEBP", "AVIF", "JPEG2000"]
+HEIGHT, WIDTH = 64, 96
+
+
+def exif_last(png):
+    """A PNG whose EXIF stands behind its pixels."""
+    chunks, place = [], 8
+    while place < len(png):
+        (length,) = struct.unpack(">I", png[place : place + 4])
+        chunks.append(png[place : place + 12 + length])
+        place += 12 + length
+    exif = [chunk for chunk in chunks if chunk[4:8] == b"eXIf"]
+    rest = [chunk for chunk in chunks if chunk[4:8] != b"eXIf"]
+    return png[:8] + b"".join([*rest[:-1], *exif, rest[-1]])
+
+
+def write_oriented(path, kind, orientation, alpha=None):
+    """A photograph with an EXIF orientation; skips what this Pillow or OpenCV lacks."""
+    image = Image.fromarray(photograph("coffee", 100, 150, HEIGHT, WIDTH))
+    if alpha is not None:
+        image.putalpha(Image.fromarray(alpha))
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    content, form = io.BytesIO(), kind.removeprefix("late ")
+    try:
+        image.save(content, form, exif=exif, **({"lossless": True, "exact": True} if form == "WEBP" else {}))
+    except (KeyError, OSError):
+        pytest.skip(f"Pillow writes no {form}")
+    data = exif_last(content.getvalue()) if kind == "late PNG" else content.getvalue()
+    path.write_bytes(data)
+    if cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) is None:
+        pytest.skip(f"OpenCV reads no {form}")
+    return path
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_program_reads_the_size_that_is_told(tmp_path, kind, orientation):
+    suffix = {"JPEG2000": "jp2"}.get(kind, kind.split()[-1].lower())
+    (tmp_path / "gt").mkdir()
+    (tmp_path / "lq").mkdir()
+    path = write_oriented(tmp_path / f"gt/a.{suffix}", kind, orientation)
+    whole = read_8bit(path)
+    height, width = image_size(path, "--gt")
+    assert (height, width) == whole.shape[:2]
+    assert tuple(read_picture(path).image.shape[-2:]) == (height, width)
+
+    prepare(tmp_path / "gt", tmp_path / "out", scales=[2])
+    assert np.array_equal(cv2.imread(str(tmp_path / "out/HR/a.png")), whole)
+    prepare(tmp_path / "gt", tmp_path / "tiles", crop_size=32, step=16, threshold=0)
+    assert len(list((tmp_path / "tiles/HR").iterdir())) == 15
+
+    (tmp_path / "out/LRbicx2/a.png").rename(tmp_path / "lq/a.png")
+    opt = {
+        "name": "pairs", "type": "PairedImageDataset", "dataroot_gt": str(tmp_path / "gt"), "phase": "val", "scale": 2,
+        "dataroot_lq": str(tmp_path / "lq"), "io_backend": {"type": "disk"},
+    }  # fmt: skip
+    check_images(opt, "datasets.val", {})
+    item = build_dataset(opt)[0]
+    assert item["gt"].shape == (3, height, width) and item["lq"].shape == (3, height // 2, width // 2)
+    rows = evaluate({"field": bicubic(2)}, tmp_path / "gt", 2, lq_folder=tmp_path / "lq")
+    assert rows[0]["psnr_y"] > 20
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["PNG", "late PNG", "WEBP", "AVIF"])
+def test_alpha_lies_as_the_colours_do(tmp_path, kind, orientation):
+    """Of one colour, so that only the format can tell."""
+    alpha = np.zeros((HEIGHT, WIDTH), np.uint8)
+    alpha[:10, :30] = 255
+    path = write_oriented(tmp_path / "a", kind, orientation, alpha)
+    picture = read_picture(path)
+    assert picture.alpha.shape == tuple(picture.image.shape[-2:])
+    turns = read_8bit(path).shape[:2] != (HEIGHT, WIDTH) if orientation > 4 else kind not in ("AVIF",)
+    expected = images.turn(alpha, orientation if turns else 1)
+    assert abs(picture.alpha * 255 - expected).max() < 60
+
+
+def test_huge_images_and_broken_ones(tmp_path, monkeypatch):
+    cv2.imwrite(str(tmp_path / "a.png"), photograph(height=20, width=30))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # Pillow refuses twice as many
+    assert image_size(tmp_path / "a.png", "x") == (20, 30)
+    (tmp_path / "b.png").write_bytes(b"nothing")
+    for name, message in (("b.png", "x: .*b.png is not an image that can be read"), ("c.png", "c.png does not exist")):
+        with pytest.raises(UserError, match=message):
+            image_size(tmp_path / name, "x")
+
+
+def test_filter2d_is_a_convolution_for_any_batch_and_layout():
+    """BasicSR's own fails where torch pads to another layout."""
+    torch.manual_seed(0)
+    image, kernels = torch.rand(2, 3, 9, 11), torch.rand(2, 5, 5)
+    expected = np.stack(
+        [
+            cv2.filter2D(one.permute(1, 2, 0).numpy(), -1, kernel.numpy(), borderType=cv2.BORDER_REFLECT_101)
+            for one, kernel in zip(image, kernels, strict=True)
+        ]
+    )
+    for layout in (torch.contiguous_format, torch.channels_last):
+        got = compat.filter2D(image.contiguous(memory_format=layout), kernels)
+        assert np.allclose(got.permute(0, 2, 3, 1).numpy(), expected, atol=1e-5)
+        one = compat.filter2D(image.contiguous(memory_format=layout), kernels[:1])
+        assert torch.allclose(one[0], got[0], atol=1e-5)
+
+
+def test_what_replaces_basicsrs_functions_is_in_its_place():
+    from basicsr.models import realesrgan_model, sr_model
+    from basicsr.utils import img_process_util, imwrite
+
+    assert realesrgan_model.filter2D is img_process_util.filter2D is compat.filter2D
+    assert sr_model.imwrite is imwrite is images.imwrite

@@ -1,0 +1,168 @@
+"""Which images there are, which belong together, and what they are called."""
+
+import cv2
+import lmdb
+import pytest
+from basicsr.data import build_dataset
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.conftest import photograph
+from tlw_basicsr import UserError
+from tlw_basicsr.data.listing import list_images, name_images, pair_names, read_names
+from tlw_basicsr.preflight import check_images
+
+
+def write(path, side=32):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), photograph("coffee", hash(path.name) % 90, 100, side, side))
+
+
+def write_lmdb(folder, keys, side=32):
+    image = cv2.imencode(".png", photograph("coffee", 100, 100, side, side))[1].tobytes()
+    with lmdb.open(str(folder), map_size=2**24) as env, env.begin(write=True) as transaction:
+        for key in keys:
+            transaction.put(key.encode(), image)
+    (folder / "meta_info.txt").write_text("".join(f"{key}.png ({side},{side},3) 1\n" for key in keys))
+    return folder
+
+
+def paired(gt, lq, **options):
+    return {
+        "name": "pairs", "type": "PairedImageDataset", "dataroot_gt": str(gt), "dataroot_lq": str(lq), "phase": "val",
+        "scale": 2, "io_backend": {"type": "disk"}, **options,
+    }  # fmt: skip
+
+
+JUNK = ["Thumbs.db", "desktop.ini", ".DS_Store", "._a.png", "README.txt"]
+
+
+def test_junk_in_folders_is_no_image_for_any_data_set(tmp_path):
+    for name in ("a.png", "b.PNG"):
+        write(tmp_path / "gt" / name)
+        write(tmp_path / "lq" / name, 16)
+    for number, name in enumerate(JUNK):
+        (tmp_path / ("gt", "lq")[number % 2] / name).write_bytes(b"junk")
+    opt = paired(tmp_path / "gt", tmp_path / "lq")
+    check_images(opt, "datasets.val", {})
+    assert len(build_dataset(opt)) == 2
+    single = {
+        "name": "s",
+        "type": "SingleImageDataset",
+        "dataroot_lq": str(tmp_path / "gt"),
+        "io_backend": {"type": "disk"},
+    }
+    dataset = build_dataset({**single, "phase": "val"})
+    assert [dataset[i]["lq"].shape for i in range(len(dataset))] == [(3, 32, 32)] * 2
+
+
+def test_files_of_another_kind_alone_are_left_to_the_data_set(tmp_path):
+    from basicsr.data import data_util
+
+    (tmp_path / "a.npy").touch()
+    assert list(data_util.scandir(str(tmp_path))) == ["a.npy"]
+
+
+def test_pairs_of_other_suffixes_and_case(tmp_path):
+    """Those of the same suffix first; else the only one of the stem."""
+    for gt, lq in (
+        ("a.png", "a.png"),
+        ("a.jpg", "a.jpg"),
+        ("b.png", "b.jpg"),
+        ("C.png", "c.PNG"),
+        ("d.e.png", "d.e.bmp"),
+    ):
+        write(tmp_path / "gt" / gt)
+        write(tmp_path / "lq" / lq, 16)
+    opt = paired(tmp_path / "gt", tmp_path / "lq")
+    check_images(opt, "datasets.val", {})
+    dataset = build_dataset(opt)
+    pairs = {p["gt_path"].rsplit("/")[-1]: p["lq_path"].rsplit("/")[-1] for p in dataset.paths}
+    assert pairs == {"a.png": "a.png", "a.jpg": "a.jpg", "b.png": "b.jpg", "C.png": "c.PNG", "d.e.png": "d.e.bmp"}
+    assert dataset[0]["lq"].shape == (3, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("gt", "lq", "message"),
+    [
+        (["a.png", "b.png"], ["a.png"], "no LR image for b.png; expected is the name b or bx2"),
+        (["a.png"], ["a.jpg", "a.bmp"], "a.png has several LR images, a.jpg and a.bmp"),
+        (["a.png", "a.jpg"], ["a.bmp"], "a.bmp is the LR image of both a.png and a.jpg"),
+        (["a.png", "a.jpg"], ["a.jpg"], "a.jpg is the LR image of both a.png and a.jpg"),
+    ],
+)
+def test_pairs_that_are_not_sure_are_refused(gt, lq, message):
+    with pytest.raises(UserError, match=f"x: {message}"):
+        pair_names(gt, lq, ["{}", "{}x2"], "x")
+
+
+def test_the_template_counts_before_the_suffix():
+    assert pair_names(["a.png", "b.png"], ["ax2.jpg", "a.txt.png", "b.png", "bx2.png"], ["{}x2"], "x") == {
+        "a.png": "ax2.jpg",
+        "b.png": "bx2.png",
+    }
+
+
+def test_dotted_keys_of_an_lmdb(tmp_path):
+    keys = [f"DSC.{number}" for number in range(4)]
+    gt, lq = write_lmdb(tmp_path / "gt.lmdb", keys), write_lmdb(tmp_path / "lq.lmdb", keys, 16)
+    opt = paired(gt, lq, io_backend={"type": "lmdb"})
+    check_images(opt, "datasets.val", {})
+    dataset = build_dataset(opt)
+    assert [pair["gt_path"] for pair in dataset.paths] == keys and dataset[3]["gt"].shape == (3, 32, 32)
+    del dataset  # an LMDB is open once in a process
+    write_lmdb(tmp_path / "other.lmdb", [*keys[:3], "x"], 16)
+    with pytest.raises(UserError, match=r"no LR image of the key DSC\.3"):
+        check_images(paired(gt, tmp_path / "other.lmdb", io_backend={"type": "lmdb"}), "datasets.val", {})
+
+
+def test_names_in_lists(tmp_path):
+    file = tmp_path / "meta_info.txt"
+    lines = [
+        "my photo.png (32,32,3)",
+        "a.png (32, 32, 3) 1",
+        "b.PNG 0.7 x",
+        "c.png",
+        "d.png\t32",
+        "",
+        "e.jpg, f.jpg",
+        "key 3",
+    ]
+    file.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
+    assert read_names(file, "x") == ["my photo.png", "a.png", "b.PNG", "c.png", "d.png", "e.jpg", "key"]
+    for name in ("my photo.png", "a.png", "unlisted.png"):
+        write(tmp_path / "gt" / name)
+        write(tmp_path / "lq" / name, 16)
+    file.write_bytes(b"\xef\xbb\xbf" + "\n".join(lines[:2]).encode())
+    opt = paired(tmp_path / "gt", tmp_path / "lq", meta_info_file=str(file))
+    check_images(opt, "datasets.val", {})
+    dataset = build_dataset(opt)
+    assert (
+        len(dataset) == 2 and dataset[0]["gt_path"].endswith("my photo.png") and dataset[0]["lq"].shape == (3, 16, 16)
+    )
+    assert len(list_images(opt)) == 2
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["d/a.png", "d/b.png"], ["a", "b"]),
+        (["d/a.png", "d/a.jpg", "d/b.png"], ["a_png", "a_jpg", "b"]),
+        (["x/a.png", "y/a.png"], ["x_a", "y_a"]),
+        (["000/x", "001/x"], ["000_x", "001_x"]),
+        (["DSC.0", "DSC.1"], ["DSC.0", "DSC.1"]),
+        (["a.png", "a.png"], ["a", "a"]),
+    ],
+)
+def test_names(paths, names):
+    assert name_images(paths) == names
+
+
+part = st.text("aA._1", min_size=1, max_size=3).filter(lambda text: set(text) != {"."})
+
+
+@given(st.lists(st.lists(part, min_size=1, max_size=3).map("/".join), unique=True, max_size=8))
+def test_names_are_different_for_different_images(paths):
+    names = name_images([f"{path}{'.png' if number % 2 else ''}" for number, path in enumerate(paths)])
+    assert len({name.casefold() for name in names}) == len(paths)
+    assert not any("/" in name or not name for name in names)
