@@ -19,7 +19,8 @@ from torch import Tensor
 
 from tlw_basicsr.data.bicubic import to_8_bits
 from tlw_basicsr.data.bicubic_sr_dataset import lq_of_crop
-from tlw_basicsr.data.images import SUFFIXES, list_images, read_image
+from tlw_basicsr.data.images import SUFFIXES, read_image
+from tlw_basicsr.data.listing import list_images, name_images
 from tlw_basicsr.errors import UserError, first_line
 from tlw_basicsr.evaluation import Upscaler, field_row
 from tlw_basicsr.files import write_text
@@ -102,7 +103,8 @@ def shoot(results: Sequence[Result], gt_folder: Path, scale: int, distance: Dist
         UserError: a folder or an image is wrong, or a network fails.
     """
     shots, client = [], FileClient("disk")
-    for entry in list_images({"dataroot_gt": str(gt_folder), "io_backend": {"type": "disk"}}, what="--gt"):
+    entries = list_images({"dataroot_gt": str(gt_folder), "io_backend": {"type": "disk"}}, what="--gt")
+    for name, entry in zip(name_images([entry.path for entry in entries]), entries, strict=True):
         whole = read_image(client, entry.path)
         height, width = (side // scale for side in whole.shape[:2])
         if min(height, width) < 1:
@@ -110,7 +112,7 @@ def shoot(results: Sequence[Result], gt_folder: Path, scale: int, distance: Dist
         gt = np.ascontiguousarray(whole[: height * scale, : width * scale])
         lq = np.ascontiguousarray(lq_of_crop(gt, 0, 0, height, width, scale, True))
         tensors = [image[None] for image in img2tensor([lq, gt])]
-        shot = Shot(Path(entry.path).stem, {HR: rgb(tensors[1])})
+        shot = Shot(name, {HR: rgb(tensors[1])})
         for result in results:
             sr = sr_image(result, shot.name, *tensors, scale)
             shot.images[result.label] = rgb(sr)

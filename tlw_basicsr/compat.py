@@ -115,7 +115,7 @@ def part_of_basicsr(module: str, name: str, cost: str) -> Any:
 def _place() -> str:
     import basicsr
 
-    version = getattr(basicsr, "__version__", "without version")
+    version = getattr(basicsr, "__version__", None) or getattr(_find("basicsr.version"), "__version__", "?")
     return f"basicsr {version} of {Path(str(basicsr.__file__)).parent}"
 
 
