@@ -166,7 +166,10 @@ def test_lr_images_of_a_folder(gt_folder, tmp_path):
         (["--gt", "gt", "--scale", 2, "--opt", "x.yml", "--checkpoint", "y"], "-opt x.yml: can't be read"),
         (["--gt", "gt", "--scale", 2, "--bicubic", "--lq", "gt", "--protocol", "both"], "--protocol both: the paper's"),
         (["--gt", "gt", "--scale", 2, "--bicubic", "--lq", "gt"], "--lq: gt/p0.png is larger than gt/p0.png by 1/2"),
-        (["--gt", "gt", "--scale", 2, "--bicubic", "--lq", "other"], "--lq other: no LR image for gt/p0.png; expected is the name p0 or p0x2"),
+        (
+            ["--gt", "gt", "--scale", 2, "--bicubic", "--lq", "other"],
+            "--lq other: no LR image for gt/p0.png; expected is the name p0 or p0x2",
+        ),
         (["--gt", "gt", "--scale", 2, "--bicubic", "--json", "no/x.json"], "--json: no/x.json can't be written"),
         (["--gt", "gt", "--scale", 2, "--bicubic", "--csv", "gt"], "--csv: gt can't be written"),
         (["--gt", "gt", "--scale", 2, "--bicubic", "--checkpoint", "y"], "--checkpoint: not with --bicubic"),
