@@ -14,8 +14,6 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
-from basicsr.utils.registry import Registry
-
 from tlw_basicsr.errors import UserError, short
 
 
@@ -88,20 +86,26 @@ TEMPLATE = Kind(
 )
 
 
-def suggestion(word: Any, choices: Collection[Any]) -> str:
+def find_close(word: Any, choices: Collection[Any], cutoff: float = 0.6) -> str:
+    """The choice that is spelt most like ``word``; empty if none is like it."""
+    close = difflib.get_close_matches(short(word).strip("'"), sorted(map(str, choices)), n=1, cutoff=cutoff)
+    return close[0] if close else ""
+
+
+def suggestion(word: Any, choices: Collection[Any], cutoff: float = 0.6) -> str:
     """`` (did you mean …?)``, or nothing."""
-    close = difflib.get_close_matches(short(word).strip("'"), sorted(map(str, choices)), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
+    close = find_close(word, choices, cutoff)
+    return f" (did you mean {close}?)" if close else ""
 
 
 def check_section(
-    section: Any, where: str, schema: Schema, required: Collection[str] = (), others: Collection[str] = ()
+    section: Any, place: str, schema: Schema, required: Collection[str] = (), others: Collection[str] = ()
 ) -> None:
     """Check a section of the options.
 
     Args:
         section: its keys and values.
-        where: its place, such as ``train.tlw``; empty for the top.
+        place: its place, such as ``train.tlw``; empty for the top.
         schema: the kinds of the known keys.
         required: keys that must be there.
         others: further keys, which may hold anything.
@@ -110,45 +114,23 @@ def check_section(
         UserError: a key is unknown or missing, or a value is of the wrong kind.
     """
     if not isinstance(section, dict):
-        raise UserError(f"{where}: expected a section of 'key: value', got {short(section)}")
-    prefix = f"{where}." if where else ""
+        raise UserError(f"{place}: expected a section of 'key: value', got {short(section)}")
+    prefix = f"{place}." if place else ""
     for key, value in section.items():
         if key in schema:
             if not schema[key].accepts(value):
                 raise UserError(f"{prefix}{key}: expected {schema[key].text}, got {short(value)}")
         elif key not in others:
             known = sorted({*schema, *required})
-            raise UserError(
-                f"{prefix}{key}: unknown option{suggestion(key, [*known, *others])}; accepted are {', '.join(known)}"
-            )
+            raise UserError(f"{prefix}{key}: unknown option{suggestion(key, known)}; accepted are {', '.join(known)}")
     for key in required:
         if key not in section:
             raise UserError(f"{prefix}{key}: missing; expected {schema.get(key, ANY).text}")
 
 
-def lookup(registry: Registry, section: Mapping[str, Any] | None, where: str, key: str = "type") -> Callable:
-    """The object that ``section[key]`` names in a BasicSR registry.
-
-    Raises:
-        UserError: nothing of that name is registered; the message lists what is.
-    """
-    if not isinstance(section, dict):
-        raise UserError(f"{where}: expected a section with '{key}', got {short(section)}")
-    if key not in section:
-        raise UserError(f"{where}.{key}: missing; accepted are {', '.join(_names(registry))}")
-    name = section[key]
-    for candidate in (name, f"{name}_basicsr"):
-        if isinstance(name, str) and candidate in registry:
-            return dict(iter(registry))[candidate]
-    place = f"{where}.{key}" if where else key
-    raise UserError(
-        f"{place}: {short(name)} is not registered{suggestion(name, _names(registry))}; "
-        f"accepted are {', '.join(_names(registry))}"
-    )
-
-
-def _names(registry: Registry) -> list[str]:
-    return sorted(name.removesuffix("_basicsr") for name in registry.keys())  # noqa: SIM118, a Registry is no dict
+def kinds_of(call: Callable, without: Collection[str] = ()) -> dict[str, Kind]:
+    """The kinds of the options that are parameters of ``call``, see :func:`describe_parameters`."""
+    return {name: option.kind for name, option in describe_parameters(call, without).items()}
 
 
 def describe_parameters(call: Callable, without: Collection[str] = ()) -> dict[str, Option]:

@@ -13,7 +13,8 @@ from torch import nn
 
 from tlw_basicsr.errors import UserError, expanded, first_line, short
 from tlw_basicsr.files import load_file
-from tlw_basicsr.kinds import DICT, STR, Options, lookup
+from tlw_basicsr.kinds import DICT, STR, Options
+from tlw_basicsr.parts import check_arguments, find_doubts, lookup
 
 
 def build_network(opt: Options, key: str, device: str = "meta") -> nn.Module:
@@ -36,7 +37,10 @@ def build_network(opt: Options, key: str, device: str = "meta") -> nn.Module:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{key}: {opt[key]['type']} can't be built from these options ({first_line(error)})") from error
+        raise UserError(
+            f"{key}: {opt[key]['type']} can't be built from these options ({first_line(error)})"
+            f"{find_doubts(opt[key], arch)}"
+        ) from error
 
 
 def load_network(options: Options, path: str | Path, param_key: str = "params", key: str = "network_g") -> nn.Module:
@@ -51,8 +55,6 @@ def load_network(options: Options, path: str | Path, param_key: str = "params", 
     Raises:
         UserError: the options or the file are wrong or don't fit each other.
     """
-    from tlw_basicsr.options import check_arguments  # it knows of models, which load networks
-
     check_arguments(options, key, lookup(ARCH_REGISTRY, options, key))
     net = build_network({key: options}, key, "cpu")
     state = read_network(path, param_key, "checkpoint")

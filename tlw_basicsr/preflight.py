@@ -19,11 +19,12 @@ from torch import nn
 from tlw_basicsr.data.bicubic_sr_dataset import check_sizes
 from tlw_basicsr.data.listing import ImageEntry, list_images, pair_names
 from tlw_basicsr.errors import UserError, first_line
-from tlw_basicsr.kinds import Options, lookup
+from tlw_basicsr.kinds import Options
 from tlw_basicsr.losses.tlw_loss import TLWLoss
 from tlw_basicsr.models.uncertainty_model import FeatureTap
 from tlw_basicsr.networks import build_network, check_fit, read_network
-from tlw_basicsr.options import OURS, model_class, overrides
+from tlw_basicsr.options import find_model
+from tlw_basicsr.parts import OTHER, lookup, origin_of, overrides
 
 LONGEST_EPOCH = 100_000_000  # samples, whose order is a list in memory
 
@@ -105,7 +106,7 @@ def check_forward(opt: Options) -> None:
 
 def _takes_one_image(opt: Options) -> bool:
     """Whether the model feeds ``network_g`` with RGB images and takes one from it, as far as its class tells."""
-    model, feeding = model_class(opt), ["feed_data", "optimize_parameters"]
+    model, feeding = find_model(opt), ["feed_data", "optimize_parameters"]
     if not opt["is_train"]:
         feeding = ["feed_data", "test", "nondist_validation"]
     kinds = [lookup(DATASET_REGISTRY, dataset, "datasets") for dataset in opt["datasets"].values()]
@@ -114,7 +115,7 @@ def _takes_one_image(opt: Options) -> bool:
         and issubclass(model, SRModel)
         and not {"VideoBaseModel", "HiFaceGANModel"} & {c.__name__ for c in inspect.getmro(model)}
         and not overrides(model, *feeding)
-        and all(kind.__module__.startswith(OURS) for kind in kinds)
+        and all(origin_of(kind) != OTHER for kind in kinds)
         and not any(dataset.get("color") for dataset in opt["datasets"].values())
     )
 

@@ -22,9 +22,10 @@ from tlw_basicsr.errors import UserError
 from tlw_basicsr.evaluation import bicubic
 from tlw_basicsr.functional import Distance
 from tlw_basicsr.inference import NetworkUpscaler
-from tlw_basicsr.kinds import Options, lookup
+from tlw_basicsr.kinds import Options
 from tlw_basicsr.networks import find_checkpoint, find_device, load_network
-from tlw_basicsr.options import check_arguments, load_yaml, read_options
+from tlw_basicsr.options import load_yaml, read_options
+from tlw_basicsr.parts import check_arguments, lookup
 
 
 def find_weights(opt: Options, models: Path) -> Callable[[Tensor, Tensor], Tensor] | None:

@@ -26,10 +26,11 @@ from tlw_basicsr.errors import UserError, short
 from tlw_basicsr.files import load_file
 from tlw_basicsr.functional import k_schedule
 from tlw_basicsr.inference import NetworkUpscaler
-from tlw_basicsr.kinds import FRACTION, Options, check_section, lookup
+from tlw_basicsr.kinds import FRACTION, Options, check_section
 from tlw_basicsr.models.tlw_model import TLWOptions
 from tlw_basicsr.networks import get_section, load_network
-from tlw_basicsr.options import TLW, check_arguments, load_yaml, read_options
+from tlw_basicsr.options import TLW, load_yaml, read_options
+from tlw_basicsr.parts import check_arguments, lookup
 from tlw_basicsr.pictures import ALL, Frame, method_figure, strip_figure
 
 

@@ -1,0 +1,182 @@
+"""The sections of a YAML: every option that this package or BasicSR's loops read, what it accepts and what it means.
+
+The checks and ``docs/options.md`` are made of these classes. Options of networks, losses, distances and metrics are the
+parameters of their own classes and functions.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from tlw_basicsr.kinds import (
+    BOOL,
+    DICT,
+    FOLDER_NAME,
+    LIST,
+    NAMES,
+    NUMBER,
+    POSITIVE,
+    STR,
+    SUFFIX,
+    TEMPLATE,
+    Kind,
+    is_number,
+    one_of,
+    or_none,
+    whole,
+)
+
+# numpy's seeds end at 2^32 - 1, and a rank and a worker are added
+SEED = or_none(whole(0, 4_000_000_000))
+GPUS = Kind("a whole number of at least 0, or auto", lambda v: v == "auto" or whole(0).accepts(v))
+DECAY = Kind("a number in [0, 1)", lambda v: is_number(v) and 0 <= v < 1)
+
+
+@dataclass(kw_only=True)
+class TopOptions:
+    """The top of the file."""
+
+    name: Annotated[str, FOLDER_NAME, "of the experiment and its folder"]
+    model_type: Annotated[str, STR, "registered model; `TLWModel` trains `base_model` with TLW"]
+    base_model: Annotated[str, STR, "registered model with a pixel loss, for `TLWModel`"] = "SRModel"
+    scale: Annotated[int, whole(1), "of the super-resolution; needed where a data set or network needs it"]
+    num_gpu: Annotated[int | str, GPUS, "GPUs of this process; 0 is the CPU, auto all that are visible"]
+    manual_seed: Annotated[int | None, SEED, "of all random numbers; ~ draws one"] = None
+    plugins: Annotated[
+        list[str] | None, or_none(NAMES), "modules to import, which register further parts with BasicSR"
+    ] = None
+    datasets: Annotated[dict, DICT, "sections `train`, `val`, `val_2`, …; for testing `test`, `test_1`, …"]
+    network_g: Annotated[dict, DICT, "the SR network; further `network_…` as the model needs them"]
+    path: Annotated[dict, DICT, "checkpoints to start from"]
+    train: Annotated[dict, DICT, "of a training"]
+    val: Annotated[dict | None, or_none(DICT), "of the validation; of a test it must be there"] = None
+    logger: Annotated[dict, DICT, "of a training"]
+    dist_params: Annotated[dict | None, or_none(DICT), "backend and port of a launcher"] = None
+    find_unused_parameters: Annotated[bool, BOOL, "of DistributedDataParallel"] = False
+
+
+@dataclass(kw_only=True)
+class LoaderOptions:
+    """What the loader of any data set reads."""
+
+    name: Annotated[str, FOLDER_NAME, "in the log, and of the folder of saved images"]
+    type: Annotated[str, STR, "registered data set"]
+    use_shuffle: Annotated[bool, BOOL, "(train)"] = True
+    batch_size_per_gpu: Annotated[int, whole(1), "(train) samples in a batch"]
+    num_worker_per_gpu: Annotated[int, whole(0, 1024), "(train) processes that load"]
+    dataset_enlarge_ratio: Annotated[int, whole(1), "(train) how often an epoch goes through the images"] = 1
+    prefetch_mode: Annotated[str | None, or_none(one_of("cpu", "cuda")), "(train) load ahead"] = None
+    num_prefetch_queue: Annotated[int, whole(1), "(train) batches that `cpu` loads ahead"] = 1
+    pin_memory: Annotated[bool, BOOL, "page-locked memory, which a GPU reads faster"] = False
+    persistent_workers: Annotated[bool, BOOL, "(train) keep the loading processes from epoch to epoch"] = False
+
+
+@dataclass(kw_only=True)
+class ImageOptions(LoaderOptions):
+    """Data sets of image files, ours and BasicSR's."""
+
+    dataroot_gt: Annotated[str, STR, "folder of HR images, or an LMDB"]
+    io_backend: Annotated[dict, DICT, "`{type: disk}` or `{type: lmdb}`"]
+    meta_info_file: Annotated[str | None, or_none(STR), "text file with an image name at the start of each line"] = None
+    gt_size: Annotated[int | None, or_none(whole(1)), "(train) side of the random HR crop, a multiple of the scale"]
+    use_hflip: Annotated[bool, BOOL, "(train) flip at random"] = False
+    use_rot: Annotated[bool, BOOL, "(train) turn by 90 degrees at random"] = False
+
+
+@dataclass(kw_only=True)
+class BicubicSROptions(ImageOptions):
+    """``BicubicSRDataset``: LR is made from HR on the fly. With ``gt_size: ~`` the whole image is taken."""
+
+    mod_crop: Annotated[
+        int | None, or_none(whole(1)), "(val, test) HR is cut to a multiple of it; ~ is the scale, 28 the paper's"
+    ] = None
+    quantize_lq: Annotated[bool, BOOL, "LR of 8 bits, the field's protocol; false: the bare result, the paper's"] = True
+
+
+@dataclass(kw_only=True)
+class BasicSROptions(ImageOptions):
+    """BasicSR's data sets, such as ``PairedImageDataset``."""
+
+    dataroot_lq: Annotated[str | list, Kind("text", lambda v: bool(v)), "folder of LR images, or an LMDB"]
+    filename_tmpl: Annotated[str, TEMPLATE, "LR's name from HR's, such as {}x4"] = "{}"
+    color: Annotated[str | None, or_none(STR), "y for one channel, Y of YCbCr"] = None
+    mean: Annotated[list | None, or_none(LIST), "subtracted from the images"] = None
+    std: Annotated[list | None, or_none(LIST), "the images are divided by it"] = None
+
+
+@dataclass(kw_only=True)
+class TrainOptions:
+    """``train``; further losses ``…_opt`` and optimisers ``optim_…`` as the model needs them."""
+
+    total_iter: Annotated[float, POSITIVE, "iterations"]
+    warmup_iter: Annotated[float, NUMBER, "iterations in which the learning rate rises from 0; -1 is none"] = -1
+    ema_decay: Annotated[float, DECAY, "of the average of the SR network, `params_ema`; 0 is none"] = 0
+    optim_g: Annotated[
+        dict, DICT, "optimiser of the SR network, `{type: Adam, lr: …}`: any of `torch.optim` by its name"
+    ]
+    optim_w: Annotated[dict, DICT, "the weighting network's, likewise"]
+    scheduler: Annotated[
+        dict, DICT, "BasicSR's `MultiStepLR` and `CosineAnnealingRestartLR`, or any of torch's by its name"
+    ]
+    pixel_opt: Annotated[dict | None, or_none(DICT), "the pixel loss; `TLWLoss` with `model_type: TLWModel`"]
+    tlw: Annotated[dict | None, or_none(DICT), "of `TLWModel`, see `train.tlw`"] = None
+    uncertainty: Annotated[dict, DICT, "of `UncertaintyModel`, see `train.uncertainty`"]
+    use_amp: Annotated[
+        str | bool, one_of(False, "bf16", "fp16"), "autocast of the training step; the loss is scaled for fp16"
+    ] = False
+    use_channels_last: Annotated[bool, BOOL, "networks' weights in channels-last order"] = False
+    use_compile: Annotated[bool, BOOL, "`torch.compile` of the networks"] = False
+    use_tf32: Annotated[bool, BOOL, "TensorFloat-32 in matrix products (GPUs)"] = False
+    accumulation_steps: Annotated[int, whole(1), "iterations to a step of every optimiser"] = 1
+    clip_grad_norm: Annotated[float | None, or_none(POSITIVE), "largest norm of an optimiser's gradient"] = None
+    guard: Annotated[bool, BOOL, "undo steps in which a number is not finite"] = True
+    max_bad_steps: Annotated[int, whole(1), "steps in a row that may be undone"] = 10
+    init_g: Annotated[
+        str,
+        one_of("default", "paper"),
+        "`paper`: convolutions of the SR network start from N(0, 0.02), by the seed",
+    ] = "default"
+
+
+@dataclass(kw_only=True)
+class UncertaintyOptions:
+    """``train.uncertainty``."""
+
+    stage_one_iter: Annotated[int, whole(0), "iterations in which the head learns; then it is frozen"]
+    features: Annotated[str, STR, "the module of `network_g` whose input the head gets"] = "upsample"
+
+
+@dataclass(kw_only=True)
+class ValOptions:
+    """``val``."""
+
+    val_freq: Annotated[float, POSITIVE, "(train) iterations from one validation to the next"]
+    save_img: Annotated[bool, BOOL, "save the SR images"]
+    suffix: Annotated[str | None, SUFFIX, "of the images' names; ~ is the experiment's name"] = None
+    pbar: Annotated[bool, BOOL, "a progress bar, on a terminal"] = True
+    metrics: Annotated[
+        dict | None, or_none(DICT), "`NAME: {type: …, better: higher or lower}`, by registered names"
+    ] = None
+    save_best: Annotated[
+        str | None, or_none(STR), "a name in `metrics`: the best networks by it become `net_…_best.pth`"
+    ] = None
+
+
+@dataclass(kw_only=True)
+class LoggerOptions:
+    """``logger``."""
+
+    print_freq: Annotated[float, POSITIVE, "iterations from one line of the log to the next"]
+    save_checkpoint_freq: Annotated[float, POSITIVE, "iterations from one checkpoint to the next"]
+    keep_checkpoints: Annotated[
+        int | None, or_none(whole(1)), "how many iterations' files are kept, beside the best; ~ for all"
+    ] = None
+    use_tb_logger: Annotated[bool, BOOL, "write for TensorBoard"]
+    wandb: Annotated[dict | None, or_none(DICT), "`{project: NAME, resume_id: ~}`; needs `use_tb_logger`"] = None
+
+
+@dataclass(kw_only=True)
+class DistOptions:
+    """``dist_params``."""
+
+    backend: Annotated[str | None, or_none(STR), "of torch.distributed; ~ is nccl, or gloo without a GPU"] = None
+    port: Annotated[int | None, or_none(whole(1)), "for slurm"] = None
