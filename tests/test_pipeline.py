@@ -206,7 +206,7 @@ def test_tensorboard_gets_tlws_values(photographs, train, tmp_path):
     assert [e.step for e in events.Images("weights/photos_val")] == [4, 8]  # val_freq
     assert [e.step for e in events.Histograms("weights_histogram/photos_val")] == [4, 8]
     image = events.Images("weights/photos_val")[0]
-    assert (image.height, image.width) == (48, 3 * 64)
+    assert (image.height, image.width) == (3 * 48 + 56, 3 * 3 * 64)  # enlarged, with names below
     histogram = events.Histograms("weights_histogram/photos_val")[0].histogram_value
     assert histogram.num == 3 * 48 * 64
     assert histogram.sum / histogram.num == pytest.approx(k_schedule(1, k_decay=4), abs=1e-5)
