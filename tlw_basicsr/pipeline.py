@@ -3,6 +3,8 @@
 import logging
 import signal
 import sys
+import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
@@ -14,7 +16,6 @@ import torch.distributed as dist
 from basicsr.data import build_dataloader
 from basicsr.data.prefetch_dataloader import CUDAPrefetcher
 from basicsr.utils import (
-    AvgTimer,
     MessageLogger,
     get_env_info,
     get_root_logger,
@@ -28,6 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from tlw_basicsr.compat import tell_basicsr
 from tlw_basicsr.data.resumable import CheckedDataset, ResumableSampler, SeededDataset
 from tlw_basicsr.errors import UserError, files_in_a_line, first_line, reason_of
 from tlw_basicsr.kinds import Options
@@ -36,6 +38,7 @@ from tlw_basicsr.options import parse_options
 from tlw_basicsr.preflight import check_batch, check_files, wandb_options
 from tlw_basicsr.signals import StopSignals
 from tlw_basicsr.states import find_best_iterations, find_state, prune, remove_leftovers, strip_options
+from tlw_basicsr.validation import names_of_sets
 
 
 @files_in_a_line()
@@ -95,7 +98,14 @@ def train_pipeline(root_path: str, argv: list[str] | None = None) -> None:
 
     def validate() -> None:
         for val_loader in val_loaders:
-            model.validation(val_loader, current_iter, tb_logger, opt["val"]["save_img"])
+            try:
+                model.validation(val_loader, current_iter, tb_logger, opt["val"]["save_img"])
+            except Exception as error:  # of what kind is up to the model; the training has lost nothing
+                if opt["dist"]:
+                    raise  # the other processes may wait for this one in the middle of it
+                reason = str(error) if isinstance(error, UserError) else first_line(error)
+                name = val_loader.dataset.opt["name"]
+                logger.error(f"The validation on {name} after iteration {current_iter:,} fails ({reason}); going on.")
 
     def save() -> None:
         logger.info("Saving models and training states.")
@@ -106,7 +116,7 @@ def train_pipeline(root_path: str, argv: list[str] | None = None) -> None:
             prune(opt, current_iter, find_best_iterations(getattr(model, "best_metric_results", {}), metric))
 
     message_logger = MessageLogger(opt, current_iter, tb_logger)
-    data_timer, iter_timer = AvgTimer(), AvgTimer()
+    data_timer, iter_timer = AverageTimer(), AverageTimer()
     show_bar = opt["rank"] == 0 and sys.stderr.isatty()
     bar = tqdm(total=total_iters, initial=current_iter, unit="it", disable=not show_bar, dynamic_ncols=True)
     with bar, logging_redirect_tqdm([logger]), stop:
@@ -164,6 +174,27 @@ def train_pipeline(root_path: str, argv: list[str] | None = None) -> None:
     leave_together(opt)  # the first process may still be validating
 
 
+class AverageTimer:
+    """Mean seconds of the newest steps: as BasicSR's AvgTimer, which those before 1.3.4.2 lack."""
+
+    def __init__(self) -> None:
+        self.seconds: deque[float] = deque(maxlen=200)
+        self.start()
+
+    def start(self) -> None:
+        """Begin a step."""
+        self.begun = time.perf_counter()
+
+    def record(self) -> None:
+        """End a step, and begin the next."""
+        self.seconds.append(time.perf_counter() - self.begun)
+        self.start()
+
+    def get_avg_time(self) -> float:
+        """Their mean, 0 before the first."""
+        return sum(self.seconds) / max(len(self.seconds), 1)
+
+
 def wait_for_all(opt: Options) -> None:
     """Wait until every process is here."""
     if opt["dist"]:
@@ -185,6 +216,7 @@ def start_log(opt: Options, kind: str) -> logging.Logger:
         if isinstance(handler, logging.FileHandler):
             handler.handleError = partial(fail_to_log, handler)
     logger.info(get_env_info())
+    logger.info(tell_basicsr())
     logger.info(dict2str(opt))
     return logger
 
@@ -252,7 +284,10 @@ def validation_data(opt: Options) -> list[DataLoader]:
     sets = {key: options for key, options in opt["datasets"].items() if options["phase"] == "val"}
     if not opt.get("val"):
         return []
-    return [data_loader(CheckedDataset(options, f"datasets.{key}"), options, opt) for key, options in sets.items()]
+    datasets = [CheckedDataset(options, f"datasets.{key}") for key, options in sets.items()]
+    for dataset, names in zip(datasets, names_of_sets(datasets, apart=True), strict=True):
+        dataset.names = names
+    return [data_loader(dataset, dataset.opt, opt) for dataset in datasets]
 
 
 def data_loader(
@@ -294,6 +329,13 @@ def test_pipeline(root_path: str, argv: list[str] | None = None) -> None:
 
     model = build_model(opt)
     for key, dataset_opt in sorted(opt["datasets"].items()):
-        loader = data_loader(CheckedDataset(dataset_opt, f"datasets.{key}"), dataset_opt, opt)
+        dataset = CheckedDataset(dataset_opt, f"datasets.{key}")
+        (dataset.names,) = names_of_sets([dataset], apart=False)
+        loader = data_loader(dataset, dataset_opt, opt)
         logger.info(f"Testing {dataset_opt['name']}: {len(loader.dataset)} images.")
-        model.validation(loader, current_iter=opt["name"], tb_logger=None, save_img=opt["val"]["save_img"])
+        try:
+            model.validation(loader, current_iter=opt["name"], tb_logger=None, save_img=opt["val"]["save_img"])
+        except UserError:
+            raise
+        except Exception as error:  # of what kind is up to the model
+            raise UserError(f"datasets.{key}: the test fails ({first_line(error)})") from error

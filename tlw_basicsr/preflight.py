@@ -9,9 +9,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from basicsr.metrics import calculate_metric
 from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import DATASET_REGISTRY
 from torch import nn
@@ -25,6 +23,7 @@ from tlw_basicsr.models.uncertainty_model import FeatureTap
 from tlw_basicsr.networks import build_network, check_fit, read_network
 from tlw_basicsr.options import find_model
 from tlw_basicsr.parts import OTHER, lookup, origin_of, overrides
+from tlw_basicsr.validation import check_validation
 
 LONGEST_EPOCH = 100_000_000  # samples, whose order is a list in memory
 
@@ -53,8 +52,7 @@ def check_files(opt: Options) -> None:
             check_distance(loss, opt)
     if opt["is_train"] and opt["model_type"] == "UncertaintyModel":
         check_uncertainty(opt)
-    for name, metric in ((opt.get("val") or {}).get("metrics") or {}).items():
-        check_metric(metric, f"val.metrics.{name}")
+    check_validation(opt)
     if wandb_options(opt) and find_spec("wandb") is None:
         raise UserError("logger.wandb.project: wandb is not installed; pip install wandb, or delete the project")
 
@@ -154,18 +152,6 @@ def check_uncertainty(opt: Options) -> None:
     padded = (*sr.shape[:2], *(side * opt["scale"] for side in features.shape[2:]))
     if s.shape not in (sr.shape, padded):
         raise UserError(f"network_u: gives {tuple(s.shape)} where the SR image is {tuple(sr.shape)}; set its upscale")
-
-
-def check_metric(metric: dict[str, Any], where: str) -> None:
-    """Check on two images of noise that a metric takes its options."""
-    image, other = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
-    options = {key: value for key, value in metric.items() if key != "better"}
-    if metric["type"] == "calculate_niqe":
-        return  # it needs larger images, and time
-    try:
-        calculate_metric({"img": image, "img2": other}, options)
-    except Exception as error:
-        raise UserError(f"{where}: {metric['type']} fails with these options ({first_line(error)})") from error
 
 
 def wandb_options(opt: Options) -> Options:

@@ -7,6 +7,7 @@ position alone.
 
 import random
 from collections.abc import Iterator
+from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -59,12 +60,16 @@ class CheckedDataset(Dataset):
         opt: its options.
         where: their place, such as ``datasets.train``.
 
+    Attributes:
+        names: what the items' LR images are called, instead of the stems of their paths; None for those.
+
     Raises:
         UserError: its class refuses the options.
     """
 
     def __init__(self, opt: dict[str, Any], where: str) -> None:
         self.where = where
+        self.names: list[str] | None = None
         try:
             self.dataset = build_dataset(opt)
         except UserError:
@@ -84,7 +89,11 @@ class CheckedDataset(Dataset):
 
     def __getitem__(self, index: int) -> Any:
         try:
-            return self.dataset[index]
+            item = self.dataset[index]
+            if self.names:  # BasicSR saves an image by the last part of this path, without what follows the last dot
+                path = PurePosixPath(str(item["lq_path"]).replace("\\", "/"))
+                item["lq_path"] = str(path.with_name(f"{self.names[index]}.png"))
+            return item
         except UserError:
             raise
         except Exception as error:  # of what kind is up to the data set

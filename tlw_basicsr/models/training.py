@@ -27,6 +27,7 @@ from tlw_basicsr.errors import UserError
 from tlw_basicsr.files import save_file
 from tlw_basicsr.models.guard import StepGuard
 from tlw_basicsr.networks import check_fit, read_network
+from tlw_basicsr.validation import validate_alone
 
 
 class TrainingMixin(BaseModel):
@@ -75,7 +76,7 @@ class TrainingMixin(BaseModel):
         """
         wrapped, self.net_g = self.net_g, self.get_bare_model(self.net_g)
         try:
-            with device_names(self.opt):
+            with device_names(self.opt), validate_alone(self, dataloader.dataset):
                 super().validation(dataloader, current_iter, *args, **kwargs)
         finally:
             self.net_g = wrapped

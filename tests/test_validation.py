@@ -1,0 +1,261 @@
+"""What a validation needs is told before training; what fails in it loses nothing; every image has a file of its own."""
+
+import cv2
+import pytest
+import torch
+from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
+from torch import nn
+
+from tests.conftest import photograph, plain_options, tiny_options
+from tests.data.test_listing import write, write_lmdb
+from tlw_basicsr import UserError
+from tlw_basicsr.validation import calculate_metric, names_of_sets
+
+PSNR = {"type": "calculate_psnr", "crop_border": 2, "test_y_channel": True}
+SSIM = {"type": "calculate_ssim", "crop_border": 4, "test_y_channel": True}
+
+
+@pytest.fixture
+def lq(tmp_path):
+    """A folder of two LR images without HR images."""
+    for name in ("a.png", "b.png"):
+        write(tmp_path / "lq" / name, 24)
+    return tmp_path / "lq"
+
+
+def single(lq, name="alone", **options):
+    return {
+        "name": name,
+        "type": "SingleImageDataset",
+        "dataroot_lq": str(lq),
+        "io_backend": {"type": "disk"},
+        **options,
+    }
+
+
+def test_metrics_without_hr_images_are_refused_before_training(photographs, train, lq, tmp_path):
+    opt = plain_options(photographs, datasets__val=single(lq))
+    with pytest.raises(
+        UserError, match=r"val.metrics.psnr: calculate_psnr compares with HR images, and datasets.val has none"
+    ):
+        train(opt)
+    assert not (tmp_path / "experiments").exists()
+
+
+@pytest.mark.parametrize("model", [plain_options, tiny_options])
+def test_images_without_hr_are_saved_and_not_measured(photographs, train, lq, model):
+    opt = model(photographs, datasets__val=single(lq), val__metrics=..., val__save_img=True)
+    folder = train(opt)
+    assert sorted(p.name for p in folder.glob("visualization/*/*")) == ["a_4.png", "a_8.png", "b_4.png", "b_8.png"]
+
+
+def test_a_second_set_without_hr_images_has_no_metrics(photographs, train, lq):
+    """BasicSR takes the last training batch's HR image for it."""
+    opt = plain_options(photographs, datasets__val_2=single(lq), val__save_img=True, val__metrics={"psnr": PSNR})
+    folder = train(opt)
+    log = next(folder.glob("train_*.log")).read_text()
+    assert "Validation photos_val" in log and "Validation alone" not in log and "fails" not in log
+    assert (folder / "visualization/a/a_8.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"val__metrics": {"s": {**SSIM, "crop_border": 30}}}, r"val.metrics.s: calculate_ssim .* on 48×64 pixels"),
+        ({"datasets__val__mod_crop": 16, "val__metrics": {"n": {"type": "calculate_niqe", "crop_border": 0}}}, "val.metrics.n: calculate_niqe"),
+        ({"datasets__val_2": "same name"}, "datasets.val_2.name: photos_val is also that of datasets.val; name another"),
+        ({"datasets__val_2": {"name": "x", "type": "SingleImageDataset", "dataroot_lq": "."}}, "datasets.val_2: SingleImageDataset needs io_backend"),
+    ],
+)  # fmt: skip
+def test_what_a_validation_lacks_is_told_before_training(photographs, train, tmp_path, changes, message):
+    opt = plain_options(photographs)
+    if changes.get("datasets__val_2") == "same name":
+        changes = {"datasets__val_2": dict(opt["datasets"]["val"])}
+    with pytest.raises(UserError, match=message):
+        train(plain_options(photographs, **changes))
+    assert not (tmp_path / "experiments").exists()
+
+
+def test_ssim_of_an_image_smaller_than_its_window_is_told(photographs, train, tmp_path):
+    """18×200 with a border of 4 leaves 10 pixels of 11: BasicSR's mean of the set would be NaN."""
+    (tmp_path / "val").mkdir()
+    cv2.imwrite(str(tmp_path / "val/low.png"), photograph("coffee", 0, 0, 18, 200))
+    opt = plain_options(photographs, datasets__val__dataroot_gt=str(tmp_path / "val"), val__metrics={"ssim": SSIM})
+    with pytest.raises(
+        UserError, match=r"on 18×200 pixels of 3 channels, the size of .*low\.png \(calculate_ssim gives no"
+    ):
+        train(opt)
+
+
+def test_an_empty_set_is_told_before_training(photographs, train, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"datasets.val_2.dataroot_lq: .*empty has no image"):
+        train(plain_options(photographs, datasets__val_2=single(tmp_path / "empty")))
+
+
+@pytest.mark.parametrize(("model", "refused"), [("SRModel", True), ("SwinIRModel", False)])
+def test_a_network_of_windows_at_sizes_that_do_not_fit(photographs, train, model, refused):
+    swin = {
+        "type": "SwinIR", "upscale": 2, "img_size": 8, "window_size": 8, "depths": [1], "embed_dim": 6, "num_heads": [1],
+        "mlp_ratio": 1, "upsampler": "pixelshuffledirect", "img_range": 1.0,
+    }  # fmt: skip
+    opt = plain_options(photographs, model_type=model, network_g=swin, train__total_iter=2, val__val_freq=2)
+    if not refused:
+        assert (train(opt) / "models/net_g_latest.pth").is_file()
+        return
+    with pytest.raises(UserError, match=r"datasets.val: SwinIR fails on 26×32 pixels, the LR size of .*SwinIRModel"):
+        train(opt)
+
+
+def one_channel(photographs, folder, **changes):
+    for name in ("a.png", "b.png"):
+        write(folder / "gt" / name, 32)
+        write(folder / "y_lq" / name, 16)
+    pairs = {
+        "type": "PairedImageDataset", "dataroot_gt": str(folder / "gt"), "dataroot_lq": str(folder / "y_lq"), "color": "y",
+        "io_backend": {"type": "disk"},
+    }  # fmt: skip
+    opt = plain_options(photographs, **changes)
+    opt["network_g"] = {
+        "type": "SRVGGNetCompact",
+        "num_in_ch": 1,
+        "num_out_ch": 1,
+        "num_feat": 4,
+        "num_conv": 1,
+        "upscale": 2,
+    }
+    for key in ("train", "val"):
+        opt["datasets"][key].update(pairs)
+    return opt
+
+
+def test_metrics_of_three_channels_on_one_are_told(photographs, train, tmp_path):
+    opt = one_channel(photographs, tmp_path, val__metrics={"p": {"type": "tlw_psnr_y"}})
+    with pytest.raises(UserError, match=r"val.metrics.p: tlw_psnr_y fails .* on 32×32 pixels of 1 channels"):
+        train(opt)
+
+
+@pytest.fixture
+def registered():
+    """Register a class, and forget it after the test."""
+    known = []
+
+    def register(registry, kind):
+        registry.register(kind)
+        known.append((registry, kind.__name__))
+        return kind.__name__
+
+    yield register
+    for registry, name in known:
+        del registry._obj_map[name]
+
+
+def test_a_validation_that_fails_costs_nothing(photographs, train, registered):
+    """It is logged, the training goes on and is saved, in the modes and with the bits of one without a validation."""
+
+    def fails_later(img, img2, **_):
+        if img.shape != (64, 64, 3):  # not the noise that is tried before
+            raise ZeroDivisionError("on purpose")
+        return 0.0
+
+    fails_later.__name__ = "fails_later"
+
+    class Hidden(DATASET_REGISTRY.get("BicubicSRDataset")):  # its sizes are not known before
+        pass
+
+    metric, hidden = registered(METRIC_REGISTRY, fails_later), registered(DATASET_REGISTRY, Hidden)
+    opt = plain_options(photographs, val__metrics={"f": {"type": metric}}, datasets__val__type=hidden)
+    folder = train(opt)
+    log = next(folder.glob("train_*.log")).read_text()
+    for number in (4, 8):
+        assert (
+            f"The validation on photos_val after iteration {number} fails (ZeroDivisionError: on purpose); going on"
+            in log
+        )
+    plain = train(plain_options(photographs, name="plain", datasets__val=..., val=...))
+    states = [torch.load(f / "models/net_g_8.pth", weights_only=True)["params"] for f in (folder, plain)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_a_validation_leaves_the_modes_of_networks(photographs, train, registered):
+    """Also those of a frozen batch norm, which BasicSR's ``train()`` would wake."""
+    seen = []
+
+    class Frozen(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(3, 12, 3, padding=1), nn.BatchNorm2d(12).eval()
+            self.up = nn.PixelShuffle(2)
+
+        def forward(self, x):
+            seen.append((self.training, self.bn.training))
+            return self.up(self.bn(self.conv(x)))
+
+    class Model(MODEL_REGISTRY.get("SRModel")):
+        def optimize_parameters(self, current_iter):
+            self.net_g.bn.eval()
+            super().optimize_parameters(current_iter)
+
+        def test(self):
+            self.net_g.eval()
+            raise ZeroDivisionError("on purpose")
+
+    names = registered(MODEL_REGISTRY, Model), registered(ARCH_REGISTRY, Frozen)
+    train(plain_options(photographs, model_type=names[0], network_g={"type": names[1]}, val__val_freq=1))
+    assert seen[-1] == (True, False)
+
+
+def test_files_of_images_of_one_name(photographs, train, tmp_path):
+    for name in ("x/a.png", "x/a.jpg", "y/a.png", "y/b.png"):
+        write(tmp_path / name, 32)
+    sets = {
+        "train": plain_options(photographs)["datasets"]["train"],
+        "val": {
+            "name": "x",
+            "type": "BicubicSRDataset",
+            "dataroot_gt": str(tmp_path / "x"),
+            "io_backend": {"type": "disk"},
+        },
+        "val_2": single(tmp_path / "y", "y"),
+    }
+    folder = train(plain_options(photographs, datasets=sets, val__save_img=True, train__total_iter=4))
+    names = {p.parent.name for p in folder.glob("visualization/*/*_4.png")}
+    assert names == {"x_a", "a_jpg", "y_a", "b"}
+    large = {name: cv2.imread(str(folder / f"visualization/{name}/{name}_4.png")).shape[0] for name in names}
+    assert large == {"x_a": 32, "a_jpg": 32, "y_a": 64, "b": 64}
+
+
+def test_files_of_the_keys_of_an_lmdb_in_a_test(photographs, tmp_path, monkeypatch):
+    from tests.conftest import write_yaml
+    from tlw_basicsr.pipeline import test_pipeline as run_test
+
+    keys = ["DSC.0", "DSC.1", "000/x", "001/x"]
+    root = write_lmdb(tmp_path / "lq.lmdb", keys, 24)
+    opt = plain_options(photographs, train=..., logger=..., val__save_img=True, val__metrics=...)
+    opt["datasets"] = {"test": single(root, io_backend={"type": "lmdb"})}
+    monkeypatch.chdir(tmp_path)
+    run_test(str(tmp_path), ["-opt", str(write_yaml(tmp_path, opt))])
+    saved = {p.name for p in (tmp_path / "results/tiny/visualization/alone").iterdir()}
+    assert saved == {f"{name}_tiny.png" for name in ("DSC.0", "DSC.1", "000_x", "001_x")}
+
+
+def test_a_set_that_tells_no_paths_keeps_its_names():
+    class Other:
+        def __len__(self):
+            return 3
+
+    assert names_of_sets([Other()], apart=True) == [None]
+
+
+def test_a_metric_takes_both_names_of_an_image_and_gives_a_number(registered):
+    def old_metric(img1, img2, **_):
+        return float(abs(img1.astype(float) - img2).max())
+
+    name = registered(METRIC_REGISTRY, old_metric)
+    images = [photograph(height=40, width=40), photograph("coffee", height=40, width=40)]
+    for first in ("img", "img1"):
+        data = {first: images[0], "img2": images[1]}
+        assert calculate_metric(data, {"type": name}) > 0
+        assert calculate_metric(data, {"type": "tlw_mse", "better": "lower"}) > 0
+    with pytest.raises(UserError, match="calculate_ssim gives no number for an image of 18×40 pixels"):
+        calculate_metric({"img": images[0][:18], "img2": images[1][:18]}, SSIM)
