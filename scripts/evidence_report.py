@@ -36,6 +36,14 @@ LABELS = {
     "L1": "L1", "MSE": "MSE", "Random": "L1, random weights", "Error": "L1, error's weights",
     "Uncertainty": "L1+uncertainty", "TLW": "L1+TLW", "MSETLW": "MSE+TLW", "Exact": "L1+TLW, exact",
 }  # fmt: skip
+PALETTE = (  # readable without seeing colours
+    "#000000", "#e69f00", "#999999", "#56b4e9", "#cc79a7", "#0072b2", "#d55e00", "#009e73", "#7f3c8d", "#8c6d31",
+    "#e41a1c", "#b5bd00", "#17becf",
+)  # fmt: skip
+VARIANTS = {  # of the search
+    "prior": "φ from the error", "prior_lr1e-3": "φ from the error, lr 1e-3", "TLWprior": "L1+TLW, φ from the error",
+    "MSETLWprior": "MSE+TLW, φ from the error", "n4": "E step in 4", "fast": "E work of fast", "map": "no sampling",
+}  # fmt: skip
 COLOURS = dict(
     zip(LABELS, ("#000000", "#e69f00", "#999999", "#56b4e9", "#cc79a7", "#0072b2", "#d55e00", "#009e73"), strict=True)
 )
@@ -70,7 +78,7 @@ def load(out: Path) -> tuple[dict[str, dict[str, Any]], Values]:
 def label(row: str) -> str:
     """A row's name for people."""
     variant, iterations = row.rsplit(" ", 1)
-    return f"{LABELS.get(variant, variant)}, {int(iterations):,}"
+    return f"{(LABELS | VARIANTS).get(variant, variant)}, {int(iterations):,}"
 
 
 def text(numbers: Sequence[float], digits: int, sign: str = "") -> str:
@@ -79,14 +87,22 @@ def text(numbers: Sequence[float], digits: int, sign: str = "") -> str:
     return f"{mean(numbers):{sign}.{digits}f}{spread}"
 
 
+def mean_of_sets(values: Values) -> Values:
+    """The means of the test sets, as a set of their own."""
+    rows: dict[str, dict[int, dict[str, float]]] = defaultdict(dict)
+    for row, seeds in next(iter(values.values())).items():
+        for seed, metrics in seeds.items():
+            rows[row][seed] = {m: mean(of_set[row][seed][m] for of_set in values.values()) for m in metrics}
+    return {f"Mean of {', '.join(values)}": rows}
+
+
 def tables(values: Values, against: Sequence[str]) -> str:
     """For each test set a table of the values and, for each row of ``against``, one of the differences to it.
 
     A difference is taken seed by seed; it is bold where it is more than twice its spread from 0.
     """
     lines = []
-    for of_set in sorted(values, key=evidence.SETS.index):
-        rows = values[of_set]
+    for of_set, rows in (mean_of_sets(values) | values).items():
         metrics = [metric for metric in METRICS if metric in next(iter(next(iter(rows.values())).values()))]
         head = "| " + " | ".join(["loss, iterations", *(METRICS[m][0] for m in metrics), "seeds"]) + " |"
         rule = "|---|" + "---:|" * (len(metrics) + 1)
@@ -111,10 +127,17 @@ def tables(values: Values, against: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def save(figure: Figure, path: Path) -> None:
+def colours(rows: Sequence[str]) -> list[str]:
+    """A colour for each row, the same for a loss in every figure."""
+    fixed = dict(zip(LABELS, PALETTE, strict=False))
+    free = iter([*PALETTE[len(LABELS) :], *PALETTE] * len(rows))
+    return [fixed.get(row.rsplit(" ", 1)[0]) or next(free) for row in rows]
+
+
+def save(figure: Figure, path: Path, dpi: int = 90) -> None:
     """Write a figure and close it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=90)
+    figure.savefig(path, dpi=dpi)
     plt.close(figure)
 
 
@@ -123,16 +146,13 @@ def scatter(values: Values, rows: Sequence[str], path: Path, title: str) -> None
     metrics = [m for m in METRICS if m != "psnr_y"]
     figure, axes = plt.subplots(2, 3, figsize=(13, 7.6), layout="constrained")
     for axis, metric in zip(axes.ravel(), metrics, strict=True):
-        for row in rows:
+        for row, colour in zip(rows, colours(rows), strict=True):
             seeds = values["Set5"][row]
             points = [[mean(values[s][row][seed][m] for s in values) for m in ("psnr_y", metric)] for seed in seeds]
             x, y = np.transpose(points)
             spread = [np.std(v, ddof=1) if len(v) > 1 else 0 for v in (x, y)]
-            variant = row.rsplit(" ", 1)[0]
-            axis.errorbar(
-                x.mean(), y.mean(), spread[1], spread[0], "o", color=COLOURS.get(variant, "#009e73"), capsize=3,
-                label=f"{label(row)} ({len(x)})",
-            )  # fmt: skip
+            name = f"{label(row)} ({len(x)})"
+            axis.errorbar(x.mean(), y.mean(), spread[1], spread[0], "o", color=colour, capsize=3, label=name)
         heading, _, higher = METRICS[metric]
         axis.set(xlabel="Y-PSNR (dB)", ylabel=f"{heading}, {'higher' if higher else 'lower'} is better")
         if not higher:
@@ -144,30 +164,38 @@ def scatter(values: Values, rows: Sequence[str], path: Path, title: str) -> None
     save(figure, path)
 
 
-def learning(records: dict[str, dict[str, Any]], path: Path) -> None:
+def learning(records: dict[str, dict[str, Any]], rows: Sequence[str], path: Path) -> None:
     """Over the training: correlation of the weights with the error, and what they gain in the weight criterion."""
-    figure, axes = plt.subplots(1, 2, figsize=(12, 4.4), layout="constrained")
-    named = set()
-    for record in records.values():
-        log = [row for row in record["log"] if "wc_ratio" in row]
-        variant = record["variant"]
-        if not log or variant not in LABELS:
-            continue
-        iterations, name = [row["iteration"] for row in log], LABELS[variant]
-        for axis, key in zip(axes, ("correlation", "wc_ratio"), strict=True):
-            first = name if name not in named else None
-            axis.plot(iterations, [row[key] for row in log], "o-", ms=3, color=COLOURS[variant], label=first)
-        if "error" not in named:
-            line = [row["wc_ratio_error"] for row in log]
-            axes[1].plot(iterations, line, "k--", label="error's weights, on the same x̂")
-        named |= {name, "error"}
-    axes[0].set(ylabel="correlation of w and |x̂ − x|", ylim=(-0.5, 1))
-    axes[1].set(ylabel="WC of w / WC of the constant map k", yscale="log")
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4.6), layout="constrained")
+    by_error: dict[int, list[float]] = defaultdict(list)
+    for row, colour in zip(rows, colours(rows), strict=True):
+        chosen = [record for record in records.values() if f"{record['variant']} {record['iterations']}" == row]
+        name = label(row)
+        for log in ([look for look in record["log"] if "wc_ratio" in look] for record in chosen):
+            for axis, key in zip(axes, ("correlation", "wc_ratio"), strict=True):
+                if log:
+                    axis.plot(
+                        *zip(*((k["iteration"], k[key]) for k in log), strict=True),
+                        "o-",
+                        ms=3,
+                        color=colour,
+                        label=name,
+                    )
+            name = ""
+            for look in log:
+                by_error[look["iteration"]].append(look["wc_ratio_error"])
+    axes[1].plot(
+        sorted(by_error), [mean(by_error[i]) for i in sorted(by_error)], "k--", label="error's weights, same x̂"
+    )
     axes[1].axhline(1, color="0.6", lw=1)
+    axes[0].set(ylabel="correlation of w and |x̂ − x|", ylim=(-0.3, 1))
+    axes[1].set(ylabel="WC of w / WC of the constant map k", yscale="log", yticks=[0.5, 1, 2, 4, 8])
+    axes[1].yaxis.set_major_formatter("{x:g}")
+    axes[1].yaxis.set_minor_formatter("")
     for axis in axes:
         axis.set(xlabel="iteration", xscale="log")
         axis.grid(color="0.9")
-        axis.legend()
+        axis.legend(fontsize=9)
     figure.suptitle("What the weighting network has learned, on two held-out photographs; a line for each seed")
     save(figure, path)
 
@@ -187,38 +215,42 @@ def photographs() -> dict[str, tuple[Tensor, Tensor]]:
     return {name: evidence.pair(np.ascontiguousarray(image), torch.device("cpu")) for name, image in images.items()}
 
 
-@torch.no_grad()
-def weights(out: Path, name: str, records: dict[str, dict[str, Any]], path: Path) -> None:
-    """x, x̂, the error, the error's weights and the trained φ's on photographs that no training has seen."""
-    record = records[name]
-    state = torch.load(out / "nets" / f"{name}_phi.pth", map_location="cpu", weights_only=True)
-    changes = evidence.PHI | record["changes"]
+def weighting_network(out: Path, name: str, records: dict[str, dict[str, Any]]) -> TLWWeightNet:
+    """The weighting network of a run."""
+    changes = evidence.PHI | records[name]["changes"]
     net_w = TLWWeightNet(num_feat=changes["num_feat"], prior=changes["prior"])
-    net_w.load_state_dict(state)
-    net, k = network(out, name, records), k_schedule(record["iterations"], k_decay=record["iterations"])
-    pairs = photographs()
-    figure, axes = plt.subplots(len(pairs), 5, figsize=(17, 3.5 * len(pairs) + 0.6), layout="constrained")
-    for row, (lq, gt) in zip(axes, pairs.values(), strict=True):
+    net_w.load_state_dict(torch.load(out / "nets" / f"{name}_phi.pth", map_location="cpu", weights_only=True))
+    return net_w.eval()
+
+
+@torch.no_grad()
+def weights(out: Path, names: Sequence[str], records: dict[str, dict[str, Any]], path: Path) -> None:
+    """x, x̂ of the first run, its error, the error's weights and those of each run's φ, on held-out photographs."""
+    iterations = records[names[0]]["iterations"]
+    net, k = network(out, names[0], records), k_schedule(iterations, k_decay=iterations)
+    learned = [weighting_network(out, name, records) for name in names]
+    pairs = list(photographs().values())[:2]
+    count = 4 + len(names)
+    figure, axes = plt.subplots(len(pairs), count, figsize=(3 * count, 3 * len(pairs) + 0.7), layout="constrained")
+    for row, (lq, gt) in zip(axes, pairs, strict=True):
         sr = net(lq).clamp(0, 1)
-        w = net_w.eval()(sr, gt, k)[0].mean(0)
-        by_error = error_weights(sr, gt, k)[0].mean(0)
+        maps = [m[0].mean(0) for m in (error_weights(sr, gt, k), *(net_w(sr, gt, k) for net_w in learned))]
         error = levels(sr[0], gt[0])
         row[0].imshow(shown(gt[0]))
         row[1].imshow(shown(sr[0]))
         drawn = row[2].imshow(error, cmap="magma", vmin=0, vmax=np.percentile(error, 99))
         figure.colorbar(drawn, ax=row[2], shrink=0.7, extend="max")
-        limit = max(float(np.percentile((m - k).abs(), 99)) for m in (w, by_error))
-        for axis, shown_map in ((row[3], by_error), (row[4], w)):
-            drawn = axis.imshow(shown_map, cmap="PuOr_r", vmin=k - limit, vmax=k + limit)
-        figure.colorbar(drawn, ax=row[4], shrink=0.7, extend="both")
-    titles = ("HR image x", "SR image x̂", "error |x̂ − x|, levels of 255", "error's weights", "weights of φ")
+        for axis, w in zip(row[3:], maps, strict=True):
+            drawn = axis.imshow(w, cmap="PuOr_r", vmin=2 * k - 1, vmax=1)
+        figure.colorbar(drawn, ax=row[-1], shrink=0.7, extend="min")
+    titles = [label(f"{records[name]['variant']} {records[name]['iterations']}") for name in names]
+    titles = ["HR image x", "SR image x̂", "error |x̂ − x|, levels of 255", "error's weights", *titles]
     for axis, title in zip(axes[0], titles, strict=True):
-        axis.set_title(title)
+        axis.set_title(title, fontsize=11)
     for axis in axes.ravel():
         axis.set_axis_off()
-    name = f"{LABELS[record['variant']]}, {record['iterations']:,} iterations"
-    figure.suptitle(f"{name}: weights around their mean k = {k:.2f} (white)")
-    save(figure, path)
+    figure.suptitle(f"Weights around their mean k = {k:.2f} (white)")
+    save(figure, path, dpi=60)
 
 
 @torch.no_grad()
@@ -251,7 +283,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder of scripts/evidence.py")
     parser.add_argument("--figures", type=Path, help="folder of the figures")
-    parser.add_argument("--rows", nargs="*", help="rows of the scatter plot, NAME_ITERATIONS; default: all")
+    parser.add_argument("--rows", nargs="*", help="rows of the plots, NAME_ITERATIONS; default: all")
+    parser.add_argument("--weights", nargs="*", help="runs whose weights to draw, NAME_ITERATIONS_seedN")
     parser.add_argument("--title", default="Means of Set5, Set14 and BSD100")
     args = parser.parse_args()
     figures = args.figures or args.out
@@ -259,16 +292,16 @@ def main() -> None:
     of_set5 = values["Set5"]
     names = [*LABELS, *(record["variant"] for record in records.values())]
     order = sorted(of_set5, key=lambda row: (names.index(row.rsplit(" ", 1)[0]), int(row.rsplit(" ", 1)[1])))
-    values = {s: {row: values[s][row] for row in order if row in values[s]} for s in values}
+    values = {s: {row: values[s][row] for row in order} for s in evidence.SETS if s in values}
     against = [row for row in order if row.rsplit(" ", 1)[0] in ("L1", "Error")]
     (args.out / "report.md").write_text(tables(values, against), "utf-8")
-    chosen = [row.replace("_", " ") for row in args.rows] if args.rows else order
+    chosen = [" ".join(row.rsplit("_", 1)) for row in args.rows] if args.rows else order
     scatter(values, chosen, figures / "scatter.png", args.title)
-    if any("wc_ratio" in row for record in records.values() for row in record["log"]):
-        learning(records, figures / "learning.png")
-    learned = [n for n in records if (args.out / "nets" / f"{n}_phi.pth").is_file() and records[n]["variant"] == "TLW"]
+    learned = [row for row in chosen if any((args.out / "nets").glob(f"{'_'.join(row.rsplit(' ', 1))}_seed*_phi.pth"))]
     if learned:
-        weights(args.out, learned[0], records, figures / "weights.png")
+        learning(records, learned, figures / "learning.png")
+        names = args.weights or [f"{'_'.join(learned[0].rsplit(' ', 1))}_seed{min(values['Set5'][learned[0]])}"]
+        weights(args.out, names, records, figures / "weights.png")
     first = {r["variant"]: n for n, r in reversed(records.items()) if (args.out / "nets" / f"{n}.pth").is_file()}
     if all(variant in first for variant in ("L1", "TLW", "MSE")):
         crops(args.out, [first[v] for v in ("L1", "TLW", "MSE")], records, figures / "crops.png")
