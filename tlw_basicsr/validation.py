@@ -141,7 +141,8 @@ def check_sizes_of_network(each: ValidationSet, opt: Options) -> None:
     from tlw_basicsr.options import find_model  # it knows of models, which need what is here
 
     model = find_model(opt)
-    if not each.images or not inspect.isclass(model) or getattr(model, "test", None) is not SRModel.test:
+    own = any(getattr(model, name, None) is not getattr(SRModel, name) for name in ("test", "nondist_validation"))
+    if not each.images or own:  # it may pad, or go by tiles
         return
     sizes: dict[tuple[int, int], ImageEntry] = {}
     for image in sorted(each.images, key=lambda image: image.height * image.width):
