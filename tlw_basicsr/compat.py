@@ -132,13 +132,11 @@ def tell_basicsr() -> str:
 def replace(original: Callable, new: Callable, inside: str = "") -> None:
     """Let all modules that have imported the function ``original``, or those ``inside`` a package, call ``new``."""
     for name, module in list(sys.modules.items()):
-        if module is None or (inside and not f"{name}.".startswith(f"{inside}.")):
+        if name.split(".")[0] == "tlw_basicsr" or (inside and not f"{name}.".startswith(f"{inside}.")):
             continue
-        if name.split(".")[0] == "tlw_basicsr":
-            continue
-        for key, value in list(vars(module).items()):
-            if value is original:
-                setattr(module, key, new)
+        names = [key for key, value in list(getattr(module, "__dict__", {}).items()) if value is original]
+        for key in names:
+            setattr(module, key, new)
 
 
 def replace_functions() -> None:

@@ -416,7 +416,7 @@ def _check_dataset(dataset: Options, place: str, phase: str, kind: Callable, opt
     if kind.__name__ in ("BicubicSRDataset", "PairedImageDataset"):
         required += ["dataroot_gt", "io_backend"] + (["gt_size"] if phase == "train" else [])
     if kind.__name__ == "PairedImageDataset":
-        required += ["dataroot_lq"] + (["use_hflip", "use_rot"] if phase == "train" else [])
+        required += ["dataroot_lq"] + (sorted({"use_flip", "use_hflip", "use_rot"} & read_keys(kind)) if phase == "train" else [])
     # a third party's values are its own affair, but for what the loader reads
     section = {OURS: BicubicSROptions, BASICSR: BasicSROptions, OTHER: LoaderOptions}[origin_of(kind)]
     check_read_section(dataset, place, kinds_of(section) | {"phase": ANY, "scale": ANY}, kind, notes, required)
@@ -449,7 +449,7 @@ def _check_val(opt: Options, is_train: bool, model: Callable, notes: list[str]) 
     for name, metric in metrics.items():
         place = f"val.metrics.{name}"
         call = lookup(METRIC_REGISTRY, metric, place)
-        check_arguments(metric, place, call, ("type", "better"), ("img", "img2"), notes)
+        check_arguments(metric, place, call, ("type", "better"), ("img", "img1", "img2"), notes)
         if not one_of("higher", "lower").accepts(metric.get("better", "higher")):
             raise UserError(f"{place}.better: expected one of higher, lower, got {short(metric['better'])}")
     best = val.get("save_best")

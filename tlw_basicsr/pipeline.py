@@ -1,6 +1,7 @@
 """BasicSR's training and testing, as ``train.py`` and ``test.py`` run them."""
 
 import logging
+import shlex
 import signal
 import sys
 import time
@@ -24,7 +25,7 @@ from basicsr.utils import (
     make_exp_dirs,
     mkdir_and_rename,
 )
-from basicsr.utils.options import copy_opt_file, dict2str
+from basicsr.utils.options import dict2str
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -32,6 +33,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from tlw_basicsr.compat import tell_basicsr
 from tlw_basicsr.data.resumable import CheckedDataset, ResumableSampler, SeededDataset
 from tlw_basicsr.errors import UserError, files_in_a_line, first_line, reason_of
+from tlw_basicsr.files import write_text
 from tlw_basicsr.kinds import Options
 from tlw_basicsr.models import build_model
 from tlw_basicsr.options import parse_options
@@ -266,7 +268,9 @@ def make_folders(opt: Options, yaml_path: str, resuming: bool) -> None:
         for key in ("models", "training_states", "visualization"):
             Path(opt["path"][key]).mkdir(parents=True, exist_ok=True)
         remove_leftovers(opt)
-    copy_opt_file(yaml_path, opt["path"]["experiments_root"])
+    copy = Path(opt["path"]["experiments_root"], Path(yaml_path).name)
+    if opt["rank"] == 0 and copy.resolve() != Path(yaml_path).resolve():
+        write_text(f"# {get_time_str()}: {shlex.join(sys.argv)}\n\n{Path(yaml_path).read_text('utf-8')}", copy)
 
 
 def train_data(opt: Options) -> tuple[DataLoader, ResumableSampler]:
