@@ -146,9 +146,9 @@ def test_gives_on_rgb_what_the_original_gives_on_bgr(tmp_path, net, scale):
     ours.load_state_dict(load_file(tmp_path / "out.pth", "")["params"])
     image = torch.rand(1, 3, 12, 14)
     if net == "weight":
-        ours.k, sr = 0.4, torch.rand_like(image)
+        sr = torch.rand_like(image)
         expected = original(bgr_signed(image), bgr_signed(sr)).flip(-3)
-        result = ours(sr, image)
+        result = ours(sr, image, 0.4)
     else:
         expected = (original(bgr_signed(image)).flip(-3) + 1) / 2
         result = ours(image)

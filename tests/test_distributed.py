@@ -29,7 +29,7 @@ class Watched(SRModel):
 
     def save(self, epoch, current_iter):
         super().save(epoch, current_iter)
-        held = {n: {k: v.clone() for k, v in getattr(self, n).module.state_dict().items()} for n in ("net_g", "net_w")}
+        held = {n: {k: v.clone() for k, v in self.get_bare_model(getattr(self, n)).state_dict().items()} for n in ("net_g", "net_w")}
         with torch.random.fork_rng(devices=[]):  # only a look at the random numbers
             held["noise"] = torch.rand(4)
         torch.save(held, f"held_{current_iter}_{self.opt['rank']}.pth")

@@ -10,13 +10,15 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from tlw_basicsr import (
-    FixedSum,
+    DistanceTo,
     error_weights,
     fixed_sum,
     k_schedule,
     marginal_pixel_loss,
     relaxed_bernoulli,
     sample_weights,
+    uncertainty_driven_loss,
+    uncertainty_loss,
     weight_criterion_loss,
     weighted_pixel_loss,
 )
@@ -31,8 +33,12 @@ def squared_distance(a, b):
 
 def images(n=2, size=6, seed=0, dtype=torch.float64):
     g = torch.Generator().manual_seed(seed)
-    sr, gt = (torch.rand(n, 3, size, size, generator=g, dtype=dtype) * 2 - 1 for _ in range(2))
+    sr, gt = (torch.rand(n, 3, size, size, generator=g, dtype=dtype) for _ in range(2))
     return sr, gt, torch.rand(n, 3, size, size, generator=g, dtype=dtype)
+
+
+def on_paper_range(image):
+    return 2 * image.numpy() - 1
 
 
 def plain_fixed_sum(z, k):
@@ -112,7 +118,7 @@ def test_fixed_sum_refuses_k_outside_the_unit_interval(k):
 def test_fixed_sum_is_float32_under_autocast_and_for_half():
     z = torch.rand(1, 1, 16, 16).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
-        out = FixedSum(0.7)(z)
+        out = fixed_sum(z, 0.7)
     assert out.dtype == torch.float32
     assert abs(out.mean().item() - 0.7) < 1e-6
 
@@ -162,7 +168,7 @@ def test_weight_criterion_loss_is_the_formula(eps):
     sr, gt, w = images()
     total = 0.0
     for n in range(2):
-        x, y, v = gt[n].numpy(), sr[n].numpy(), w[n].numpy()
+        x, y, v = gt[n].numpy(), sr[n].numpy(), w[n].numpy()  # D is of images in [0, 1]
         d_w = np.mean((v * x + (1 - v) * y - x) ** 2)
         d_1w = np.mean(((1 - v) * x + v * y - x) ** 2)
         total += (math.log(d_w + eps) - math.log(d_1w + eps)) / 2
@@ -181,7 +187,7 @@ def test_weight_criterion_loss_gives_no_gradient_to_the_image():
 @pytest.mark.parametrize("base", ["l1", "mse"])
 def test_weighted_pixel_loss_is_the_formula(base):
     sr, gt, w = images()
-    error = np.abs(sr.numpy() - gt.numpy())
+    error = np.abs(on_paper_range(sr) - on_paper_range(gt))
     pixel = error if base == "l1" else error**2 / (error + 0.1)
     expected = np.mean(w.numpy() * pixel)
     assert weighted_pixel_loss(sr, gt, w, base).item() == pytest.approx(expected, rel=1e-12)
@@ -200,7 +206,7 @@ def test_marginal_pixel_loss_is_the_formula(base, importance):
             v = ws[s, n].numpy()
             r = np.mean(((1 - v) * x + v * y - x) ** 2) / (np.mean((v * x + (1 - v) * y - x) ** 2) + 1e-3)
             r = r if importance else 1.0
-            error = np.abs(y - x)
+            error = np.abs((2 * y - 1) - (2 * x - 1))
             e = np.mean(v * (error if base == "l1" else error**2 / (error + 0.2)))
             above += r * math.exp(-e)
             below += r
@@ -213,7 +219,7 @@ def test_marginal_pixel_loss_holds_for_errors_of_any_size():
     sr, gt, _ = images()
     ws = torch.rand(3, 2, 3, 6, 6, dtype=torch.float64)
     loss = marginal_pixel_loss(None, sr * 1e4, gt, ws)
-    e = torch.stack([(w * (sr * 1e4 - gt).abs()).mean((1, 2, 3)) for w in ws])
+    e = torch.stack([(w * 2 * (sr * 1e4 - gt).abs()).mean((1, 2, 3)) for w in ws])
     assert loss.item() == pytest.approx((e.min(0).values + math.log(3)).mean().item(), rel=1e-3)
 
 
@@ -237,8 +243,8 @@ def test_gradient_of_the_mse_takes_its_divisor_as_constant():
     sr, gt, w = images()
     sr.requires_grad_()
     weighted_pixel_loss(sr, gt, w, "mse").backward()
-    error = (sr - gt).detach()
-    expected = w * 2 * error / (error.abs() + 0.1) / error.numel()
+    error = 2 * (sr - gt).detach()
+    expected = 2 * w * 2 * error / (error.abs() + 0.1) / error.numel()
     assert torch.allclose(sr.grad, expected)
 
 
@@ -282,6 +288,43 @@ def test_an_unknown_base_is_refused():
     sr, gt, w = images()
     with pytest.raises(ValueError, match="l1, mse"):
         weighted_pixel_loss(sr, gt, w, "l2")
+
+
+@pytest.mark.parametrize(
+    "equation",
+    [
+        lambda sr, gt, w: weight_criterion_loss(squared_distance, sr, gt, w),
+        lambda sr, gt, w: weighted_pixel_loss(sr, gt, w),
+        lambda sr, gt, w: marginal_pixel_loss(None, sr, gt, w[None]),
+        lambda sr, gt, w: marginal_pixel_loss(squared_distance, sr, gt, w[None], "mse"),
+        lambda sr, gt, w: uncertainty_loss(sr, gt, w),
+        lambda sr, gt, w: uncertainty_driven_loss(sr, gt, w),
+    ],
+)
+def test_images_in_another_range_or_of_other_shapes_are_refused(equation):
+    sr, gt, w = images()
+    assert torch.isfinite(equation(3 * sr - 1, gt, w))  # an SR image may be anything
+    for wrong in (2 * gt - 1, 255 * gt):
+        with pytest.raises(ValueError, match=r"gt must be an image in \[0, 1\], got values from"):
+            equation(wrong, wrong, w)
+    for shapes in ((sr[:1], gt), (sr[0], gt[0])):
+        with pytest.raises(ValueError, match="must both be"):
+            equation(*shapes, w)
+
+
+def test_what_is_not_finite_is_not_told_as_a_range():
+    sr, gt, w = images()
+    for value in (math.nan, math.inf):
+        gt[0, 0, 0, 0] = value
+        assert not torch.isfinite(weighted_pixel_loss(sr, gt, w))
+
+
+def test_a_distance_with_its_reference_gets_one_argument():
+    sr, gt, w = images()
+    fixed = DistanceTo(squared_distance, gt)
+    assert torch.equal(weight_criterion_loss(fixed, sr, gt, w), weight_criterion_loss(squared_distance, sr, gt, w))
+    ours, expected = (marginal_pixel_loss(d, sr, gt, w[None]) for d in (fixed, squared_distance))
+    assert torch.equal(ours, expected)
 
 
 @settings(max_examples=30)

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 from tests.conftest import ROOT, as_tensor, control_options, photograph, tiny_options, write_yaml
-from tlw_basicsr import SSIMDistance, TLWWeightNet, UserError, fixed_sum, k_schedule
+from tlw_basicsr import SSIMDistance, TLWWeightNet, UserError, k_schedule
 from tlw_basicsr.networks import load_network
 from tlw_basicsr.options import load_yaml
-from tlw_basicsr.pictures import before_fixed_sum, method_figure, weights_beside
+from tlw_basicsr.pictures import method_figure, weights_beside
 
 
 @pytest.fixture
@@ -38,7 +38,6 @@ def test_the_figures_of_a_training(photographs, train, tmp_path, hr, script):
     # the same distances, from the files and the plain equations
     net_g = load_network(opt["network_g"], experiment / "models/net_g_8.pth", "params_ema")
     net_w = load_network(opt["network_w"], experiment / "models/net_w_8.pth")
-    net_w.k = k
     gt = as_tensor(photograph("astronaut", 0, 150, 64, 96))
     lq = gt[:, :, ::2, ::2]
     code, out, err = script(
@@ -49,7 +48,7 @@ def test_the_figures_of_a_training(photographs, train, tmp_path, hr, script):
     assert code == 0, err
     with torch.no_grad():
         sr = net_g(lq).clamp(0, 1)
-        w = net_w(sr, gt)
+        w = net_w(sr, gt, k)
         expected = SSIMDistance()(w * gt + (1 - w) * sr, gt).item()
     assert float(re.search(r"d_w ([\d.]+)", out)[1]) == pytest.approx(expected, abs=1e-4)
 
@@ -102,22 +101,26 @@ def test_the_quickstart_saves_what_a_strip_shows():
         assert opt["train"]["total_iter"] / opt["logger"]["save_checkpoint_freq"] == 6  # the default of --columns
 
 
-def test_what_is_shown_as_before_fixed_sum_is_that(pair):
-    net = TLWWeightNet(num_feat=4, k=0.7).eval()
-    w, z = before_fixed_sum(net, *pair)
-    assert torch.equal(w, net(*pair)) and torch.allclose(fixed_sum(z, 0.7), w)
-    assert not torch.allclose(z.mean(), w.mean(), atol=0.01)
-    with pytest.raises(UserError, match="no FixedSum"):
-        before_fixed_sum(torch.nn.Conv2d(3, 3, 1), *pair)
+def test_a_network_without_probabilities_is_a_clear_error(pair, tmp_path):
+    gt = pair[1][0]
+    with pytest.raises(UserError, match="no method probabilities"):
+        method_figure(torch.nn.Conv2d(3, 3, 1), 0.5, SSIMDistance(), gt, gt, tmp_path / "figure.svg")
+
+
+def test_constant_weights_gain_nothing(pair, tmp_path):
+    net = TLWWeightNet(num_feat=4).eval()
+    torch.nn.init.zeros_(net.conv[-1].weight)
+    values = method_figure(net, 0.6, SSIMDistance(), pair[0][0], pair[1][0], tmp_path / "figure.png")
+    assert values["wc_gain"] == pytest.approx(1, abs=1e-4) and values["wc"] > 1 and values["w_std"] < 1e-5
 
 
 def test_a_perfect_image_can_be_drawn(pair, tmp_path):
     gt = pair[1][0]
-    values = method_figure(TLWWeightNet(num_feat=4).eval(), SSIMDistance(), gt, gt, tmp_path / "figure.svg")
+    values = method_figure(TLWWeightNet(num_feat=4).eval(), 0.3, SSIMDistance(), gt, gt, tmp_path / "figure.svg")
     assert values["d_sr"] == pytest.approx(0, abs=1e-6)
     assert (tmp_path / "figure.svg").read_text().startswith("<?xml")
     with pytest.raises(UserError, match="can't be written"):
-        method_figure(TLWWeightNet(num_feat=4).eval(), SSIMDistance(), gt, gt, tmp_path / "figure.nothing")
+        method_figure(TLWWeightNet(num_feat=4).eval(), 0.3, SSIMDistance(), gt, gt, tmp_path / "figure.nothing")
 
 
 def test_tensorboards_picture_is_x_then_sr_then_w_with_names_and_a_bar_of_the_colours():

@@ -11,11 +11,12 @@ if find_spec("basicsr") is None:
 from tlw_basicsr import compat  # noqa: I001  mends basicsr's imports, so it comes first
 
 from tlw_basicsr.archs.sr_archs import TLWHAT, TLWRCAN, TLWVDSR, UncertaintyHead
-from tlw_basicsr.archs.tlw_weight_net_arch import FixedSum, TLWWeightNet
+from tlw_basicsr.archs.tlw_weight_net_arch import TLWWeightNet
 from tlw_basicsr.data.bicubic import imresize
 from tlw_basicsr.data.bicubic_sr_dataset import BicubicSRDataset
 from tlw_basicsr.errors import UserError
 from tlw_basicsr.functional import (
+    DistanceTo,
     error_weights,
     fixed_sum,
     k_schedule,
@@ -33,18 +34,20 @@ from tlw_basicsr.losses.uncertainty_loss import UncertaintyLoss
 from tlw_basicsr.metrics import paper_metrics  # noqa: F401  registers the metrics
 from tlw_basicsr.models.tlw_model import TLWMixin, TLWModel, with_tlw
 from tlw_basicsr.models.uncertainty_model import UncertaintyModel
+from tlw_basicsr.tlw import TLW
 
 compat.replace_functions()
 
 __version__ = "0.2.0"
 
 __all__ = [
+    "TLW",
     "TLWHAT",
     "TLWRCAN",
     "TLWVDSR",
     "BicubicSRDataset",
+    "DistanceTo",
     "FeatureDistance",
-    "FixedSum",
     "LPIPSDistance",
     "SSIMDistance",
     "TLWLoss",

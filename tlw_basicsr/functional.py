@@ -1,10 +1,11 @@
 """The equations of Trainable Loss Weights, to be read beside the paper (arXiv:2301.10575).
 
 Notation: ``gt`` is the HR image x, ``sr`` the SR image x̂ = f_θ(y), ``w`` the weights g_φ(x, x̂) in [0, 1].
-Images and weights are (N, C, H, W). Every function takes images in whatever range they are given; the paper's
-constants belong to [-1, 1], the range in which :class:`tlw_basicsr.TLWLoss` calls them.
+Images and weights are (N, C, H, W). Images are in [0, 1] everywhere; the equations and their constants belong to
+[-1, 1], and :func:`to_paper_range` is where each of them goes there. A ``gt`` in another range is a ValueError.
 
-A *distance* D is any callable ``distance(a, b)`` that returns one value per sample, shape (N,).
+A *distance* D is any callable ``distance(a, b)`` on images in [0, 1] that returns one value per sample, shape (N,);
+or a :class:`DistanceTo`, which has b = x already.
 """
 
 import math
@@ -13,18 +14,59 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-Distance = Callable[[Tensor, Tensor], Tensor]
-
 BASES = ("l1", "mse")
 EPS_DISTANCE = 1e-3  # ε beside a distance, stochastic variant
 MSE_FLOOR_DETERMINISTIC = 0.1  # added to sg|x̂ - x| in the weighted MSE
 MSE_FLOOR_STOCHASTIC = 0.2
 SQUEEZE = 0.999  # keeps the logit of p = 0 and p = 1 finite
+OVERSHOOT = 0.01  # of an image in [0, 1] that has been resized in floating point
 
 
 def at_least_fp32(x: Tensor) -> Tensor:
     """``x`` in float32, or in float64 if it is float64 already. Autocast hands over half precision."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def check_images(sr: Tensor, gt: Tensor) -> None:
+    """Refuse images of other shapes than (N, C, H, W), and an x that is not in [0, 1]; NaN and Inf pass.
+
+    Raises:
+        ValueError: names the shapes or the range.
+    """
+    if sr.shape != gt.shape or sr.ndim != 4:
+        raise ValueError(f"sr and gt must both be (N, C, H, W), got {tuple(sr.shape)} and {tuple(gt.shape)}")
+    low, high = torch.stack(gt.detach().aminmax()).tolist()
+    if (low < -OVERSHOOT or high > 1 + OVERSHOOT) and math.isfinite(low) and math.isfinite(high):
+        raise ValueError(f"gt must be an image in [0, 1], got values from {low:.3g} to {high:.3g}")
+
+
+def to_paper_range(image: Tensor) -> Tensor:
+    """An image in [0, 1] as the equations have it, in [-1, 1] and at least float32."""
+    return 2 * at_least_fp32(image) - 1
+
+
+class DistanceTo:
+    """D(·, x): a distance with its reference fixed, so that it is called with one batch of images.
+
+    Args:
+        distance: D, called as ``distance(a, gt)``.
+        gt: x (N, C, H, W) in [0, 1].
+    """
+
+    def __init__(self, distance: Callable[[Tensor, Tensor], Tensor], gt: Tensor) -> None:
+        self.distance, self.gt = distance, gt
+
+    def __call__(self, a: Tensor) -> Tensor:
+        """D(a, x) of images in [0, 1]: (N,)."""
+        return self.distance(a, self.gt)
+
+
+Distance = Callable[[Tensor, Tensor], Tensor] | DistanceTo
+
+
+def fix_reference(distance: Distance, gt: Tensor) -> DistanceTo:
+    """D(·, x) of a distance, or the one that it is already."""
+    return distance if isinstance(distance, DistanceTo) else DistanceTo(distance, gt)
 
 
 def fixed_sum(x: Tensor, k: float) -> Tensor:
@@ -95,10 +137,16 @@ def sample_weights(w: Tensor, num_samples: int, noise: Tensor | None = None, tem
 
 
 @torch.no_grad()
+def relative_error(sr: Tensor, gt: Tensor) -> Tensor:
+    """|x̂ - x| over its maximum in each sample and channel, in [0, 1]; 0 without any error. No gradient."""
+    error = (at_least_fp32(sr) - at_least_fp32(gt)).abs()
+    largest = error.amax(dim=(-2, -1), keepdim=True)
+    return error / largest.clamp_min(torch.finfo(error.dtype).tiny)
+
+
+@torch.no_grad()
 def error_weights(sr: Tensor, gt: Tensor, k: float) -> Tensor:
     r"""Weights in proportion to the error, without learning: w = FixedSum_k(|x̂ - x| / max_{h,w} |x̂ - x|).
-
-    The maximum is that of each sample and channel; without any error the weights are ``k`` everywhere.
 
     Args:
         sr: x̂ (N, C, H, W).
@@ -106,16 +154,15 @@ def error_weights(sr: Tensor, gt: Tensor, k: float) -> Tensor:
         k: mean of the weights of every channel, in (0, 1).
 
     Returns:
-        Weights in [0, 1], (N, C, H, W), at least float32, without gradient.
+        Weights in [0, 1], (N, C, H, W), at least float32, without gradient; ``k`` everywhere without any error.
     """
-    error = pixel_error(sr, gt, "l1", 0.0)
-    largest = error.amax(dim=(-2, -1), keepdim=True)
-    return fixed_sum(error / largest.clamp_min(torch.finfo(error.dtype).tiny), k)
+    return fixed_sum(relative_error(sr, gt), k)
 
 
 def mix(sr: Tensor, gt: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-    """The two mixtures x_w = w·x + (1 - w)·x̂ and x_{1-w} = (1 - w)·x + w·x̂."""
-    return w * gt + (1 - w) * sr, (1 - w) * gt + w * sr
+    """The two mixtures x_w = w·x + (1 - w)·x̂ and x_{1-w} = (1 - w)·x + w·x̂ of images in [0, 1], in [0, 1]."""
+    w, x, x_hat = at_least_fp32(w), to_paper_range(gt), to_paper_range(sr)
+    return (w * x + (1 - w) * x_hat + 1) / 2, ((1 - w) * x + w * x_hat + 1) / 2
 
 
 def weight_criterion_loss(distance: Distance, sr: Tensor, gt: Tensor, w: Tensor, eps: float = EPS_DISTANCE) -> Tensor:
@@ -128,16 +175,17 @@ def weight_criterion_loss(distance: Distance, sr: Tensor, gt: Tensor, w: Tensor,
     Args:
         distance: D.
         sr: x̂ (N, C, H, W); no gradient goes to it.
-        gt: x (N, C, H, W).
+        gt: x (N, C, H, W) in [0, 1].
         w: weights in [0, 1], (N, C, H, W): one sample (stochastic variant) or the map itself (deterministic).
         eps: ε; 1e-3 in the stochastic variant, 0 (plain log D) in the deterministic one.
 
     Returns:
         Scalar. Finite even where D is 0: log arguments are kept at or above the smallest normal number.
     """
-    x_w, x_1w = mix(at_least_fp32(sr.detach()), at_least_fp32(gt), at_least_fp32(w))
-    gt = at_least_fp32(gt)
-    return (_log_distance(distance(x_w, gt), eps) - _log_distance(distance(x_1w, gt), eps)).mean()
+    check_images(sr, gt)
+    distance = fix_reference(distance, gt)
+    x_w, x_1w = mix(sr.detach(), gt, w)
+    return (_log_distance(distance(x_w), eps) - _log_distance(distance(x_1w), eps)).mean()
 
 
 def _log_distance(d: Tensor, eps: float) -> Tensor:
@@ -146,10 +194,14 @@ def _log_distance(d: Tensor, eps: float) -> Tensor:
 
 
 def pixel_error(sr: Tensor, gt: Tensor, base: str, floor: float) -> Tensor:
-    """ℓ per pixel: |x̂ - x| (``'l1'``), or (x̂ - x)² / (sg|x̂ - x| + floor) (``'mse'``, the paper's l2)."""
+    """ℓ per pixel, of images in [0, 1] that are brought to [-1, 1]: (N, C, H, W), at least float32.
+
+    |x̂ - x| (``'l1'``), or (x̂ - x)² / (sg|x̂ - x| + floor) (``'mse'``, the paper's l2).
+    """
     if base not in BASES:
         raise ValueError(f"base must be one of {', '.join(BASES)}, got {base!r}")
-    error = (at_least_fp32(sr) - at_least_fp32(gt)).abs()
+    check_images(sr, gt)
+    error = (to_paper_range(sr) - to_paper_range(gt)).abs()
     return error if base == "l1" else error.square() / (error.detach() + floor)
 
 
@@ -158,7 +210,7 @@ def weighted_pixel_loss(sr: Tensor, gt: Tensor, w: Tensor, base: str = "l1") -> 
 
     Args:
         sr: x̂ (N, C, H, W), with gradient.
-        gt: x (N, C, H, W).
+        gt: x (N, C, H, W) in [0, 1].
         w: weights in [0, 1] (N, C, H, W); no gradient goes to them.
         base: ``'l1'`` or ``'mse'``, see :func:`pixel_error`.
 
@@ -171,11 +223,11 @@ def weighted_pixel_loss(sr: Tensor, gt: Tensor, w: Tensor, base: str = "l1") -> 
 @torch.no_grad()
 def importance_log_ratio(distance: Distance, sr: Tensor, gt: Tensor, ws: Tensor) -> Tensor:
     """log r_s, with r_s = D(x_{1-w_s}, x) / (|D(x_{w_s}, x)| + 1e-3), for every sample: (S, N), no gradient."""
-    sr, gt, ws = at_least_fp32(sr), at_least_fp32(gt), at_least_fp32(ws)
+    distance = fix_reference(distance, gt)
     ratios = []
     for w in ws:
         x_w, x_1w = mix(sr, gt, w)
-        ratios.append(distance(x_1w, gt) / (distance(x_w, gt).abs() + EPS_DISTANCE))
+        ratios.append(distance(x_1w) / (distance(x_w).abs() + EPS_DISTANCE))
     r = at_least_fp32(torch.stack(ratios))
     return r.clamp_min(torch.finfo(r.dtype).tiny).log()
 
@@ -190,7 +242,7 @@ def marginal_pixel_loss(distance: Distance | None, sr: Tensor, gt: Tensor, ws: T
     Args:
         distance: D; None leaves the importance out, r_s = 1.
         sr: x̂ (N, C, H, W), with gradient.
-        gt: x (N, C, H, W).
+        gt: x (N, C, H, W) in [0, 1].
         ws: S samples of the weights in [0, 1], (S, N, C, H, W); no gradient goes to them.
         base: ``'l1'`` or ``'mse'``, see :func:`pixel_error`.
 
@@ -216,7 +268,7 @@ def uncertainty_loss(sr: Tensor, gt: Tensor, s: Tensor) -> Tensor:
 
     Args:
         sr: x̂ (N, C, H, W), with gradient.
-        gt: x (N, C, H, W).
+        gt: x (N, C, H, W) in [0, 1].
         s: log-variance map (N, C, H, W), with gradient.
 
     Returns:

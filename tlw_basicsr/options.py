@@ -28,9 +28,7 @@ from tlw_basicsr.kinds import (
     ANY,
     BOOL,
     DICT,
-    FRACTION,
     NAMES,
-    POSITIVE,
     STR,
     Kind,
     Options,
@@ -38,9 +36,8 @@ from tlw_basicsr.kinds import (
     kinds_of,
     one_of,
     or_none,
-    whole,
 )
-from tlw_basicsr.models.tlw_model import PRESETS, with_tlw
+from tlw_basicsr.models.tlw_model import describe_options, with_tlw
 from tlw_basicsr.optimizers import check_optimizer, check_scheduler
 from tlw_basicsr.parts import (
     BASICSR,
@@ -285,19 +282,7 @@ def _complete(opt: Options, root: Path, debug: bool) -> None:
 # ------------------------------------------------------------------------------------------------- checks
 
 
-TLW = {
-    "k_start": FRACTION,
-    "k_end": FRACTION,
-    "k_decay": POSITIVE,
-    "k_unit": one_of("epoch", "iter"),
-    "preset": one_of(*PRESETS),
-    "importance": BOOL,
-    "weight_interval": whole(1),
-    "use_amp": one_of(False, "bf16"),
-    "use_channels_last": BOOL,
-    "distance_chunk": or_none(whole(1)),
-    "sync_bn": BOOL,
-}
+TLW = {name: option.kind for name, option in describe_options().items()}
 
 
 def check_options(opt: Options, is_train: bool) -> list[str]:

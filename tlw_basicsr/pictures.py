@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tlw_basicsr.archs.tlw_weight_net_arch import FixedSum
 from tlw_basicsr.errors import UserError
-from tlw_basicsr.functional import Distance, at_least_fp32, mix, sample_weights
+from tlw_basicsr.functional import Distance, at_least_fp32, fix_reference, fixed_sum, mix, sample_weights
+from tlw_basicsr.tlw import NEARLY_CONSTANT
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -58,19 +58,22 @@ def save(figure: Figure, path: Path, dpi: int = 80) -> None:
 
 
 @torch.no_grad()
-def weights_figure(net_g: nn.Module, net_w: nn.Module, lq: Tensor, gt: Tensor, path: Path, title: str = "") -> None:
+def weights_figure(
+    net_g: nn.Module, net_w: nn.Module, k: float, lq: Tensor, gt: Tensor, path: Path, title: str = ""
+) -> None:
     """Write a figure of one image: HR, SR, the error |x̂ - x| and the weights w beside each other.
 
     Args:
         net_g: SR network.
-        net_w: weighting network, with its ``k`` set.
+        net_w: weighting network in eval mode.
+        k: mean of the weights.
         lq: LR image (3, H, W), RGB in [0, 1].
         gt: HR image (3, s·H, s·W).
         path: PNG to write.
         title: of the figure.
     """
     sr = net_g(lq[None])[0].clamp(0, 1)
-    w = at_least_fp32(net_w(sr[None], gt[None]))[0]
+    w = at_least_fp32(net_w(sr[None], gt[None], k))[0]
     error = levels(sr, gt)
     height, width = error.shape
     figure, axes = plt.subplots(2, 2, figsize=(11, 9 * height / width + 1.2), layout="constrained")
@@ -118,31 +121,9 @@ def weights_beside(gt: Tensor, sr: Tensor, w: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def before_fixed_sum(net_w: nn.Module, sr: Tensor, gt: Tensor) -> tuple[Tensor, Tensor]:
-    """The weights w = g_φ(x, x̂) and what they were before FixedSum, both (N, C, H, W).
-
-    Raises:
-        UserError: the network has no FixedSum.
-    """
-    inputs: list[Tensor] = []
-    hooks = [
-        module.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
-        for module in net_w.modules()
-        if isinstance(module, FixedSum)
-    ]
-    if not hooks:
-        raise UserError(f"network_w: {type(net_w).__name__} has no FixedSum, so there are no weights before it to show")
-    try:
-        w = net_w(sr, gt)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return w, inputs[-1]
-
-
-@torch.no_grad()
 def method_figure(
     net_w: nn.Module,
+    k: float,
     distance: Distance,
     sr: Tensor,
     gt: Tensor,
@@ -156,7 +137,8 @@ def method_figure(
     of the weights before FixedSum, after it, and of a sample. Above x̂ and the mixtures is their distance from x.
 
     Args:
-        net_w: weighting network in eval mode, with its ``k`` set.
+        net_w: weighting network in eval mode, with ``probabilities`` as :class:`tlw_basicsr.TLWWeightNet` has them.
+        k: mean of the weights.
         distance: D of images in [0, 1].
         sr: x̂ (3, H, W) in [0, 1].
         gt: x, likewise.
@@ -165,14 +147,24 @@ def method_figure(
         crop: rows and columns of the images to show; D, FixedSum and the histograms are of the whole image.
 
     Returns:
-        ``d_sr`` = D(x̂, x), ``d_w`` = D(x_w, x), ``d_1w`` = D(x_{1-w}, x), ``wc`` = d_1w / d_w, and w's mean ``k``.
+        ``d_sr`` = D(x̂, x), ``d_w`` = D(x_w, x), ``d_1w`` = D(x_{1-w}, x), ``wc`` = d_1w / d_w, ``wc_gain``, how many
+        times the WC of the constant map k it is, and w's mean ``k`` and standard deviation ``w_std``.
+
+    Raises:
+        UserError: the network's class has no ``probabilities``.
     """
     sr, gt = sr[None].clamp(0, 1), gt[None]
-    w, z = before_fixed_sum(net_w, sr, gt)
-    w = at_least_fp32(w)
+    if not hasattr(net_w, "probabilities"):
+        raise UserError(f"network_w: {type(net_w).__name__} has no method probabilities, the weights before FixedSum")
+    z = at_least_fp32(net_w.probabilities(sr, gt))
+    w = fixed_sum(z, k)
     x_w, x_1w = mix(sr, gt, w)
-    d_sr, d_w, d_1w = (distance(image, gt).item() for image in (sr, x_w, x_1w))
-    values = {"d_sr": d_sr, "d_w": d_w, "d_1w": d_1w, "wc": d_1w / d_w if d_w else float("inf"), "k": w.mean().item()}
+    distance = fix_reference(distance, gt)
+    d_sr, d_w, d_1w = (distance(image).item() for image in (sr, x_w, x_1w))
+    d_k, d_1k = (distance(image).item() for image in mix(sr, gt, torch.full_like(w, k)))
+    wc = divide(d_1w, d_w)
+    values = {"d_sr": d_sr, "d_w": d_w, "d_1w": d_1w, "wc": wc, "wc_gain": divide(wc, divide(d_1k, d_k))}
+    values |= {"k": w.mean().item(), "w_std": w.std().item()}
 
     part = (..., *crop)
     rows = (
@@ -198,7 +190,10 @@ def method_figure(
     figure, axes = plt.subplots(
         4, 3, figsize=(14.5, 3 * (cell + 0.3) + 3.6), height_ratios=[cell] * 3 + [2.2], layout="constrained"
     )
-    figure.suptitle(f"{title}\n$WC = D(x_{{1-w}}, x)\\;/\\;D(x_w, x)$ = {values['wc']:.2f}".lstrip(), fontsize=15)
+    criterion = rf"$WC = D(x_{{1-w}}, x)\;/\;D(x_w, x)$ = {wc:.2f}, {values['wc_gain']:.2f} times that of w = k"
+    if values["w_std"] < NEARLY_CONSTANT:
+        criterion += "; the weights are nearly constant"
+    figure.suptitle(f"{title}\n{criterion}".lstrip(), fontsize=15)
     for row, (left, mixture, *names) in enumerate(rows):
         for axis, name in zip(axes[row], names, strict=True):
             axis.set_axis_off()
@@ -226,6 +221,11 @@ def method_figure(
         axis.legend()
     save(figure, path)
     return values
+
+
+def divide(a: float, b: float) -> float:
+    """a / b; infinite where b is 0."""
+    return a / b if b else float("inf")
 
 
 class Frame(NamedTuple):

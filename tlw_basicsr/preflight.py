@@ -48,7 +48,7 @@ def check_files(opt: Options) -> None:
     pixel_opt = (opt["train"].get("pixel_opt") or {}) if opt["is_train"] else {}
     if pixel_opt.get("type") == "TLWLoss":
         loss = TLWLoss(**{key: value for key, value in pixel_opt.items() if key != "type"})
-        if loss.weights == "learned":
+        if loss.distance is not None:
             check_distance(loss, opt)
     if opt["is_train"] and opt["model_type"] == "UncertaintyModel":
         check_uncertainty(opt)

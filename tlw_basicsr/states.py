@@ -319,6 +319,7 @@ def collect_state(model: Any) -> dict[str, Any]:
         "best_metric_results": to_plain(getattr(model, "best_metric_results", {})),
         "options": getattr(model, "given_options", {}),
         "version": tlw_basicsr.__version__,
+        **({"tlw": model.tlw_state()} if hasattr(model, "tlw_state") else {}),
     }
 
 
@@ -455,6 +456,8 @@ def take_rest(model: Any, state: dict[str, Any]) -> None:
             optimizer.accumulated = kept["count"]
             for p, gradient in zip(list_parameters(optimizer), kept["gradients"], strict=True):
                 p.grad = None if gradient is None else gradient.to(p)
+    if "tlw" in state and hasattr(model, "load_tlw_state"):
+        model.load_tlw_state(state["tlw"])
     random_states = state.get("random", [])
     if len(random_states) == model.opt["world_size"]:
         set_random_state(random_states[model.opt["rank"]])

@@ -3,7 +3,7 @@ import torch
 from basicsr.archs import build_network
 from torch.nn import functional as F
 
-from tlw_basicsr import TLWWeightNet, fixed_sum
+from tlw_basicsr import TLWWeightNet, error_weights, fixed_sum
 
 
 def plain_forward(state, sr, gt, k):
@@ -21,9 +21,9 @@ def plain_forward(state, sr, gt, k):
 
 
 def test_forward_is_the_published_network(pair):
-    net = TLWWeightNet(num_feat=8, k=0.4, init="paper")
+    net = TLWWeightNet(num_feat=8, init="paper")
     state = {name: v.clone() for name, v in net.state_dict().items()}
-    assert torch.allclose(net(*pair), plain_forward(state, *pair, 0.4), atol=1e-5)
+    assert torch.allclose(net(*pair, 0.4), plain_forward(state, *pair, 0.4), atol=1e-5)
 
 
 def test_names_and_shapes_are_the_published_ones():
@@ -36,19 +36,19 @@ def test_names_and_shapes_are_the_published_ones():
     assert shapes["conv.7.running_var"] == (64,)
 
 
-def test_k_can_be_set_while_training(pair):
-    net = build_network({"type": "TLWWeightNet", "num_feat": 4, "k": 0.3})
+def test_the_mean_is_the_k_it_is_called_with(pair):
+    net = build_network({"type": "TLWWeightNet", "num_feat": 4})
     for k in (0.3, 0.7):
-        net.k = k
-        assert net.k == k
-        assert torch.allclose(net(*pair).mean((2, 3)), torch.tensor(k), atol=1e-5)
+        assert torch.allclose(net(*pair, k).mean((2, 3)), torch.tensor(k), atol=1e-5)
 
 
-def test_sample_is_of_the_shape_and_nearly_binary(pair):
-    ws = TLWWeightNet(num_feat=4).sample(*pair, num_samples=5)
-    assert ws.shape == (5, *pair[0].shape)
-    assert ((ws < 0.1) | (ws > 0.9)).float().mean() > 0.5
-    assert ws.requires_grad
+def test_a_prior_of_the_error_starts_at_its_weights_and_learns_from_there(pair):
+    net = TLWWeightNet(num_feat=4, prior="error")
+    assert torch.allclose(net(*pair, 0.5), error_weights(*pair, 0.5), atol=4e-3)  # but for the ends that are cut
+    net(*pair, 0.5)[..., :5].sum().backward()
+    assert net.conv[-1].weight.grad.abs().sum() > 0
+    with pytest.raises(ValueError, match="none"):
+        TLWWeightNet(prior="errors")
 
 
 def test_paper_start_values():
@@ -62,10 +62,10 @@ def test_paper_start_values():
 
 
 def test_right_under_autocast(pair):
-    net = TLWWeightNet(num_feat=8, k=0.6)
-    full = net(*pair)
+    net = TLWWeightNet(num_feat=8)
+    full = net(*pair, 0.6)
     with torch.autocast("cpu", torch.bfloat16):
-        low = net(*pair)
+        low = net(*pair, 0.6)
     assert low.dtype == torch.float32
     assert torch.allclose(low.mean((2, 3)), torch.tensor(0.6), atol=1e-5)
     assert (low - full).abs().max() < 0.05

@@ -1,56 +1,44 @@
 """The weighting network g_φ."""
 
-from typing import Literal
+from typing import Any, Literal, cast
 
 from basicsr.utils.registry import ARCH_REGISTRY
-from torch import Generator, Tensor, cat, compiler, nn
+from torch import Generator, Tensor, cat, nn
 
-from tlw_basicsr.functional import at_least_fp32, fixed_sum, sample_weights
+from tlw_basicsr.functional import at_least_fp32, fixed_sum, relative_error
 
-
-class FixedSum(nn.Module):
-    """:func:`tlw_basicsr.fixed_sum` as a module. ``k`` may be set at any time.
-
-    Args:
-        k: the mean of every channel of the result, in (0, 1).
-    """
-
-    def __init__(self, k: float) -> None:
-        super().__init__()
-        self.k = k
-
-    @compiler.disable  # k changes while training: compiled in, each value would be compiled anew
-    def forward(self, x: Tensor) -> Tensor:
-        """Weights in [0, 1], (N, C, H, W), to weights of mean ``k`` in the same shape, float32."""
-        return fixed_sum(x, self.k)
-
-    def extra_repr(self) -> str:
-        """``k``, for ``print(net)``."""
-        return f"k={self.k}"
+PRIOR_FLOOR = 0.003  # keeps the logit of the smallest and the largest error finite
 
 
 @ARCH_REGISTRY.register()
 class TLWWeightNet(nn.Module):
-    """Weighting network of Trainable Loss Weights: w = FixedSum_k(sigmoid(CNN(concat(x, x̂)))).
+    """Weighting network of Trainable Loss Weights: w = FixedSum_k(z), z = sigmoid(CNN(concat(x, x̂))).
 
-    conv 7×7 - BN - ReLU - conv 5×5 - BN - ReLU - conv 3×3 - BN - ReLU - conv 3×3 - sigmoid - FixedSum(k), same
-    padding. Its parameters have the published names (``conv.0`` … ``conv.9``). Images come in BasicSR's [0, 1] and
-    are mapped to [-1, 1] here. Source: arXiv:2301.10575.
+    CNN: conv 7×7 - BN - ReLU - conv 5×5 - BN - ReLU - conv 3×3 - BN - ReLU - conv 3×3, same padding. Its parameters
+    have the published names (``conv.0`` … ``conv.9``). Images come in BasicSR's [0, 1] and are mapped to [-1, 1] here.
+    Source: arXiv:2301.10575.
 
     Args:
         num_in_ch: channels C of one image.
         num_feat: channels of the hidden layers.
-        k: mean of the weights of every channel, in (0, 1); a training sets it by its schedule.
         init: start values: ``'default'`` are torch's, ``'paper'`` those of the published runs (conv weights and
             BN weights N(0, 0.02), BN biases N(0.02, 1), conv biases torch's).
+        prior: ``'error'`` starts from the weights in proportion to the error and learns what they lack:
+            z = sigmoid(logit(|x̂ - x| / max_{h,w} |x̂ - x|) + CNN), with the last convolution from zero. Not the paper's.
     """
 
     def __init__(
-        self, num_in_ch: int = 3, num_feat: int = 64, k: float = 0.3, init: Literal["default", "paper"] = "default"
+        self,
+        num_in_ch: int = 3,
+        num_feat: int = 64,
+        init: Literal["default", "paper"] = "default",
+        prior: Literal["none", "error"] = "none",
     ) -> None:
         super().__init__()
         if init not in ("default", "paper"):
             raise ValueError(f"init must be 'default' or 'paper', got {init!r}")
+        if prior not in ("none", "error"):
+            raise ValueError(f"prior must be 'none' or 'error', got {prior!r}")
         layers: list[nn.Module] = []
         for in_ch, kernel in ((2 * num_in_ch, 7), (num_feat, 5), (num_feat, 3)):
             layers += [
@@ -58,28 +46,29 @@ class TLWWeightNet(nn.Module):
                 nn.BatchNorm2d(num_feat),
                 nn.ReLU(inplace=True),
             ]
-        self.conv = nn.Sequential(*layers, nn.Conv2d(num_feat, num_in_ch, 3, padding=1))
-        self.fixed_sum = FixedSum(k)
+        last = nn.Conv2d(num_feat, num_in_ch, 3, padding=1)
+        self.conv = nn.Sequential(*layers, last)
+        self.prior = prior
         if init == "paper":
             self.apply(paper_start_values)
+        if prior == "error":
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(cast(Tensor, last.bias))
 
-    @property
-    def k(self) -> float:
-        """Mean of the weights, in (0, 1)."""
-        return self.fixed_sum.k
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """``torch.compile`` of the convolutions: with k compiled in, each value would be compiled anew."""
+        self.conv.compile(*args, **kwargs)
 
-    @k.setter
-    def k(self, value: float) -> None:
-        self.fixed_sum.k = value
+    def probabilities(self, sr: Tensor, gt: Tensor) -> Tensor:
+        """z in [0, 1], the weights before FixedSum, of x̂ = ``sr`` and x = ``gt`` in [0, 1]: (N, C, H, W), float32."""
+        logits = at_least_fp32(self.conv(2 * cat([gt, sr], dim=1) - 1))
+        if self.prior == "error":
+            logits = logits + relative_error(sr, gt).clamp(PRIOR_FLOOR, 1 - PRIOR_FLOOR).logit()
+        return logits.sigmoid()
 
-    def forward(self, sr: Tensor, gt: Tensor) -> Tensor:
-        """Weights w in [0, 1] of mean k for x̂ = ``sr`` and x = ``gt`` in [0, 1]: (N, C, H, W), float32."""
-        logits = self.conv(2 * cat([gt, sr], dim=1) - 1)
-        return self.fixed_sum(at_least_fp32(logits).sigmoid())
-
-    def sample(self, sr: Tensor, gt: Tensor, num_samples: int = 1) -> Tensor:
-        """``num_samples`` relaxed Bernoulli samples of the weights: (S, N, C, H, W), float32."""
-        return sample_weights(self(sr, gt), num_samples)
+    def forward(self, sr: Tensor, gt: Tensor, k: float) -> Tensor:
+        """Weights w in [0, 1] of mean ``k`` for x̂ = ``sr`` and x = ``gt`` in [0, 1]: (N, C, H, W), float32."""
+        return fixed_sum(self.probabilities(sr, gt), k)
 
 
 def paper_start_values(module: nn.Module, generator: Generator | None = None) -> None:

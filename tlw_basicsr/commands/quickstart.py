@@ -77,9 +77,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     net_w = load_network(opt["network_w"], models / "net_w_latest.pth", key="network_w")
     schedule = {key: value for key, value in opt["train"]["tlw"].items() if key != "k_unit"}
-    net_w.k = k_schedule(opt["train"]["total_iter"] - 1, **schedule)
+    k = k_schedule(opt["train"]["total_iter"] - 1, **schedule)
     picture = out / "learned_weights.png"
-    weights_figure(net_g, net_w, items[-1]["lq"], items[-1]["gt"], picture, "Weights learned by the quickstart")
+    weights_figure(net_g, net_w, k, items[-1]["lq"], items[-1]["gt"], picture, "Weights learned by the quickstart")
 
     iterations = opt["train"]["total_iter"]
     print(f"\nHeld-out photographs: {', '.join(HELD_OUT)}; EDSR ×4, {iterations} iterations; Y channel, border 4\n")

@@ -27,7 +27,7 @@ from tlw_basicsr.files import load_file
 from tlw_basicsr.functional import k_schedule
 from tlw_basicsr.inference import NetworkUpscaler
 from tlw_basicsr.kinds import FRACTION, Options, check_section
-from tlw_basicsr.models.tlw_model import TLWOptions
+from tlw_basicsr.models.tlw_model import split_options
 from tlw_basicsr.networks import get_section, load_network
 from tlw_basicsr.options import TLW, load_yaml, read_options
 from tlw_basicsr.parts import check_arguments, lookup
@@ -79,9 +79,10 @@ def k_of(args: argparse.Namespace, opt: Options, models: Path, iteration: int | 
             if not FRACTION.accepts(k):
                 raise UserError(f"--k: missing; {state} should hold {FRACTION.text} as tlw.k, it holds {short(k)}")
             return k
-    tlw = TLWOptions.of((opt.get("train") or {}).get("tlw"))
-    if tlw.k_unit == "iter" and iteration is not None:
-        return k_schedule(iteration - 1, tlw.k_start, tlw.k_end, tlw.k_decay)
+    own, arguments = split_options((opt.get("train") or {}).get("tlw"))
+    if own.k_unit == "iter" and iteration is not None:
+        schedule = {key: arguments[key] for key in ("k_start", "k_end", "k_decay") if key in arguments}
+        return k_schedule(iteration - 1, **schedule)
     raise UserError("--k: missing; there is no training state with it here, and no iteration to compute it from")
 
 
@@ -150,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         path_w = args.net_w or models / f"net_w_{iteration}.pth"
         net_g = load_network(opt.get("network_g"), path_g, args.param_key)
         net_w = load_network(opt.get("network_w"), path_w, key="network_w")
-        net_w.k = k_of(args, opt, models, iteration)
+        k = k_of(args, opt, models, iteration)
         upscale = NetworkUpscaler(net_g, opt["network_g"])
         lq, gt = read_pair(args, upscale.scale)
         crop = ALL
@@ -161,9 +162,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             crop = (slice(top, top + height), slice(left, left + width))
         sr = upscale(lq[None])[0].clamp(0, 1)
         if args.strip:
-            w = net_w(sr[None], gt[None])[0]
+            w = net_w(sr[None], gt[None], k)[0]
             part = (..., *crop)
-            frames.append(Frame(iteration, net_w.k, sr[part], w[part]))
+            frames.append(Frame(iteration, k, sr[part], w[part]))
     if args.strip:
         out = args.out or Path("weights_strip.png")
         strip_figure(gt[part], frames, out, f"Error and weights over the training (means of RGB), {name}")
@@ -173,5 +174,5 @@ def main(argv: Sequence[str] | None = None) -> None:
     distance = LOSS_REGISTRY.get(opt["distance"]["type"])(**options)
     out = args.out or Path("weights.png")
     label = f"{name}, iteration {iteration:,}" if iteration is not None else name
-    values = method_figure(net_w, distance, sr, gt, out, f"{label}, $D$: {opt['distance']['type']}", crop)
+    values = method_figure(net_w, k, distance, sr, gt, out, f"{label}, $D$: {opt['distance']['type']}", crop)
     print(f"{out}: " + ", ".join(f"{key} {value:.4f}" for key, value in values.items()))

@@ -6,6 +6,8 @@ Whoever compares many images with one ``gt`` computes ``features(gt)`` once.
 
 import sys
 import warnings
+from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +20,7 @@ from torchvision import models as tv
 
 from tlw_basicsr.errors import UserError, expanded, first_line
 from tlw_basicsr.files import load_file
-from tlw_basicsr.functional import at_least_fp32
+from tlw_basicsr.functional import DistanceTo, at_least_fp32
 from tlw_basicsr.networks import check_values
 
 TRUNK_WEIGHTS = {
@@ -26,6 +28,67 @@ TRUNK_WEIGHTS = {
     "alex": tv.AlexNet_Weights.IMAGENET1K_V1,
     "squeeze": tv.SqueezeNet1_1_Weights.IMAGENET1K_V1,
 }
+
+
+class _EagerGradient(torch.autograd.Function):
+    """A distance whose gradient is computed together with its value, so that the graph of one is freed before the next.
+
+    Each sample's distance depends on that sample alone, so the gradient of their sum holds that of each.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, distance: Callable[[Tensor], Tensor]) -> Tensor:
+        if not ctx.needs_input_grad[0]:
+            return distance(a)
+        half = torch.is_autocast_enabled(a.device.type) and torch.get_autocast_dtype(a.device.type) == torch.float16
+        scale = 1024.0 if half else 1.0  # fp16 has no room for the small gradients of a mean over pixels
+        with torch.enable_grad():
+            leaf = a.detach().requires_grad_()
+            d = distance(leaf)
+            (gradient,) = torch.autograd.grad(d.sum() * scale, leaf)
+        ctx.save_for_backward(gradient / scale)
+        return d.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * upstream[0].view(-1, 1, 1, 1), None
+
+
+class CachedDistanceTo(DistanceTo):
+    """D(·, x) for the many images that an iteration compares with one x, whose features are computed once.
+
+    They are computed when they are first needed. Gradients come with the values, see :class:`_EagerGradient`.
+
+    Args:
+        distance: D; of a :class:`FeatureDistance` the features of x are kept.
+        gt: x (N, C, H, W) in [0, 1].
+        chunk: samples that go through D at a time, all if None: less memory for more time.
+    """
+
+    def __init__(self, distance: nn.Module, gt: Tensor, chunk: int | None = None) -> None:
+        super().__init__(distance, gt.detach())
+        self.chunk = chunk or len(gt)
+        self._source, self._version = gt, gt._version
+
+    def is_of(self, gt: Tensor) -> bool:
+        """Whether ``gt`` is the tensor that this was made of, unchanged since."""
+        return self._source is gt and self._version == gt._version
+
+    def __call__(self, a: Tensor) -> Tensor:
+        """D(a, x) of images in [0, 1]: (N,)."""
+        pieces = zip(a.split(self.chunk), self.parts, strict=True)
+        return torch.cat([_EagerGradient.apply(piece, part) for piece, part in pieces])
+
+    @cached_property
+    def parts(self) -> list[Callable[[Tensor], Tensor]]:
+        """D(·, x) of every chunk."""
+        distance = self.distance
+        if not isinstance(distance, FeatureDistance):
+            return [DistanceTo(distance, part) for part in self.gt.split(self.chunk)]
+        with torch.no_grad():
+            references = [distance.features(part) for part in self.gt.split(self.chunk)]
+        return [lambda a, b=reference: distance.compare(distance.features(a), b) for reference in references]
 
 
 class FeatureDistance(nn.Module):

@@ -4,12 +4,11 @@ from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 
 from tlw_basicsr.functional import uncertainty_driven_loss, uncertainty_loss
-from tlw_basicsr.losses.tlw_loss import signed
 
 
 @LOSS_REGISTRY.register()
 class UncertaintyLoss(nn.Module):
-    """Pixel loss of :class:`tlw_basicsr.UncertaintyModel`; images in [0, 1] are mapped to [-1, 1].
+    """Pixel loss of :class:`tlw_basicsr.UncertaintyModel`; images are in [0, 1].
 
     Args:
         loss_weight: factor of the loss.
@@ -22,4 +21,4 @@ class UncertaintyLoss(nn.Module):
     def forward(self, sr: Tensor, gt: Tensor, s: Tensor, stage: int) -> Tensor:
         """L_ESU in stage 1, L_UDL in stage 2, of x̂, x and the log-variance map s, all (N, C, H, W): scalar."""
         equation = uncertainty_loss if stage == 1 else uncertainty_driven_loss
-        return self.loss_weight * equation(signed(sr), signed(gt), s)
+        return self.loss_weight * equation(sr, gt, s)

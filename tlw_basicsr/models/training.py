@@ -116,6 +116,8 @@ class TrainingMixin(BaseModel):
         """
         networks, guard = self.networks(), self.guard
         guard.begin(networks.values(), self.optimizers)
+        tlw = getattr(self, "tlw", None)
+        last_e_step = tlw and tlw.last_e_step
         guard.note("lq", getattr(self, "lq", None))
         guard.note("gt", getattr(self, "gt", None))
         failed = None
@@ -125,6 +127,8 @@ class TrainingMixin(BaseModel):
         except Exception as error:  # some losses check their input
             failed = error
         guard.note("output", getattr(self, "output", None))
+        for term, name in (("l_w", "l_w"), ("weights w", "w")) if tlw else ():
+            guard.note(term, tlw.log.get(name))
         if not failed:
             guard.note_losses({name: value for name, value in self.log_dict.items() if name.startswith("l")})
         for number, optimizer in enumerate(self.optimizers):
@@ -141,6 +145,8 @@ class TrainingMixin(BaseModel):
             guard.in_row = 0
             return
         guard.undo()
+        if tlw:
+            tlw.last_e_step = last_e_step
         self.tell_bad_step(current_iter, terms)
 
     def networks(self) -> dict[str, nn.Module]:

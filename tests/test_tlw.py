@@ -1,0 +1,634 @@
+"""The TLW object in loops of one's own, against the equations and the published call pattern, written out here."""
+
+import copy
+import io
+import math
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from tests.conftest import ROOT, as_tensor, photograph, tiny_options
+from tlw_basicsr import (
+    TLW,
+    LPIPSDistance,
+    SSIMDistance,
+    TLWLoss,
+    TLWWeightNet,
+    UserError,
+    error_weights,
+    fixed_sum,
+    k_schedule,
+    marginal_pixel_loss,
+    relaxed_bernoulli,
+    sample_weights,
+    weight_criterion_loss,
+    weighted_pixel_loss,
+)
+from tlw_basicsr.tlw import PRESETS
+
+PHOTOGRAPHS = [
+    ("astronaut", 30, 180),
+    ("astronaut", 300, 100),
+    ("coffee", 100, 200),
+    ("chelsea", 80, 120),
+    ("rocket", 200, 250),
+]
+
+
+WITHOUT_EFFECT = ("conv.0.bias", "conv.3.bias", "conv.6.bias")  # a batch norm follows: their gradients are rounding
+
+
+class Net(nn.Module):
+    """A network with a few parameters, whose output starts at its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 5, padding=2)
+        nn.init.dirac_(self.conv.weight)
+        nn.init.zeros_(self.conv.bias)
+
+    def forward(self, x):
+        return self.conv(x)
+
+
+class CountingDistance(LPIPSDistance):
+    """Counts the images whose features it computes."""
+
+    passes = 0
+
+    def features(self, x):
+        self.passes += len(x)
+        return super().features(x)
+
+
+def make_tlw(distance=None, num_feat=4, **options):
+    """The object on a light distance and a small weighting network, the same every time."""
+    torch.manual_seed(0)
+    return TLW(distance or SSIMDistance(5), net_w=TLWWeightNet(num_feat=num_feat), **options)
+
+
+def real_pairs():
+    """x̂ and x of five photographs: x̂ is the bicubic ×4."""
+    gt = torch.cat([as_tensor(photograph(name, top, left, 64, 64)) for name, top, left in PHOTOGRAPHS])
+    lq = nn.functional.interpolate(gt, scale_factor=0.25, mode="bicubic", antialias=True)
+    return nn.functional.interpolate(lq, scale_factor=4, mode="bicubic").clamp(0, 1), gt
+
+
+def copy_numbers(net):
+    return [value.detach().clone() for value in net.state_dict().values()]
+
+
+def are_same(net, numbers):
+    return all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), numbers, strict=True))
+
+
+def train_by_hand(tlw, steps, pair, net=None, first=0):
+    """A loop of one's own; the network's numbers and the losses."""
+    sr, gt = pair
+    net = net or Net()
+    adam = torch.optim.Adam(net.parameters(), 1e-3)
+    losses = []
+    for step in range(first, first + steps):
+        torch.manual_seed(step)
+        loss = tlw(net(sr), gt, t=step)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        losses.append(loss.item())
+    return net, losses
+
+
+# ------------------------------------------------------------------------------------------------- the iteration
+
+
+def test_the_e_step_moves_phi_alone_and_the_loss_gives_theta_alone_a_gradient(pair):
+    tlw, net = make_tlw(), Net()
+    phi, theta = copy_numbers(tlw.net_w), copy_numbers(net)
+    sr = net(pair[0])
+    loss = tlw(sr, pair[1])
+    assert not are_same(tlw.net_w, phi) and are_same(net, theta)
+    assert net.conv.weight.grad is None
+    tlw.net_w.zero_grad()
+    loss.backward()
+    assert net.conv.weight.grad.abs().sum() > 0
+    assert all(p.grad is None for p in tlw.net_w.parameters())
+    assert all(not p.requires_grad for p in tlw.distance.parameters())
+
+
+@pytest.mark.parametrize("base", ["l1", "mse"])
+@pytest.mark.parametrize("stochastic", [True, False])
+def test_both_steps_are_the_equations(pair, base, stochastic):
+    sr, gt = pair
+    tlw = make_tlw(base=base, stochastic=stochastic, loss_weight=2.0, k_decay=4)
+    net_w, k = copy.deepcopy(tlw.net_w), k_schedule(3, k_decay=4)
+    adam = torch.optim.Adam(net_w.parameters(), 1e-4, (0.5, 0.999))
+
+    torch.manual_seed(1)
+    l_theta = tlw(sr, gt, t=3)
+
+    torch.manual_seed(1)
+    w = net_w(sr, gt, k)
+    sample, eps = (sample_weights(w, 1)[0], 1e-3) if stochastic else (w, 0)
+    l_phi = weight_criterion_loss(SSIMDistance(5), sr, gt, sample, eps)
+    l_phi.backward()
+    adam.step()
+    w = net_w(sr, gt, k).detach()
+    if stochastic:
+        expected = marginal_pixel_loss(SSIMDistance(5), sr, gt, sample_weights(w, 3), base)
+    else:
+        expected = weighted_pixel_loss(sr, gt, w, base)
+    assert tlw.log["l_w"].item() == pytest.approx(l_phi.item(), rel=1e-5)
+    assert l_theta.item() == pytest.approx(2 * expected.item(), rel=1e-5)
+    for (name, ours), theirs in zip(tlw.net_w.named_parameters(), net_w.parameters(), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-6) or name in WITHOUT_EFFECT
+
+
+def published_iteration(net_g, net_w, distance, lq, gt, k, noise_w, noises):
+    """The published call pattern, from its description; returns both losses with their gradients in the networks."""
+    x = 2 * gt - 1
+
+    def d(a, b):
+        return distance((a + 1) / 2, (b + 1) / 2)
+
+    sr = (2 * net_g(lq) - 1).detach()
+    w = relaxed_bernoulli(net_w((sr + 1) / 2, gt, k), noise_w)
+    d_w, d_1w = d(w * x + (1 - w) * sr, x), d((1 - w) * x + w * sr, x)
+    l_w = (torch.log(d_w.abs() + 1e-3) - torch.log(d_1w.abs() + 1e-3)).mean()
+    l_w.backward()
+    sr = 2 * net_g(lq) - 1
+    with torch.no_grad():
+        w = net_w((sr + 1) / 2, gt, k)
+    above = below = 0
+    for u in noises:
+        ws = relaxed_bernoulli(w, u)
+        with torch.no_grad():
+            r = d((1 - ws) * x + ws * sr, x) / (d(ws * x + (1 - ws) * sr, x).abs() + 1e-3)
+        e = (ws * (sr - x).abs()).mean((1, 2, 3))
+        above, below = above + r * torch.exp(-e), below + r
+    l_sr = -torch.log(above / below).mean()
+    l_sr.backward()
+    return l_w.item(), l_sr.item()
+
+
+@pytest.mark.parametrize("chunk", [None, 2])
+def test_exact_is_the_published_iteration(chunk):
+    lq, gt = real_pairs()
+    distance = LPIPSDistance("vgg", weights="random")
+    nets = [(Net(), TLWWeightNet(num_feat=8)) for _ in range(2)]
+    for theirs, ours in zip(*nets, strict=True):
+        ours.load_state_dict(theirs.state_dict())
+    torch.manual_seed(4)
+    noise_w, noises = torch.rand(1, *gt.shape), torch.rand(3, *gt.shape)
+    expected = published_iteration(*nets[0], distance, lq, gt, 0.3, noise_w[0], noises)
+
+    net_g, net_w = nets[1]
+    # an optimiser that keeps φ and its gradients, which are compared
+    tlw = TLW(distance, net_w=net_w, optimizer=lambda p: torch.optim.SGD(p, 0.0), distance_chunk=chunk)
+    torch.manual_seed(4)
+    loss = tlw(net_g(lq), gt, t=0)
+    loss.backward()
+    assert tlw.log["l_w"].item() == pytest.approx(expected[0], rel=1e-5)
+    assert loss.item() == pytest.approx(expected[1], rel=1e-5)
+    for theirs, ours in zip(nets[0], nets[1], strict=True):
+        for (name, a), b in zip(theirs.named_parameters(), ours.parameters(), strict=True):
+            difference = (a.grad - b.grad).norm() / a.grad.norm().clamp_min(1e-12)
+            assert difference < 1e-4 or name in WITHOUT_EFFECT, (name, difference)
+            if name.endswith("weight"):
+                assert difference < 2e-5, (name, difference)
+
+
+def test_features_of_gt_are_computed_once_an_iteration(pair):
+    distance = CountingDistance("squeeze", weights="random")
+    tlw = make_tlw(distance)
+    tlw(*pair)
+    n = len(pair[1])
+    assert distance.passes == n * (1 + 2 + 2 * 3)  # x; x_w and x_{1-w} of the E step and of each of S samples
+    with torch.no_grad():  # a new x in the same memory has features of its own
+        pair[1].copy_(pair[1].flip(-1))
+    expected = make_tlw(CountingDistance("squeeze", weights="random"))
+    expected.load_state_dict(tlw.state_dict())
+    losses = []
+    for each in (tlw, expected):
+        torch.manual_seed(0)
+        losses.append(each(*pair).item())
+    assert losses[0] == losses[1]
+
+
+def test_the_halves_make_the_whole(pair):
+    whole, halves = make_tlw(), make_tlw()
+    torch.manual_seed(3)
+    loss = whole(*pair, t=2)
+    torch.manual_seed(3)
+    l_w = halves.e_step(*pair, t=2)
+    assert torch.equal(halves.m_loss(*pair, t=2), loss)
+    assert torch.equal(l_w, whole.log["l_w"]) and are_same(halves.net_w, copy_numbers(whole.net_w))
+
+
+def test_without_t_the_calls_are_counted(pair):
+    tlw = make_tlw(k_decay=2)
+    for t in range(3):
+        tlw(*pair)
+        assert tlw.log["w"].mean().item() == pytest.approx(k_schedule(t, k_decay=2), abs=1e-5)
+
+
+def test_frames_of_a_video_are_samples(pair):
+    folded, videos = make_tlw(), make_tlw()
+    losses = []
+    for tlw, images in ((folded, pair), (videos, [image[None] for image in pair])):
+        torch.manual_seed(2)
+        losses.append(tlw(*images))
+    assert torch.equal(*losses) and torch.equal(folded.log["w"], videos.log["w"])
+
+
+def test_weights_learn_to_raise_the_criterion(pair):
+    """At one x̂ WC rises well above that of the constant map, whose gain is 1 for any k."""
+    sr, gt = pair
+    tlw = make_tlw(num_feat=8, optimizer=lambda p: torch.optim.Adam(p, 1e-2), k_start=0.5, k_end=0.5)
+    gains = []
+    for _ in range(80):
+        tlw(sr, gt)
+        summary = tlw.summarize()
+        gains.append(summary["wc_gain"].item())
+        assert summary["wc"].item() == pytest.approx(math.exp(-tlw.log["l_w"].item()), rel=1e-5)
+    assert sum(gains[:5]) / 5 < 1.3
+    assert sum(gains[-5:]) / 5 > 2
+
+
+def test_the_gain_of_constant_weights_is_one_at_every_k(pair):
+    for k in (0.3, 0.85):
+        tlw = make_tlw(k_start=k, k_end=k, optimizer=lambda p: torch.optim.SGD(p, 0.0))
+        nn.init.zeros_(tlw.net_w.conv[-1].weight)
+        tlw(*pair)
+        summary = tlw.summarize()
+        assert summary["wc_gain"].item() == pytest.approx(1, abs=1e-4)
+        assert summary["w_std"] < 1e-5 and summary["w_mean"].item() == pytest.approx(k, abs=1e-5)
+        assert (summary["wc"] > 1) == (k > 0.5)  # which says nothing of what was learned
+
+
+# ------------------------------------------------------------------------------------------------- what makes it cheaper
+
+
+def test_weight_interval_counts_calls(pair):
+    tlw, stepped = make_tlw(weight_interval=3), []
+    for _ in range(7):
+        before = copy_numbers(tlw.net_w.conv[0])
+        tlw(*pair)
+        stepped.append(not are_same(tlw.net_w.conv[0], before))
+    assert stepped == [True, False, False, True, False, False, True]
+
+
+@pytest.mark.parametrize("options", [{"weight_batch": 2}, {"weight_crop": 24}, {"weight_batch": 1, "weight_crop": 20}])
+def test_an_e_step_on_a_part_sees_the_same_places_of_both_images(options):
+    sr, gt = real_pairs()
+    distance = CountingDistance("squeeze", weights="random")
+    distance.features(gt[:1, :, :32, :32])
+    distance.passes = 0
+    tlw = make_tlw(SSIMDistance(5), importance=False, **options)
+    seen = []
+    tlw.net_w.register_forward_pre_hook(lambda _, args: seen.append(args))
+    tlw(sr, gt, t=0)
+    (part_sr, part_gt, _), (whole_sr, _, _) = seen
+    side = options.get("weight_crop", 64)
+    assert part_gt.shape == (options.get("weight_batch", 5), 3, side, side) and whole_sr.shape == sr.shape
+    # every part lies at one place of one photograph, of x̂ and of x
+    for a, b in zip(part_sr, part_gt, strict=True):
+        places = [
+            (n, y, x)
+            for n in range(5)
+            for y in range(64 - side + 1)
+            for x in range(64 - side + 1)
+            if torch.equal(gt[n, :, y : y + side, x : x + side], b)
+        ]
+        ((n, y, x),) = places
+        assert torch.equal(sr[n, :, y : y + side, x : x + side], a)
+
+
+def test_parts_are_drawn_anew_and_a_whole_draws_nothing():
+    sr, gt = real_pairs()
+    seen = set()
+    for seed in range(12):
+        tlw = make_tlw(weight_batch=1, weight_crop=32, importance=False)
+        tlw.net_w.register_forward_pre_hook(lambda _, args: seen.add(args[1].sum().item()))
+        torch.manual_seed(seed)
+        tlw.e_step(sr, gt, 0)
+    assert len(seen) > 8
+    losses = []
+    for options in ({}, {"weight_batch": 5, "weight_crop": 64}, {"weight_batch": 99, "weight_crop": 99}):
+        tlw = make_tlw(**options)
+        torch.manual_seed(1)
+        losses.append(tlw(sr, gt, 0).item())
+    assert losses[0] == losses[1] == losses[2]
+
+
+def test_without_importance_the_m_step_needs_no_distance(pair):
+    class Unused(nn.Module):
+        def forward(self, a, b):
+            raise AssertionError("called")
+
+    assert torch.isfinite(make_tlw(Unused(), importance=False).m_loss(*pair))
+
+
+@pytest.mark.parametrize("base", ["l1", "mse"])
+def test_without_importance_the_gradient_keeps_its_direction(base):
+    """Cosine of at least 0.999 over photographs, for the same noise; other noise changes it far more."""
+    sr, gt = real_pairs()
+    distance = LPIPSDistance("vgg", weights="random")
+    w = fixed_sum(nn.functional.avg_pool2d((sr - gt).abs(), 5, 1, 2).clamp(0, 1), 0.5)
+
+    class Fixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.unused = nn.Parameter(torch.zeros(1))
+
+        def forward(self, *_):
+            return w
+
+    def gradient(importance, seed):
+        tlw = TLW(distance, net_w=Fixed(), importance=importance, base=base)
+        torch.manual_seed(seed)
+        leaf = sr.clone().requires_grad_()
+        tlw.m_loss(leaf, gt).backward()
+        return leaf.grad.flatten()
+
+    exact = gradient(True, 1)
+    cosine = nn.functional.cosine_similarity
+    assert cosine(exact, gradient(False, 1), dim=0) >= 0.999
+    assert cosine(exact, gradient(True, 2), dim=0) < 0.99
+
+
+def test_presets_are_their_arguments_and_changes_go_before_them():
+    distance = SSIMDistance(5)
+    for name, values in PRESETS.items():
+        tlw = TLW.from_preset(name, distance)
+        assert all(getattr(tlw, key) == value for key, value in values.items())
+    assert TLW.from_preset("fast", distance, importance=True).importance
+    economy = TLW.from_preset("economy", distance)
+    assert economy.net_w.conv[0].out_channels == 16 and economy.optimizer.param_groups[0]["lr"] == 3e-4
+    assert TLW.from_preset("economy", distance, net_w=TLWWeightNet(num_feat=4)).net_w.conv[0].out_channels == 4
+    with pytest.raises(ValueError, match="exact, fast, economy, paper"):
+        TLW.from_preset("cheap", distance)
+
+
+# ------------------------------------------------------------------------------------------------- controls
+
+
+@pytest.mark.parametrize("base", ["l1", "mse"])
+def test_controls_are_the_equations_without_a_distance(pair, base, monkeypatch):
+    monkeypatch.setattr(LPIPSDistance, "__init__", lambda *_: pytest.fail("a control built a distance"))
+    sr, gt = pair[0].clone().requires_grad_(), pair[1]
+    k = k_schedule(40)
+    random = TLW(base=base, weights="random", num_samples=4, loss_weight=2.0)
+    torch.manual_seed(1)
+    value = random(sr, gt, t=40)
+    torch.manual_seed(1)
+    expected = 2 * marginal_pixel_loss(None, sr, gt, sample_weights(torch.full_like(gt, k), 4), base)
+    assert value.item() == expected.item()
+    error = TLW(base=base, weights="error")
+    value = error(sr, gt, t=40)
+    assert value.item() == weighted_pixel_loss(sr, gt, error_weights(sr, gt, k), base).item()
+    value.backward()
+    assert torch.isfinite(sr.grad).all() and sr.grad.abs().sum() > 0
+    for tlw in (random, error):
+        assert tlw.distance is None and tlw.net_w is None and not list(tlw.parameters())
+        assert set(tlw.summarize()) == {"w_mean", "w_std"}
+        with pytest.raises(ValueError, match="no E step"):
+            tlw.e_step(sr, gt)
+
+
+# ------------------------------------------------------------------------------------------------- a module like others
+
+
+def test_a_state_in_the_middle_of_a_run_goes_on_with_the_same_bits(pair):
+    whole, cut = make_tlw(weight_interval=2), make_tlw(weight_interval=2)
+    _, losses = train_by_hand(whole, 6, pair)
+    torch.manual_seed(0)
+    half, first = train_by_hand(cut, 3, pair)
+    file = io.BytesIO()
+    torch.save(cut.state_dict(), file)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    assert not any("trunk" in name or "distance" in name for name in state)
+    resumed = make_tlw(weight_interval=2)
+    resumed.load_state_dict(state)
+    assert resumed.calls == 3 and resumed.last_e_step == 2
+    torch.manual_seed(0)
+    ends = []
+    for each, network in ((cut, copy.deepcopy(half)), (resumed, copy.deepcopy(half))):
+        _, more = train_by_hand(each, 3, pair, network, first=3)
+        ends.append((more, copy_numbers(each.net_w)))
+    assert ends[0][0] == ends[1][0] and all(map(torch.equal, ends[0][1], ends[1][1]))
+    assert first == losses[:3]
+
+
+def test_copies_and_pickles_train_on_alike_and_apart(pair):
+    tlw = make_tlw()
+    train_by_hand(tlw, 2, pair)
+    tlw.e_step(*pair)  # what it holds for the M step is no part of a copy
+    others = [copy.deepcopy(tlw), pickle.loads(pickle.dumps(tlw))]
+    ends = []
+    for each in (tlw, *others):
+        train_by_hand(each, 2, pair, Net())
+        ends.append(copy_numbers(each.net_w))
+        assert {id(p) for p in each.net_w.parameters()} == {id(p) for p in each.optimizer.param_groups[0]["params"]}
+    assert all(torch.equal(a, b) and a is not b for end in ends[1:] for a, b in zip(ends[0], end, strict=True))
+
+
+def test_to_takes_everything_along(pair):
+    tlw = make_tlw(LPIPSDistance("squeeze", weights="random"))
+    tlw(*pair)
+    tlw.to(torch.float64)
+    moments = [v for state in tlw.optimizer.state.values() for name, v in state.items() if name != "step"]
+    assert moments and all(t.dtype == torch.float64 for t in [*tlw.parameters(), *tlw.distance.parameters(), *moments])
+    tlw(*(image.double() for image in pair))
+
+
+def test_in_a_larger_module_it_saves_and_loads_with_it(pair):
+    class Task(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.tlw = Net(), make_tlw(LPIPSDistance("squeeze", weights="random"))
+
+    task, other = Task(), Task()
+    task.tlw(*pair)
+    other.load_state_dict(task.state_dict())
+    assert other.tlw.calls == 1 and are_same(other.tlw.net_w, copy_numbers(task.tlw.net_w))
+    assert sum(p.numel() for p in task.tlw.parameters()) == sum(p.numel() for p in task.tlw.net_w.parameters())
+
+
+def test_in_eval_mode_nothing_learns(pair):
+    tlw = make_tlw().eval()
+    before = copy_numbers(tlw.net_w)
+    assert torch.isfinite(tlw(*pair)) and tlw.calls == 0
+    assert are_same(tlw.net_w, before)
+
+
+def test_looking_at_weights_changes_nothing(pair):
+    tlw = make_tlw()
+    tlw(*pair)
+    before, state = copy_numbers(tlw.net_w), torch.get_rng_state()
+    w = tlw.weights(*pair, t=0)
+    assert w.shape == pair[0].shape and w.mean().item() == pytest.approx(0.3, abs=1e-5)
+    tlw.summarize()
+    assert are_same(tlw.net_w, before) and torch.equal(state, torch.get_rng_state())
+    assert tlw.net_w.training and tlw.net_w.conv[1].training
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("own", [True, False])
+def test_under_autocast_it_trains_nearly_as_without(pair, dtype, own):
+    if own and dtype == torch.float16:
+        pytest.skip("use_amp takes bf16 alone")
+    plain, low = make_tlw(), make_tlw(use_amp="bf16" if own else False)
+    _, expected = train_by_hand(plain, 4, pair)
+    with torch.autocast("cpu", dtype, enabled=not own):
+        _, losses = train_by_hand(low, 4, pair)
+    assert losses == pytest.approx(expected, rel=0.05)
+    assert all(p.grad.isfinite().all() and p.grad.abs().sum() > 0 for p in low.net_w.parameters())
+    assert low.log["w"].mean().item() == pytest.approx(k_schedule(3), abs=1e-5)  # FixedSum stays in float32
+
+
+def test_under_a_cached_autocast_the_m_step_sees_the_new_weights(pair):
+    tlw = make_tlw(optimizer=lambda p: torch.optim.Adam(p, 0.1))
+    with torch.autocast("cpu", torch.bfloat16):
+        tlw(*pair, t=0)
+        used = tlw.log["w"]
+    fresh = make_tlw()
+    fresh.net_w.load_state_dict(tlw.net_w.state_dict())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(fresh.net_w(*pair, 0.3), used)
+
+
+def test_wrong_images_and_arguments_are_named(pair):
+    sr, gt = pair
+    tlw = make_tlw()
+    for wrong, message in (
+        ((2 * sr - 1, 2 * gt - 1), r"gt must be an image in \[0, 1\]"),
+        ((sr, 255 * gt), r"in \[0, 1\], got values from 0 to 250"),
+        ((sr[..., :-1], gt), r"\(2, 3, 48, 47\) and \(2, 3, 48, 48\)"),
+        ((sr[0], gt[0]), r"must both be \(N, C, H, W\) or \(N, T, C, H, W\), got \(3, 48, 48\)"),
+    ):
+        for call in (tlw, tlw.e_step, tlw.m_loss):
+            with pytest.raises(ValueError, match=message):
+                call(*wrong)
+    for options, message in (
+        ({"base": "l2"}, "base: expected one of l1, mse"),
+        ({"num_samples": 0}, "num_samples: expected a whole number of at least 1"),
+        ({"k_start": 1.0}, r"k_start: expected a number in \(0, 1\)"),
+        ({"weight_interval": 0}, "weight_interval"),
+        ({"weight_crop": 1.5}, "weight_crop"),
+        ({"use_amp": "fp16"}, "use_amp"),
+        ({"distance": "lpips"}, "distance: expected a module"),
+        ({"weights": "errors"}, "weights: expected one of learned, random, error"),
+        ({"weights": "error", "distance": SSIMDistance()}, "not used with weights='error'"),
+        ({"weights": "random", "stochastic": False}, "stochastic must be True"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            TLW(**{"distance": None if "weights" in options else SSIMDistance(), **options})
+
+
+def test_a_yamls_loss_makes_the_object_and_names_what_is_wrong():
+    loss = TLWLoss({"type": "SSIMDistance", "kernel_size": 5}, base="mse", num_samples=2)
+    tlw = loss.make_tlw(net_w=TLWWeightNet(num_feat=4), weight_interval=2)
+    assert (tlw.base, tlw.num_samples, tlw.weight_interval, tlw.distance.kernel_size) == ("mse", 2, 2, 5)
+    for options, message in (
+        ({"weights": "errors"}, "learned, random, error"),
+        ({"weights": "error", "distance": {"type": "SSIMDistance"}}, "distance is not used"),
+        ({"weights": "random", "stochastic": False}, "stochastic must be"),
+        ({"distance": "lpips"}, "distance must be options such as .*, got 'lpips'"),
+        ({"distance": {}}, "distance.type: missing"),
+    ):
+        with pytest.raises(UserError, match=message):
+            TLWLoss(**options)
+    with pytest.raises(UserError, match="model_type: TLWModel"):
+        loss(torch.rand(1, 3, 8, 8), torch.rand(1, 3, 8, 8))
+
+
+def test_any_module_that_gives_one_value_per_sample_is_a_distance(pair):
+    class Mean(nn.Module):
+        def forward(self, a, b):
+            return (a - b).abs().flatten(1).mean(1)
+
+    assert torch.isfinite(make_tlw(Mean())(*pair))
+
+
+# ------------------------------------------------------------------------------------------------- with BasicSR, with others
+
+
+@pytest.mark.parametrize("preset", ["exact", "fast"])
+def test_ten_iterations_of_the_model_are_the_objects(photographs, tmp_path, pair, preset):
+    """Bit for bit: TLWModel adds nothing to the object but BasicSR."""
+    from tests.models.test_tlw_model import batch, built
+
+    model = built(photographs, tmp_path, train__tlw__preset=preset, train__tlw__k_unit="iter", train__ema_decay=0)
+    data = batch(pair)
+    net_g, net_w = copy.deepcopy(model.net_g), copy.deepcopy(model.net_w)
+    tlw = TLW.from_preset(
+        preset,
+        SSIMDistance(5),
+        net_w=net_w,
+        optimizer=lambda p: torch.optim.Adam(p, tiny_options(photographs)["train"]["optim_w"]["lr"]),
+        k_decay=4,
+    )
+    adam = torch.optim.Adam(net_g.parameters(), 1e-3)
+    for i in range(10):
+        torch.manual_seed(i)
+        model.feed_data(data)
+        model.optimize_parameters(i + 1)
+        torch.manual_seed(i)
+        loss = tlw(net_g(data["lq"]), data["gt"])
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        assert loss.item() == model.get_current_log()["l_pix"]
+    assert are_same(model.net_g, copy_numbers(net_g)) and are_same(model.net_w, copy_numbers(net_w))
+
+
+TWO_PROCESSES = """
+import sys, torch, torch.distributed as dist
+from torch import nn
+import tlw_basicsr
+from tlw_basicsr import TLW, SSIMDistance, TLWWeightNet
+
+torch.set_num_threads(1)
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+torch.manual_seed(rank)  # other start values, other noise
+tlw = TLW(SSIMDistance(5), net_w=TLWWeightNet(num_feat=4), weight_batch=1, weight_crop=16)
+net = nn.parallel.DistributedDataParallel(nn.Conv2d(3, 3, 3, padding=1))
+adam = torch.optim.Adam(net.parameters(), 1e-3)
+gt = torch.rand(2, 3, 24, 24)
+for step in range(5):
+    loss = tlw(net(nn.functional.avg_pool2d(gt, 3, 1, 1)), gt)
+    adam.zero_grad(); loss.backward(); adam.step()
+torch.save([p.detach() for p in [*tlw.net_w.parameters(), *net.parameters()]] + [tlw.log["l_w"]], f"{rank}.pth")
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+
+def test_two_processes_of_a_plain_loop_have_the_same_phi(tmp_path):
+    (tmp_path / "loop.py").write_text(TWO_PROCESSES)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "loop.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in (0, 1))
+    assert all(torch.equal(a, b) for a, b in zip(first[:-1], second[:-1], strict=True))
+    assert first[-1] != second[-1]  # each on its own images
+
+
+EXAMPLES = {"own_loop.py": None, "lightning.py": "lightning", "accelerate_loop.py": "accelerate"}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_examples_run(tmp_path, name):
+    if EXAMPLES[name]:
+        pytest.importorskip(EXAMPLES[name])
+    command = [sys.executable, str(ROOT / "examples" / name), "--steps", "6", "--distance", "ssim"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    losses = [float(line.split("loss ")[1].split()[0]) for line in done.stdout.splitlines() if "loss " in line]
+    assert losses and all(map(math.isfinite, losses)), done.stdout

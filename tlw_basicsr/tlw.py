@@ -1,0 +1,383 @@
+"""Trainable Loss Weights for any training loop: one object, to be read beside ``functional.py``."""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+
+from tlw_basicsr.archs.tlw_weight_net_arch import TLWWeightNet
+from tlw_basicsr.errors import short
+from tlw_basicsr.functional import (
+    EPS_DISTANCE,
+    error_weights,
+    k_schedule,
+    marginal_pixel_loss,
+    sample_weights,
+    weight_criterion_loss,
+    weighted_pixel_loss,
+)
+from tlw_basicsr.kinds import FRACTION, POSITIVE, describe_parameters, one_of, or_none, whole
+from tlw_basicsr.losses.distance_loss import CachedDistanceTo, LPIPSDistance
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "exact": {},
+    "fast": {"importance": False, "weight_interval": 2},
+    "economy": {"importance": False, "weight_interval": 8, "weight_batch": 1, "weight_crop": 96},
+    "paper": {"k_start": 0.3, "k_end": 0.9, "k_decay": 100.0, "importance": True, "weight_interval": 1},
+}
+"""Arguments of :class:`TLW` by name: ``exact``, the published mathematics; ``fast`` and ``economy``, cheaper E steps;
+``paper``, all values of the published runs, which stays so if the defaults change."""
+
+ECONOMY_NET_W = {"num_feat": 16}
+"""Of ``preset: economy``: options of the weighting network and, below, of its Adam."""
+ECONOMY_OPTIM_W = {"lr": 3e-4, "betas": (0.5, 0.999)}
+NEARLY_CONSTANT = 0.01  # standard deviation of weights that tell pixels hardly apart
+
+# what stands in a YAML's pixel_opt too
+Base = Annotated[Literal["l1", "mse"], "ℓ of a pixel; `mse` is the paper's l2"]
+Weights = Annotated[Literal["learned", "random", "error"], "by the weighting network, or a control without learning"]
+Stochastic = Annotated[bool, "relaxed Bernoulli samples of the weights, the variant of the paper's tables; or the map"]
+NumSamples = Annotated[int, whole(1, 1000), "samples in one M step"]
+LossWeight = Annotated[float, "factor of the loss of the SR network"]
+
+MakeOptimizer = Callable[[Iterator[nn.Parameter]], Optimizer]
+
+
+def make_adam(parameters: Iterator[nn.Parameter], lr: float = 1e-4, betas: tuple[float, float] = (0.5, 0.999)) -> Adam:
+    """The published optimiser of the weighting network."""
+    return Adam(parameters, lr, betas)
+
+
+class TLW(nn.Module):
+    r"""Trainable Loss Weights (TLW, arXiv:2301.10575): a pixel loss whose weights a small network g_φ learns.
+
+    A call is one iteration of expectation-maximisation on x̂ = ``sr`` and x = ``gt``:
+
+    - E step, where one is due: an optimiser step on φ with L_φ, :func:`tlw_basicsr.weight_criterion_loss`, x̂ detached;
+    - M step: fresh weights w = g_φ(x, x̂) without gradient, and L_θ of :func:`tlw_basicsr.marginal_pixel_loss`
+      (stochastic) or :func:`tlw_basicsr.weighted_pixel_loss`, which is returned for the caller to minimise over θ.
+
+    ::
+
+        tlw = TLW(LPIPSDistance("vgg")).to(device)
+        for epoch in range(100):
+            for lq, gt in loader:
+                loss = tlw(net(lq), gt, t=epoch)
+                optimizer.zero_grad(); loss.backward(); optimizer.step()
+
+    Images are (N, C, H, W), or (N, T, C, H, W) of a video, whose frames count as samples; x is in [0, 1].
+    ``state_dict()`` holds φ, its optimiser, the number of calls and of the last E step; D is not in it. In eval mode
+    there is no E step. With torch.distributed the gradients of φ are averaged over the processes, and its start values
+    are the first one's.
+
+    Args:
+        distance: D, a module ``distance(a, b)`` on images in [0, 1] with one value per sample, which depends on that
+            sample alone. None for the paper's, ``LPIPSDistance("vgg")``. The controls have none.
+        base: ℓ of a pixel, see :func:`tlw_basicsr.functional.pixel_error`.
+        weights: ``'learned'``, or a control without learning at about the price of ℓ alone: ``'random'`` samples the
+            constant map k, ``'error'`` takes :func:`tlw_basicsr.error_weights` as they are.
+        stochastic: relaxed Bernoulli samples of the weights, the variant of the paper's tables; else the map itself.
+        num_samples: S, samples in an M step.
+        loss_weight: factor of L_θ.
+        net_w: g_φ, a module ``net_w(sr, gt, k)``; None for ``TLWWeightNet()``.
+        optimizer: makes φ's optimiser of its parameters; None for Adam 1e-4, betas (0.5, 0.999).
+        k_start, k_end, k_decay: k, the mean of the weights, at t: :func:`tlw_basicsr.k_schedule`.
+        importance: with the ratios r_s in L_θ; without them, r_s = 1, the M step needs no D.
+        weight_interval: calls from one E step to the next.
+        weight_batch: samples of the batch in an E step, drawn anew each time; all if None.
+        weight_crop: side of the square of x and x̂ in an E step, at a place drawn anew each time; all if None.
+        distance_chunk: samples that go through D at a time, all if None: less memory for more time.
+        use_amp: ``'bf16'`` runs D, and on a GPU g_φ, under autocast; FixedSum and the losses stay in float32.
+
+    Raises:
+        ValueError: an argument is not what is accepted, or does not go with another.
+    """
+
+    def __init__(
+        self,
+        distance: nn.Module | None = None,
+        *,
+        base: Base = "l1",
+        weights: Weights = "learned",
+        stochastic: Stochastic = True,
+        num_samples: NumSamples = 3,
+        loss_weight: LossWeight = 1.0,
+        net_w: nn.Module | None = None,
+        optimizer: MakeOptimizer | None = None,
+        k_start: Annotated[float, FRACTION, "mean of the weights at t = 0"] = 0.3,
+        k_end: Annotated[float, FRACTION, "mean of the weights in the end"] = 0.9,
+        k_decay: Annotated[float, POSITIVE, "t after which 63% of the way from `k_start` to `k_end` is done"] = 100.0,
+        importance: Annotated[bool, "with the ratios r_s in the M step, which needs D for them"] = True,
+        weight_interval: Annotated[int, whole(1), "iterations from one E step to the next"] = 1,
+        weight_batch: Annotated[int | None, or_none(whole(1)), "samples of a batch in an E step; ~ for all"] = None,
+        weight_crop: Annotated[int | None, or_none(whole(1)), "side of a random crop in an E step; ~ for all"] = None,
+        distance_chunk: Annotated[int | None, or_none(whole(1)), "samples that go through D at a time"] = None,
+        use_amp: Annotated[str | bool, one_of(False, "bf16"), "autocast of D and the weighting network"] = False,
+    ) -> None:
+        super().__init__()
+        given = locals()
+        for name, option in describe_parameters(TLW, without=("distance", "net_w", "optimizer")).items():
+            if not option.kind.accepts(given[name]):
+                raise ValueError(f"TLW: {name}: expected {option.kind.text}, got {short(given[name])}")
+        for name in ("distance", "net_w"):
+            if not isinstance(given[name], nn.Module | None):
+                raise ValueError(f"TLW: {name}: expected a module, such as SSIMDistance(), got {short(given[name])}")
+        learned = weights == "learned"
+        if not learned and (distance or net_w or optimizer):
+            raise ValueError(f"TLW: distance, net_w and optimizer are not used with weights='{weights}'")
+        if weights == "random" and not stochastic:
+            raise ValueError("TLW: stochastic must be True with weights='random', which are sampled")
+        self.base, self.weighting, self.num_samples, self.loss_weight = base, weights, num_samples, loss_weight
+        self.stochastic = stochastic and weights != "error"
+        self.k_start, self.k_end, self.k_decay = k_start, k_end, k_decay
+        self.importance = importance and learned
+        self.weight_interval, self.weight_batch, self.weight_crop = weight_interval, weight_batch, weight_crop
+        self.distance_chunk, self.use_amp = distance_chunk, use_amp
+        self.net_w = (net_w or TLWWeightNet()) if learned else None
+        # in a list, so that it is no part of the module: neither of its parameters nor of its state
+        self._distance = [(distance or LPIPSDistance("vgg")).requires_grad_(False)] if learned else []
+        self.optimizer = (optimizer or make_adam)(self.net_w.parameters()) if self.net_w is not None else None
+        self.calls = 0
+        self.last_e_step: int | None = None
+        self.log: dict[str, Tensor] = {}
+        self._e_sample: tuple[Tensor, Tensor, float, Tensor | None] | None = None
+        self._to_gt: CachedDistanceTo | None = None
+        self._shared = False
+
+    @classmethod
+    def from_preset(cls, preset: str, distance: nn.Module | None = None, **changes: Any) -> "TLW":
+        """The object with the values of a preset of :data:`PRESETS`; ``changes`` go before them.
+
+        ``economy`` also has a smaller weighting network, and a higher learning rate of its Adam.
+        """
+        if preset not in PRESETS:
+            raise ValueError(f"TLW: preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+        if preset == "economy":
+            changes.setdefault("net_w", TLWWeightNet(**ECONOMY_NET_W))
+            changes.setdefault("optimizer", lambda parameters: make_adam(parameters, **ECONOMY_OPTIM_W))
+        return cls(distance, **{**PRESETS[preset], **changes})
+
+    # ------------------------------------------------------------------------------------------------- the iteration
+
+    def forward(self, sr: Tensor, gt: Tensor, t: float | None = None) -> Tensor:
+        """One iteration: the E step on φ where one is due, then ``loss_weight``·L_θ.
+
+        Args:
+            sr: x̂ (N, C, H, W) or (N, T, C, H, W), with gradient.
+            gt: x in [0, 1], of the same shape.
+            t: epoch or iteration from 0, of which k follows; None counts the calls.
+
+        Returns:
+            Scalar.
+
+        Raises:
+            ValueError: other shapes, or x is not in [0, 1].
+        """
+        t = self.calls if t is None else t
+        sr, gt = fold_frames(sr, gt)
+        due = self.last_e_step is None or self.calls - self.last_e_step >= self.weight_interval
+        if self.net_w is not None and self.training and due:
+            self.e_step(sr, gt, t)
+        loss = self.m_loss(sr, gt, t)
+        self.calls += self.training
+        return loss
+
+    def e_step(self, sr: Tensor, gt: Tensor, t: float | None = None) -> Tensor:
+        """One step on φ with L_φ, on ``weight_batch`` samples of ``weight_crop``: L_φ, scalar, detached.
+
+        Arguments and errors as :meth:`forward`.
+        """
+        if self.net_w is None or self.optimizer is None:
+            raise ValueError(f"TLW: with weights='{self.weighting}' there is no E step")
+        self._share_start_values()
+        k = self.k(t)
+        sr, gt = self._draw_part(*fold_frames(sr.detach(), gt))
+        noise = torch.rand((1, *gt.shape), device=gt.device) if self.stochastic else None
+        with self._autocast(gt.device, self.net_w):
+            w = self.net_w(sr, gt, k)
+        l_w = self._criterion_loss(sr, gt, w, noise)
+        self.optimizer.zero_grad()
+        l_w.backward()
+        self._average_gradients()
+        self.optimizer.step()
+        self.last_e_step = self.calls
+        self.log["l_w"] = l_w.detach()
+        self._e_sample = (sr, gt, k, noise)
+        return self.log["l_w"]
+
+    def m_loss(self, sr: Tensor, gt: Tensor, t: float | None = None) -> Tensor:
+        """``loss_weight``·L_θ by fresh weights, which get no gradient: scalar.
+
+        Arguments and errors as :meth:`forward`.
+        """
+        self._share_start_values()
+        sr, gt = fold_frames(sr, gt)
+        with torch.no_grad():
+            w = self.log["w"] = self._map(sr.detach(), gt, self.k(t))
+        if self.stochastic:
+            ws = sample_weights(w, self.num_samples)
+            with self._autocast(gt.device, self.distance):
+                loss = marginal_pixel_loss(self._distance_to(gt) if self.importance else None, sr, gt, ws, self.base)
+        else:
+            loss = weighted_pixel_loss(sr, gt, w, self.base)
+        self._to_gt = None  # its features of x are large
+        return self.loss_weight * loss
+
+    def k(self, t: float | None = None) -> float:
+        """The mean of the weights at ``t``, or at the present call."""
+        return k_schedule(self.calls if t is None else t, self.k_start, self.k_end, self.k_decay)
+
+    # ------------------------------------------------------------------------------------------------- looking
+
+    @torch.no_grad()
+    def weights(self, sr: Tensor, gt: Tensor, t: float | None = None) -> Tensor:
+        """The weights w of images, for looking at: in [0, 1], the folded shape. Batch norm is in eval mode for it."""
+        sr, gt = fold_frames(sr, gt)
+        modes = {} if self.net_w is None else {module: module.training for module in self.net_w.modules()}
+        if self.net_w is not None:
+            self.net_w.eval()
+        try:
+            return self._map(sr, gt, self.k(t))
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+
+    @torch.no_grad()
+    def summarize(self) -> dict[str, Tensor]:
+        """What the last call and the last E step tell: scalars, on the device.
+
+        ``w_mean``, ``w_std`` of the weights; ``l_w`` = L_φ; ``wc`` = exp(-L_φ), the geometric mean of the weight
+        criterion; and ``wc_gain``, how many times that of the constant map k for the same images and noise it is. WC
+        grows with k whatever is learned, the gain does not. It costs two more D, here and nowhere else.
+        """
+        summary = {}
+        if self._e_sample is not None:
+            sr, gt, k, noise = self._e_sample
+            constant = self._criterion_loss(sr, gt, torch.full_like(gt, k), noise)
+            l_w = self.log["l_w"]
+            summary.update(l_w=l_w, wc=(-l_w).exp(), wc_gain=(constant - l_w).exp())
+            self._to_gt = None
+        if "w" in self.log:
+            summary.update(w_mean=self.log["w"].mean(), w_std=self.log["w"].std())
+        return summary
+
+    # ------------------------------------------------------------------------------------------------- parts
+
+    def _map(self, sr: Tensor, gt: Tensor, k: float) -> Tensor:
+        if self.weighting == "random":
+            return torch.full_like(gt, k)
+        if self.weighting == "error":
+            return error_weights(sr, gt, k)
+        assert self.net_w is not None
+        with self._autocast(gt.device, self.net_w):
+            return self.net_w(sr, gt, k)
+
+    def _criterion_loss(self, sr: Tensor, gt: Tensor, w: Tensor, noise: Tensor | None) -> Tensor:
+        eps = 0.0 if noise is None else EPS_DISTANCE
+        w = w if noise is None else sample_weights(w, 1, noise)[0]
+        with self._autocast(gt.device, self.distance):
+            return weight_criterion_loss(self._distance_to(gt), sr, gt, w, eps)
+
+    def _distance_to(self, gt: Tensor) -> CachedDistanceTo:
+        """D(·, x), the same for both steps of an iteration, so that the features of x are computed once."""
+        if self._to_gt is None or not self._to_gt.is_of(gt):
+            self._to_gt = CachedDistanceTo(self._distance[0], gt, self.distance_chunk)
+        return self._to_gt
+
+    def _draw_part(self, sr: Tensor, gt: Tensor) -> tuple[Tensor, Tensor]:
+        """``weight_batch`` samples, and of each the same random square of ``weight_crop``; the whole draws nothing."""
+        if self.weight_batch and self.weight_batch < len(gt):
+            chosen = torch.randperm(len(gt))[: self.weight_batch].to(gt.device)
+            sr, gt = sr[chosen], gt[chosen]
+        side = self.weight_crop
+        if side and (side < gt.shape[-2] or side < gt.shape[-1]):
+            top, left = (int(torch.randint(max(length - side, 0) + 1, ())) for length in gt.shape[-2:])
+            sr, gt = (image[..., top : top + side, left : left + side] for image in (sr, gt))
+        return sr, gt
+
+    @contextmanager
+    def _autocast(self, device: torch.device, part: nn.Module | None) -> Iterator[None]:
+        """Autocast for g_φ or D: ``use_amp``, else that of the caller.
+
+        Its cache is off: it would hand the M step the weights from before the E step. Under fp16 g_φ stays in float32,
+        since its gradients have no room there; D's are scaled.
+        """
+        kind = device.type
+        enabled, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+        if self.use_amp and not (part is self.net_w and kind == "cpu"):  # measured: on CPUs D gains and g_φ loses
+            enabled, dtype = True, torch.bfloat16
+        elif part is self.net_w and dtype == torch.float16:
+            enabled = False
+        with torch.autocast(kind, dtype, enabled=enabled, cache_enabled=False):
+            yield
+
+    # ------------------------------------------------------------------------------------------------- processes
+
+    def _share_start_values(self) -> None:
+        """Once, give every process the φ of the first."""
+        if not self._shared and self.net_w is not None and dist.is_initialized():
+            for tensor in self.net_w.state_dict().values():
+                dist.broadcast(tensor, 0)
+        self._shared = True
+
+    def _average_gradients(self) -> None:
+        if self.net_w is None or not dist.is_initialized():
+            return
+        gradients = [p.grad for p in self.net_w.parameters() if p.grad is not None]
+        joined = torch.cat([g.flatten() for g in gradients]) / dist.get_world_size()
+        dist.all_reduce(joined)
+        for gradient, mean in zip(gradients, joined.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+
+    # ------------------------------------------------------------------------------------------------- states
+
+    @property
+    def distance(self) -> nn.Module | None:
+        """D; None of a control."""
+        return self._distance[0] if self._distance else None
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Beside φ: its optimiser and the position."""
+        optimizer = None if self.optimizer is None else self.optimizer.state_dict()
+        return {"calls": self.calls, "last_e_step": self.last_e_step, "optimizer": optimizer}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Undo :meth:`get_extra_state`."""
+        self.calls, self.last_e_step = state["calls"], state["last_e_step"]
+        if self.optimizer is not None:
+            self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # torch would share its tensors
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TLW":
+        """``.to(device)`` and the like take D and the optimiser's moments along."""
+        super()._apply(fn, recurse)
+        for distance in self._distance:
+            distance._apply(fn)
+        for moments in self.optimizer.state.values() if self.optimizer is not None else ():
+            moments.update({k: fn(v) for k, v in moments.items() if torch.is_tensor(v) and k != "step"})
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_to_gt": None}
+
+    def extra_repr(self) -> str:
+        """The schedules, for ``print(tlw)``."""
+        return (
+            f"base={self.base}, weights={self.weighting}, k={self.k_start}…{self.k_end}, every={self.weight_interval}"
+        )
+
+
+def fold_frames(sr: Tensor, gt: Tensor) -> tuple[Tensor, Tensor]:
+    """Images (N, C, H, W), and the frames of videos (N, T, C, H, W) as samples.
+
+    Raises:
+        ValueError: other shapes.
+    """
+    if sr.shape != gt.shape or sr.ndim not in (4, 5):
+        shapes = f"{tuple(sr.shape)} and {tuple(gt.shape)}"
+        raise ValueError(f"TLW: sr and gt must both be (N, C, H, W) or (N, T, C, H, W), got {shapes}")
+    return (sr, gt) if sr.ndim == 4 else (sr.flatten(0, 1), gt.flatten(0, 1))
