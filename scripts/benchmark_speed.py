@@ -1,35 +1,35 @@
-"""What one TLW iteration costs: ours against plain L1 and against the published call pattern, in one process.
+"""What an iteration costs: TLW against plain L1 and against the published call pattern, interleaved in one process.
 
-The published pattern (arXiv:2301.10575's implementation) is built here from its description: two forwards of the SR
-network, the features of x computed for every distance, 16 passes through VGG-16 with S = 3. Rounds are interleaved.
-VGG's weights are random: they cost the same. Example:
+TLW is the object that trains (``tlw_basicsr.TLW``), by its presets. The published pattern (arXiv:2301.10575's
+implementation) is built here from its description: two forwards of the SR network, the features of x computed for every
+distance, 16 passes through VGG-16 with S = 3. VGG's weights are random: they cost the same. With ``--guard`` BasicSR's
+models are timed instead, SRModel and TLWModel, with and without the guard of their steps. Examples:
 
-  python scripts/benchmark_speed.py --network edsr --batch 4 --patch 192 --rounds 3
+  python scripts/benchmark_speed.py --network edsr --batch 4 --patch 192 --rounds 5
+  python scripts/benchmark_speed.py --network rrdb --batch 2 --patch 128 --kinds l1 economy
+  python scripts/benchmark_speed.py --guard --rounds 20
 """
 
 import argparse
 import json
 import platform
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
+from statistics import mean, median, quantiles
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import tlw_basicsr  # noqa: I001, F401  comes first, see its compat.py
 import torch
+from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from basicsr.utils.registry import ARCH_REGISTRY
+import tlw_basicsr  # noqa: F401  comes first, see its compat.py
+from tlw_basicsr import TLW, LPIPSDistance, TLWWeightNet
 from tlw_basicsr.errors import UserError, run
-from tlw_basicsr.functional import mix, relaxed_bernoulli
-from tlw_basicsr.losses.distance_loss import LPIPSDistance
-from tlw_basicsr.losses.tlw_loss import TLWLoss
+from tlw_basicsr.functional import relaxed_bernoulli
+from tlw_basicsr.models import build_model
 
 SAMPLES = 3
 NETWORKS = {
@@ -37,48 +37,64 @@ NETWORKS = {
     "rrdb": {"type": "RRDBNet", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 64, "num_block": 23, "scale": 4},
     "rcan": {"type": "RCAN", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 64, "num_group": 10, "num_block": 20,
              "upscale": 4},
+    "hat": {"type": "TLWHAT", "embed_dim": 96, "depths": [6] * 4, "num_heads": [6] * 4, "window_size": 7,
+            "compress_ratio": 3, "squeeze_factor": 30, "conv_scale": 0.01, "overlap_ratio": 0, "mlp_ratio": 4,
+            "upscale": 4},
 }  # fmt: skip
+PRESETS = ("exact", "fast", "economy")
+Work = Callable[[], None]
 
 
-def build_sr(name: str) -> nn.Module:
-    """The SR network ×4."""
-    if name == "hat":
-        try:
-            from spandrel.architectures.HAT import HAT
-        except ImportError:
-            raise UserError("--network hat: needs spandrel; pip install spandrel") from None
-        return HAT(
-            upscale=4, embed_dim=96, depths=(6,) * 4, num_heads=(6,) * 4, window_size=7, compress_ratio=3,
-            squeeze_factor=30, conv_scale=0.01, overlap_ratio=0, mlp_ratio=4, upsampler="pixelshuffle",
-            resi_connection="1conv", img_range=1.0,
-        )  # fmt: skip
-    options = dict(NETWORKS[name])
-    return ARCH_REGISTRY.get(options.pop("type"))(**options)
+class Kind:
+    """One kind of iteration, of which ``period`` make a round: its E steps are spread over them."""
+
+    def __init__(self, iterate: Work, period: int = 1) -> None:
+        self.iterate, self.period = iterate, period
+        self.seconds: list[float] = []  # of every iteration
+        self.rounds: list[float] = []  # mean of every round
+
+    def round(self, device: torch.device) -> None:
+        """Time one round."""
+        times = [time_call(self.iterate, device) for _ in range(self.period)]
+        self.seconds += times
+        self.rounds.append(mean(times))
+
+    def whole_round(self) -> None:
+        """A round, untimed."""
+        for _ in range(self.period):
+            self.iterate()
+
+    @property
+    def price(self) -> float:
+        """Seconds of an iteration, E steps shared among all: the median over the rounds."""
+        return median(self.rounds)
+
+    @property
+    def slowest(self) -> float:
+        """95th percentile of single iterations."""
+        return quantiles(self.seconds, n=20)[-1] if len(self.seconds) > 1 else self.seconds[0]
 
 
 class Bench:
-    """The networks, a batch, and one iteration of each kind."""
+    """The networks, a batch, and the iterations."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.device, self.bf16 = torch.device(args.device), args.dtype == "bf16"
+        self.device = torch.device(args.device)
         generator = torch.Generator().manual_seed(0)
         self.gt = torch.rand(args.batch, 3, args.patch, args.patch, generator=generator).to(self.device)
         self.lq = nn.functional.interpolate(self.gt, scale_factor=0.25, mode="area")
-        self.net_g = build_sr(args.network).to(self.device)
-        self.net_w = ARCH_REGISTRY.get("TLWWeightNet")().to(self.device)
-        self.distance = LPIPSDistance("vgg", weights="random").to(self.device)
-        if args.channels_last:
-            for net in (self.net_w, self.distance):
-                net.to(memory_format=torch.channels_last)
-        self.loss = TLWLoss(self.distance, num_samples=SAMPLES)
-        self.loss.chunk = args.chunk
+        options = dict(NETWORKS[args.network])
+        self.net_g = ARCH_REGISTRY.get(options.pop("type"))(**options).to(self.device)
         self.optim_g = torch.optim.Adam(self.net_g.parameters(), 1e-4)
+        self.distance = LPIPSDistance("vgg", weights="random").to(self.device)
+        self.net_w = TLWWeightNet().to(self.device)
         self.optim_w = torch.optim.Adam(self.net_w.parameters(), 1e-4)
-        self.calls = 0
-
-    def light(self) -> Any:
-        """Autocast of the distance and the weighting network with ``--dtype bf16``."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False)
+        if args.channels_last:
+            for net in (self.net_w, self.distance, self.net_g):
+                net.to(memory_format=torch.channels_last)
+        self.low = torch.autocast(self.device.type, torch.bfloat16, enabled=args.dtype == "bf16", cache_enabled=False)
+        self.use_amp = "bf16" if args.dtype == "bf16" else False
+        self.chunk = args.chunk
 
     def step_g(self, loss: Tensor) -> None:
         """One step on θ."""
@@ -86,15 +102,20 @@ class Bench:
         loss.backward()
         self.optim_g.step()
 
-    def step_w(self, loss: Tensor) -> None:
-        """One step on φ."""
-        self.optim_w.zero_grad()
-        loss.backward()
-        self.optim_w.step()
+    def forward(self) -> Tensor:
+        """x̂, under autocast with ``--dtype bf16`` on a GPU, as mixed precision trains."""
+        with self.low if self.device.type == "cuda" else torch.autocast("cpu", enabled=False):
+            return self.net_g(self.lq)
 
     def l1(self) -> None:
         """A plain L1 iteration."""
-        self.step_g((self.net_g(self.lq) - self.gt).abs().mean())
+        self.step_g((self.forward() - self.gt).abs().mean())
+
+    def tlw(self, **options: Any) -> Kind:
+        """The iterations of a TLW object."""
+        tlw = TLW.from_preset(distance=self.distance, use_amp=self.use_amp, distance_chunk=self.chunk, **options)
+        tlw.to(self.device)
+        return Kind(lambda: self.step_g(tlw(self.forward(), self.gt, t=0)), tlw.weight_interval)
 
     def published(self) -> None:
         """The published call pattern, fp32."""
@@ -104,51 +125,69 @@ class Bench:
         def distance(a: Tensor) -> Tensor:
             return d((a + 1) / 2, gt)  # the features of x once more
 
+        def mixtures(w: Tensor, sr: Tensor) -> tuple[Tensor, Tensor]:
+            return w * x + (1 - w) * sr, (1 - w) * x + w * sr
+
         with torch.no_grad():
             sr = 2 * self.net_g(self.lq) - 1
-        w = relaxed_bernoulli(self.net_w((sr + 1) / 2, gt))
-        x_w, x_1w = mix(sr, x, w)
-        self.step_w((torch.log(distance(x_w).abs() + 1e-3) - torch.log(distance(x_1w).abs() + 1e-3)).mean())
+        x_w, x_1w = mixtures(relaxed_bernoulli(self.net_w((sr + 1) / 2, gt, 0.3)), sr)
+        self.optim_w.zero_grad()
+        (torch.log(distance(x_w).abs() + 1e-3) - torch.log(distance(x_1w).abs() + 1e-3)).mean().backward()
+        self.optim_w.step()
         sr = 2 * self.net_g(self.lq) - 1
         with torch.no_grad():
-            w = self.net_w((sr + 1) / 2, gt)
-        above = below = 0
+            w = self.net_w((sr + 1) / 2, gt, 0.3)
+        above = below = torch.zeros(())
         for _ in range(SAMPLES):
             with torch.no_grad():
                 ws = relaxed_bernoulli(w)
-                x_w, x_1w = mix(sr, x, ws)
+                x_w, x_1w = mixtures(ws, sr)
                 r = distance(x_1w) / (distance(x_w).abs() + 1e-3)
             e = (ws * (sr - x).abs()).mean((1, 2, 3))
             above, below = above + r * torch.exp(-e), below + r
         self.step_g(-torch.log(above / below).mean())
 
-    def tlw(self, importance: bool, interval: int) -> None:
-        """An iteration as TLWModel runs it."""
-        self.loss.importance = importance
-        sr = self.net_g(self.lq)
-        fixed = sr.detach()
-        with self.light():
-            distance = self.loss.distance_to(self.gt)
-            if self.calls % interval == 0:
-                self.step_w(self.loss.weight_loss(fixed, self.gt, self.net_w(fixed, self.gt), distance))
-            with torch.no_grad():
-                w = self.net_w(fixed, self.gt)
-            loss = self.loss(sr, self.gt, w, distance)
-        self.step_g(loss)
-        self.calls += 1
+    def kinds(self, names: list[str]) -> dict[str, Kind]:
+        """The iterations of these names."""
+        made = {"l1": lambda: Kind(self.l1, 4), "published": lambda: Kind(self.published)}
+        made |= {"error": lambda: Kind(self.control("error")), "random": lambda: Kind(self.control("random"))}
+        return {name: made[name]() if name in made else self.tlw(preset=name) for name in names}
 
-    def exact(self) -> None:
-        """``preset: exact``."""
-        self.tlw(True, 1)
-
-    def fast(self) -> None:
-        """``preset: fast``: two iterations, of which one has an E step; the time is halved by the caller."""
-        self.calls = 0
-        self.tlw(False, 2)
-        self.tlw(False, 2)
+    def control(self, weights: Any) -> Work:
+        """An iteration of a control without learning."""
+        tlw = TLW(weights=weights)
+        return lambda: self.step_g(tlw(self.forward(), self.gt, t=0))
 
 
-def timed(work: Callable[[], None], device: torch.device) -> float:
+def build_models(args: argparse.Namespace) -> dict[str, Kind]:
+    """BasicSR's SRModel and TLWModel, with and without the guard."""
+    batch = Bench(args)
+    kinds = {}
+    for name, guard in (("SRModel", True), ("SRModel", False), ("TLWModel", True), ("TLWModel", False)):
+        train: dict[str, Any] = {
+            "guard": guard, "ema_decay": 0.999, "total_iter": 10**6, "optim_g": {"type": "Adam", "lr": 1e-4},
+            "scheduler": {"type": "MultiStepLR", "milestones": []}, "pixel_opt": {"type": "L1Loss"},
+        }  # fmt: skip
+        if name == "TLWModel":
+            train["tlw"] = {"preset": "economy", "k_unit": "iter"}
+            train["pixel_opt"] = {"type": "TLWLoss", "distance": {"type": "LPIPSDistance", "weights": "random"}}
+        network = dict(NETWORKS[args.network])
+        model = build_model({
+            "name": "benchmark", "model_type": name, "scale": 4, "num_gpu": int(args.device == "cuda"),
+            "is_train": True, "dist": False, "rank": 0, "world_size": 1, "path": {}, "datasets": {},
+            "network_g": network, "train": train,
+        })  # fmt: skip
+        counter = iter(range(1, 10**9))
+
+        def iterate(model: Any = model, counter: Any = counter) -> None:
+            model.feed_data({"lq": batch.lq, "gt": batch.gt})
+            model.optimize_parameters(next(counter))
+
+        kinds[f"{name}{'' if guard else ', guard: false'}"] = Kind(iterate, 8 if name == "TLWModel" else 4)
+    return kinds
+
+
+def time_call(work: Work, device: torch.device) -> float:
     """Seconds of one call."""
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -159,8 +198,8 @@ def timed(work: Callable[[], None], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def peak_memory(work: Callable[[], None], device: torch.device) -> float:
-    """MiB of tensors that one call holds at its peak beyond those before it."""
+def measure_memory(work: Work, device: torch.device) -> float:
+    """MiB of tensors that a round holds at its peak beyond those before it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -169,114 +208,88 @@ def peak_memory(work: Callable[[], None], device: torch.device) -> float:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         work()
     held = peak = 0
-    for event in profile.profiler.kineto_results.events():
+    for event in profile.profiler.kineto_results.events():  # type: ignore[union-attr]
         if event.name() == "[memory]":
             held += event.nbytes()
             peak = max(peak, held)
     return peak / 2**20
 
 
-def flops(work: Callable[[], None]) -> float:
-    """Floating-point operations of one call, in units of 10⁹."""
+def count_operations(work: Work) -> float:
+    """Floating-point operations of a round, in units of 10⁹."""
     with FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops() / 1e9
 
 
-def parts(bench: Bench) -> dict[str, Callable[[], None]]:
-    """The parts of an exact iteration."""
-    with torch.no_grad():
-        sr = bench.net_g(bench.lq)
-        w = bench.net_w(sr, bench.gt)
-    x = 2 * bench.gt - 1
-
-    def weights() -> None:
-        with bench.light():
-            bench.step_w(bench.net_w(sr, bench.gt).square().mean())
-            with torch.no_grad():
-                bench.net_w(sr, bench.gt)
-
-    def distances() -> None:
-        with bench.light():
-            d = bench.loss.distance_to(bench.gt)
-            mixture = mix(2 * sr - 1, x, w.clone().requires_grad_())
-            (d(mixture[0], x) - d(mixture[1], x)).mean().backward()
-            with torch.no_grad():
-                for _ in range(2 * SAMPLES):
-                    d(x, x)
-
-    return {"SR network": bench.l1, "weighting network": weights, "distance": distances}
-
-
-def vgg_speed(bench: Bench) -> float:
+def measure_vgg(bench: Bench) -> float:
     """10⁹ operations a second of VGG-16's forward alone."""
 
     @torch.no_grad()
     def forward() -> None:
-        with bench.light():
+        with bench.low:
             bench.distance.trunk(bench.gt)
 
-    work = flops(forward)
-    return work / median(timed(forward, bench.device) for _ in range(5))
+    work = count_operations(forward)
+    return work / median(time_call(forward, bench.device) for _ in range(5))
 
 
 def main() -> None:
     """Parse the arguments, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--network", choices=[*NETWORKS, "hat"], default="edsr", help="SR network, ×4")
+    parser.add_argument("--network", choices=[*NETWORKS], default="edsr", help="SR network, ×4")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--patch", type=int, default=192, help="side of the HR patches")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32", help="of the distance and weights")
-    parser.add_argument("--channels-last", action="store_true", help="of the distance and the weighting network")
+    parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32", help="of TLW; on a GPU of θ too")
+    parser.add_argument("--tf32", action="store_true", help="TensorFloat-32 in matrix products and convolutions")
+    parser.add_argument("--channels-last", action="store_true", help="weights of all networks in channels-last order")
     parser.add_argument("--chunk", type=int, help="samples that go through the distance at a time")
     parser.add_argument("--rounds", type=int, default=3)
+    choices = ["l1", "error", "random", "published", *PRESETS]
+    default = ["l1", "published", *PRESETS]
+    parser.add_argument("--kinds", nargs="+", choices=choices, default=default, help="iterations to time")
+    parser.add_argument("--guard", action="store_true", help="time BasicSR's models with and without the guard instead")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     args = parser.parse_args()
     multiple = 28 if args.network == "hat" else 4
     if args.patch % multiple:
         raise UserError(f"--patch: {args.patch} is not a multiple of {multiple}, which {args.network} ×4 needs")
+    if args.tf32:
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = True
     bench = Bench(args)
-    kinds = {"l1": bench.l1, "published": bench.published, "exact": bench.exact, "fast": bench.fast}
-    share = {"fast": 2}  # iterations in one call
-    for work in tqdm(kinds.values(), desc="warm-up", disable=None):
-        work()
-    seconds: dict[str, list[float]] = {name: [] for name in kinds}
+    kinds = build_models(args) if args.guard else bench.kinds(list(dict.fromkeys(["l1", *args.kinds])))
+    for kind in tqdm(kinds.values(), desc="warm-up", disable=None):
+        kind.whole_round()
     for _ in tqdm(range(args.rounds), desc="rounds", disable=None):
-        for name, work in kinds.items():
-            seconds[name].append(timed(work, bench.device) / share.get(name, 1))
-    medians = {name: median(values) for name, values in seconds.items()}
-    operations = {name: flops(work) / share.get(name, 1) for name, work in kinds.items()}
-    memory = {name: peak_memory(work, bench.device) for name, work in kinds.items()}
-    split = {}
-    for name, work in parts(bench).items():
-        work()
-        split[name] = {"s": median(timed(work, bench.device) for _ in range(args.rounds)), "gflop": flops(work)}
-    split["other"] = {"s": medians["exact"] - sum(part["s"] for part in split.values()), "gflop": 0.0}
-    speed = vgg_speed(bench)
-    ratios = {
-        "published/exact": medians["published"] / medians["exact"],
-        "published/fast": medians["published"] / medians["fast"],
-        "exact/l1": medians["exact"] / medians["l1"],
-        "fast/l1": medians["fast"] / medians["l1"],
-        "exact/counted bound": medians["exact"] / (operations["exact"] / speed),
-    }
+        for kind in kinds.values():
+            kind.round(bench.device)
+    first = next(iter(kinds.values()))
+    rows = {}
+    for name, kind in kinds.items():
+        # round by round, which a change of the machine's speed leaves alone
+        ratio = median(ours / plain for ours, plain in zip(kind.rounds, first.rounds, strict=True))
+        rows[name] = {
+            "s": kind.price, "ratio": ratio, "median_s": median(kind.seconds), "p95_s": kind.slowest,
+            "images_per_s": args.batch / kind.price, "gflop": count_operations(kind.whole_round) / kind.period,
+            "peak_mib": measure_memory(kind.whole_round, bench.device),
+        }  # fmt: skip
     gpu = torch.cuda.get_device_name() if args.device == "cuda" else f"{torch.get_num_threads()} threads"
     machine = f"{platform.machine()}, {gpu}, torch {torch.__version__}"
     print(f"\n{args.network} ×4, batch {args.batch}, HR {args.patch}², {args.device} {args.dtype} ({machine})\n")
-    print("| iteration | median (s) | to L1 | GFLOP | peak memory (MiB) |\n|---|---:|---:|---:|---:|")
-    for name in kinds:
-        row = f"{medians[name]:.3f} | {medians[name] / medians['l1']:.2f} | {operations[name]:.0f} | {memory[name]:.0f}"
-        print(f"| {name} | {row} |")
-    print("\n| part of exact | s | GFLOP |\n|---|---:|---:|")
-    for name, part in split.items():
-        print(f"| {name} | {part['s']:.3f} | {part['gflop']:.0f} |")
-    bound = operations["exact"] / speed
-    print(f"\nVGG-16 forward alone: {speed:.0f} GFLOP/s; at that speed exact would take {bound:.3f} s")
-    print(", ".join(f"{name} {value:.2f}" for name, value in ratios.items()))
+    print("| iteration | s | to the first | median (s) | 95th percentile (s) | images/s | GFLOP | peak memory (MiB) |")
+    print("|---|---:|---:|---:|---:|---:|---:|---:|")
+    for name, row in rows.items():
+        times = f"{row['s']:.3f} | {row['ratio']:.3f} | {row['median_s']:.3f} | {row['p95_s']:.3f}"
+        print(f"| {name} | {times} | {row['images_per_s']:.2f} | {row['gflop']:.0f} | {row['peak_mib']:.0f} |")
+    figures: dict[str, Any] = {"rows": rows, "machine": machine, "arguments": {**vars(args), "json": str(args.json)}}
+    if "exact" in rows:
+        speed = measure_vgg(bench)
+        bound = rows["exact"]["gflop"] / speed
+        figures |= {"vgg_gflop_per_s": speed, "exact_over_counted_bound": rows["exact"]["s"] / bound}
+        print(f"\nVGG-16 forward alone: {speed:.0f} GFLOP/s; at that speed exact would take {bound:.3f} s")
     if args.json:
-        figures = {"median_s": medians, "ratio": ratios, "gflop": operations, "peak_mib": memory, "split": split}
-        figures |= {"vgg_gflop_per_s": speed, "machine": machine, "arguments": {**vars(args), "json": str(args.json)}}
         args.json.write_text(json.dumps(figures, indent=2), "utf-8")
 
 

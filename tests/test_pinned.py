@@ -8,7 +8,7 @@ import torch
 
 from tests.conftest import control_options, plain_options, tiny_options
 from tests.models.test_base_models import GAN
-from tlw_basicsr import checkpoint as files
+from tlw_basicsr import files
 
 TRAININGS = {
     "l1": (tiny_options, {}),

@@ -8,7 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.conftest import photograph, tiny_options
 from tests.test_pipeline import log_lines, same
-from tlw_basicsr import UserError
+from tlw_basicsr import UserError, with_tlw
 from tlw_basicsr.files import load_file
 from tlw_basicsr.models import training
 
@@ -70,7 +70,7 @@ def run(train, photographs, base, **changes):
     assert len(lines) == 3
     assert {"l_w", "wc", "k", "w_mean"} <= lines[-1].keys()
     text = next(experiment.glob("train_*.log")).read_text()
-    assert f"Model [TLW{base}] is created" in text
+    assert f"Model [{with_tlw(MODEL_REGISTRY.get(base)).__name__}] is created" in text
     assert "# psnr:" in text
     assert (experiment / "models/net_w_3.pth").is_file()
     events = EventAccumulator(str(experiment.parents[1] / "tb_logger" / experiment.name)).Reload()

@@ -43,14 +43,7 @@ def poison_weights(model):
 
 
 def poison_loss(model):
-    plain = model.cri_tlw.forward
-    model.cri_tlw.forward = lambda *args: plain(*args) * math.nan
-
-    class Handle:
-        def remove(self):
-            model.cri_tlw.forward = plain
-
-    return Handle()
+    return model.tlw.register_forward_hook(lambda _, __, loss: loss * math.nan)
 
 
 CAUSES = {
@@ -96,7 +89,7 @@ def test_the_first_step_of_all_can_be_undone(photographs, tmp_path, pair):
     before = everything(model)
     model.optimize_parameters(1)
     assert same(everything(model), before) and before[1] == [[], []]
-    assert model.last_e_step is None
+    assert model.tlw.last_e_step is None
 
 
 @pytest.mark.parametrize(
@@ -197,7 +190,7 @@ def test_a_loss_that_refuses_nan_ends_no_training(photographs, tmp_path, pair):
     def refuse(*_):
         raise AssertionError("expected values in [0, 1]")
 
-    model.cri_tlw.forward = refuse
+    model.tlw.forward = refuse
     model.feed_data({**batch(pair), "gt": poisoned(pair[1])})
     model.optimize_parameters(1)
     assert model.guard.skipped == 1

@@ -6,102 +6,13 @@ import shutil
 import pytest
 import torch
 
-from tests.conftest import as_tensor, photograph, tiny_options
+from tests.conftest import tiny_options
 from tests.models.test_tlw_model import batch, built
 from tests.test_pipeline import log_lines
-from tlw_basicsr import LPIPSDistance, SSIMDistance, TLWLoss, UserError, fixed_sum, relaxed_bernoulli
-from tlw_basicsr.losses.tlw_loss import _EagerGradient
+from tests.test_tlw import real_pairs
+from tlw_basicsr import SSIMDistance, UserError
+from tlw_basicsr.losses.distance_loss import _EagerGradient
 from tlw_basicsr.models.training import MixedPrecision
-
-PHOTOGRAPHS = [
-    ("astronaut", 30, 180),
-    ("astronaut", 300, 100),
-    ("coffee", 100, 200),
-    ("chelsea", 80, 120),
-    ("rocket", 200, 250),
-]
-
-
-def real_pairs():
-    """x̂ and x of five photographs: x̂ is the bicubic ×4."""
-    gt = torch.cat([as_tensor(photograph(name, top, left, 64, 64)) for name, top, left in PHOTOGRAPHS])
-    lq = torch.nn.functional.interpolate(gt, scale_factor=0.25, mode="bicubic", antialias=True)
-    return torch.nn.functional.interpolate(lq, scale_factor=4, mode="bicubic").clamp(0, 1), gt
-
-
-class Net(torch.nn.Module):
-    """A network with a few parameters, whose output starts at x̂."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = torch.nn.Conv2d(3, 3, 5, padding=2)
-        torch.nn.init.dirac_(self.conv.weight)
-
-    def forward(self, x):
-        return self.conv(x)
-
-
-def published_iteration(net_g, net_w, distance, lq, gt, noise_w, noises):
-    """The published call pattern, from its description; returns both losses with their gradients in the networks."""
-    x = 2 * gt - 1
-
-    def d(a, b):
-        return distance((a + 1) / 2, (b + 1) / 2)
-
-    sr = (2 * net_g(lq) - 1).detach()
-    w = relaxed_bernoulli(net_w((sr + 1) / 2, gt), noise_w)
-    d_w, d_1w = d(w * x + (1 - w) * sr, x), d((1 - w) * x + w * sr, x)
-    l_w = (torch.log(d_w.abs() + 1e-3) - torch.log(d_1w.abs() + 1e-3)).mean()
-    l_w.backward()
-    sr = 2 * net_g(lq) - 1
-    with torch.no_grad():
-        w = net_w((sr + 1) / 2, gt)
-    above = below = 0
-    for u in noises:
-        ws = relaxed_bernoulli(w, u)
-        with torch.no_grad():
-            r = d((1 - ws) * x + ws * sr, x) / (d(ws * x + (1 - ws) * sr, x).abs() + 1e-3)
-        e = (ws * (sr - x).abs()).mean((1, 2, 3))
-        above, below = above + r * torch.exp(-e), below + r
-    l_sr = -torch.log(above / below).mean()
-    l_sr.backward()
-    return l_w.item(), l_sr.item()
-
-
-@pytest.mark.parametrize("chunk", [None, 2])
-def test_exact_mode_is_the_published_iteration(chunk):
-    from tlw_basicsr import TLWWeightNet
-
-    lq, gt = real_pairs()
-    distance = LPIPSDistance("vgg", weights="random")
-    nets = [(Net(), TLWWeightNet(num_feat=8)) for _ in range(2)]
-    for theirs, ours in zip(*nets, strict=True):
-        ours.load_state_dict(theirs.state_dict())
-    torch.manual_seed(4)
-    noise_w, noises = torch.rand(1, *gt.shape), torch.rand(3, *gt.shape)
-    expected = published_iteration(*nets[0], distance, lq, gt, noise_w[0], noises)
-
-    net_g, net_w = nets[1]
-    loss = TLWLoss(distance)
-    loss.chunk = chunk
-    torch.manual_seed(4)
-    sr = net_g(lq)
-    to_gt = loss.distance_to(gt)
-    l_w = loss.weight_loss(sr.detach(), gt, net_w(sr.detach(), gt), to_gt)
-    l_w.backward()
-    with torch.no_grad():
-        w = net_w(sr, gt)
-    l_sr = loss(sr, gt, w, to_gt)
-    l_sr.backward()
-    assert l_w.item() == pytest.approx(expected[0], rel=1e-5)
-    assert l_sr.item() == pytest.approx(expected[1], rel=1e-5)
-    for theirs, ours in zip(nets[0], nets[1], strict=True):
-        for (name, a), b in zip(theirs.named_parameters(), ours.parameters(), strict=True):
-            difference = (a.grad - b.grad).norm() / a.grad.norm().clamp_min(1e-12)
-            no_effect = name in ("conv.0.bias", "conv.3.bias", "conv.6.bias")  # a batch norm follows: only rounding
-            assert difference < 1e-4 or no_effect, (name, difference)
-            if name.endswith("weight"):
-                assert difference < 2e-5, (name, difference)
 
 
 def test_eager_gradients_are_autograds():
@@ -114,39 +25,9 @@ def test_eager_gradients_are_autograds():
     assert torch.allclose(eager.grad, plain.grad, rtol=1e-9)
 
 
-@pytest.mark.parametrize("base", ["l1", "mse"])
-def test_without_importance_the_gradient_keeps_its_direction(base):
-    """Cosine of at least 0.999 over photographs, for the same noise; other noise changes it far more."""
-    sr, gt = real_pairs()
-    loss = TLWLoss(LPIPSDistance("vgg", weights="random"), base=base)
-    w = fixed_sum(torch.nn.functional.avg_pool2d((sr - gt).abs(), 5, 1, 2).clamp(0, 1), 0.5)
-
-    def gradient(importance, seed):
-        loss.importance = importance
-        torch.manual_seed(seed)
-        leaf = sr.clone().requires_grad_()
-        loss(leaf, gt, w).backward()
-        return leaf.grad.flatten()
-
-    exact = gradient(True, 1)
-    cosine = torch.nn.functional.cosine_similarity
-    assert cosine(exact, gradient(False, 1), dim=0) >= 0.999
-    assert cosine(exact, gradient(True, 2), dim=0) < 0.99
-
-
-def test_without_importance_the_m_step_needs_no_distance(pair):
-    class Unused(torch.nn.Module):
-        def forward(self, a, b):
-            raise AssertionError("called")
-
-    loss = TLWLoss(Unused())
-    loss.importance = False
-    assert torch.isfinite(loss(*pair, torch.rand_like(pair[0])))
-
-
 def test_the_fast_preset_steps_the_weights_every_second_iteration(photographs, tmp_path, pair):
     model = built(photographs, tmp_path, train__tlw__preset="fast")
-    assert not model.cri_tlw.importance
+    assert not model.tlw.importance
     model.feed_data(batch(pair))
     stepped = []
     for i in range(1, 6):
@@ -160,7 +41,7 @@ def test_the_fast_preset_steps_the_weights_every_second_iteration(photographs, t
 def test_a_log_before_the_first_e_step_has_what_there_is(photographs, tmp_path, pair):
     model = built(photographs, tmp_path, train__tlw__preset="fast")
     model.feed_data(batch(pair))
-    model.last_e_step = 1  # as after a resume
+    model.tlw.last_e_step = 1  # as after a resume
     model.optimize_parameters(2)
     log = model.get_current_log()
     assert "w_mean" in log and "k" in log and "l_w" not in log
@@ -202,19 +83,6 @@ def test_every_option_trains_nearly_as_without_it(photographs, tmp_path, pair, b
     assert logs[1]["w_mean"] == pytest.approx(logs[0]["w_mean"], abs=1e-5)  # FixedSum stays in fp32
     assert logs[1].get("skipped", 0) == 0
     assert all(p.dtype == torch.float32 for p in model.net_w.parameters())
-
-
-def test_under_autocast_the_m_step_sees_the_new_weights(photographs, tmp_path, pair):
-    """Autocast's cache would hand it the casts of the weights from before the E step."""
-    model = built(photographs, tmp_path, train__tlw__use_amp="bf16", train__optim_w__lr=0.1)
-    outputs = []
-    model.net_w.register_forward_hook(lambda _, __, w: outputs.append(w.detach().clone()))
-    model.feed_data(batch(pair))
-    model.optimize_parameters(1)
-    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False), torch.no_grad():
-        fresh = model.net_w(model.output.detach(), model.gt)
-    assert not torch.equal(outputs[0], outputs[1])
-    assert (outputs[1] - fresh).abs().max() < 0.02
 
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])

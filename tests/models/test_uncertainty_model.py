@@ -41,7 +41,7 @@ def options(photographs, network="EDSR", **changes):
 def test_the_equations(pair):
     sr, gt = pair
     s = torch.randn(gt.shape, requires_grad=True)
-    error, values = (sr - gt).abs().numpy(), s.detach().numpy()
+    error, values = 2 * (sr - gt).abs().numpy(), s.detach().numpy()
     expected = np.mean(np.exp(-values) * error + 2 * values)
     assert uncertainty_loss(sr, gt, s).item() == pytest.approx(expected, rel=1e-5)
     expected = np.mean([
@@ -49,7 +49,7 @@ def test_the_equations(pair):
     ])  # fmt: skip
     assert uncertainty_driven_loss(sr, gt, s).item() == pytest.approx(expected, rel=1e-5)
     uncertainty_loss(sr, gt, s).backward()
-    assert torch.allclose(s.grad, (2 - (-s).exp() * (sr - gt).abs()).detach() / s.numel(), atol=1e-9)
+    assert torch.allclose(s.grad, (2 - (-s).exp() * 2 * (sr - gt).abs()).detach() / s.numel(), atol=1e-9)
 
 
 @pytest.mark.parametrize("network", NETWORKS)
