@@ -27,15 +27,15 @@ from tlw_basicsr.losses.distance_loss import CachedDistanceTo, LPIPSDistance
 PRESETS: dict[str, dict[str, Any]] = {
     "exact": {},
     "fast": {"importance": False, "weight_interval": 2},
-    "economy": {"importance": False, "weight_interval": 8, "weight_batch": 1, "weight_crop": 96},
+    "economy": {"importance": False, "weight_interval": 8, "weight_batch": 4, "weight_crop": 48},
     "paper": {"k_start": 0.3, "k_end": 0.9, "k_decay": 100.0, "importance": True, "weight_interval": 1},
 }
 """Arguments of :class:`TLW` by name: ``exact``, the published mathematics; ``fast`` and ``economy``, cheaper E steps;
 ``paper``, all values of the published runs, which stays so if the defaults change."""
 
-ECONOMY_NET_W = {"num_feat": 16}
+ECONOMY_NET_W: dict[str, Any] = {"num_feat": 16, "prior": "error"}
 """Of ``preset: economy``: options of the weighting network and, below, of its Adam."""
-ECONOMY_OPTIM_W = {"lr": 3e-4, "betas": (0.5, 0.999)}
+ECONOMY_OPTIM_W = {"lr": 1e-3, "betas": (0.5, 0.999)}
 NEARLY_CONSTANT = 0.01  # standard deviation of weights that tell pixels hardly apart
 
 # what stands in a YAML's pixel_opt too

@@ -138,7 +138,7 @@ def test_economy_needs_neither_a_network_nor_an_optimiser(photographs, train):
     net_w = load_file(experiment / "models/net_w_8.pth", "")["params"]
     assert net_w["conv.0.weight"].shape == (16, 6, 7, 7)
     state = load_file(experiment / "training_states/8.state", "")
-    assert state["optimizers"][1]["param_groups"][0]["lr"] == pytest.approx(3e-4 / 2)  # after the milestone at 4
+    assert state["optimizers"][1]["param_groups"][0]["lr"] == pytest.approx(1e-3 / 2)  # after the milestone at 4
     assert state["tlw"]["last_e_step"] == 1
 
 
