@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -215,6 +216,19 @@ def means(rows: list[Row]) -> dict[str, dict[str, float]]:
         metrics = [key for key in chosen[0] if key not in ("image", "protocol")]
         result[name] = {metric: float(np.mean([row[metric] for row in chosen])) for metric in metrics}
     return result
+
+
+def json_text(content: Any, indent: int = 2) -> str:
+    """Numbers as JSON, which knows of no infinity: the PSNR of equal images is ``null``."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(plain(content), indent=indent, allow_nan=False)
 
 
 def csv_text(rows: list[Row]) -> str:

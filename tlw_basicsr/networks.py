@@ -67,30 +67,73 @@ def load_network(options: Options, path: str | Path, param_key: str = "params", 
 
 
 def read_network(path: str | Path, param_key: str | None, what: str) -> dict[str, torch.Tensor]:
-    """State dict of a network in BasicSR's format ``{'params': …, 'params_ema': …}``, ``module.`` removed.
+    """State dict of a network in a file, ``module.`` removed.
+
+    The file is of BasicSR's format, ``{'params': …, 'params_ema': …}``, or holds the state dict itself, as
+    safetensors do.
 
     Args:
         path: the file.
-        param_key: the entry to take; ``'params'`` where it is missing; None for a file that is the state dict.
+        param_key: the entry to take, ``'params'`` where it is missing; of no concern for a state dict.
         what: the option that names the file, for the message.
 
     Raises:
         UserError: as :func:`load_file`, or no such entry, or it holds something else than named tensors.
     """
-    return take_entry(load_file(path, what), param_key, path, what)
+    content = read_safetensors(path, what) if is_safetensors(path) else load_file(path, what)
+    return take_entry(content, param_key, path, what)
+
+
+def is_safetensors(path: str | Path) -> bool:
+    """Whether a file begins as safetensors do: eight bytes of a length, then JSON."""
+    if not Path(path).is_file():
+        return False
+    with open(path, "rb") as file:
+        head = file.read(9)
+    return head[8:] == b"{" and int.from_bytes(head[:8], "little") < Path(path).stat().st_size
+
+
+def read_safetensors(path: str | Path, what: str) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        UserError: it is damaged, or the package is not installed.
+    """
+    try:
+        from safetensors.torch import load_file as load_tensors
+    except ImportError:
+        raise UserError(f"{what}: {path} needs safetensors, not installed here: pip install safetensors") from None
+    try:
+        return load_tensors(path)
+    except Exception as error:  # safetensors' own, which is no OSError
+        raise UserError(f"{what}: {path} is no readable checkpoint: damaged ({first_line(error)})") from error
 
 
 def take_entry(content: dict[str, Any], param_key: str | None, path: str | Path, what: str) -> dict[str, torch.Tensor]:
     """:func:`read_network` of the file's content."""
-    if param_key is not None:
-        entry = content.get(param_key, content.get("params"))
+    if not (content and all(torch.is_tensor(value) for value in content.values())):
+        keys = ", ".join(short(key) for key in list(content)[:4]) or "nothing"
+        entry = content.get(param_key, content.get("params")) if param_key is not None else None
         if entry is None:
-            keys = ", ".join(short(key) for key in list(content)[:4])
             raise UserError(f"{what}: {path} has no entry {param_key!r} (BasicSR's format), it starts with {keys}")
         content = entry
     if not isinstance(content, dict) or not all(torch.is_tensor(v) for v in content.values()):
         raise UserError(f"{what}: {path} does not hold a network's tensors under {param_key!r}")
     return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+def tell_fit(state: dict[str, torch.Tensor], net: nn.Module) -> str:
+    """How many tensors of ``net`` have their like in ``state``, and the names of the others."""
+    own = net.state_dict()
+    shapes = [name for name in own if name in state and own[name].shape != state[name].shape]
+    others = {
+        "not in the file": [name for name in own if name not in state],
+        "of another shape": [f"{name} {tuple(state[name].shape)}, not {tuple(own[name].shape)}" for name in shapes],
+        "not in the network": [name for name in state if name not in own],
+    }
+    fitting = len(own) - len(shapes) - len(others["not in the file"])
+    rest = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in others.items() if names)
+    return f"{fitting} of {len(own)} tensors of {type(net).__name__} are loaded{rest and '; ' + rest}."
 
 
 def check_fit(state: dict[str, torch.Tensor], net: torch.nn.Module, strict: bool, path: str | Path, what: str) -> None:
@@ -175,9 +218,9 @@ def add_network_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--param_key",
-        choices=("params_ema", "params"),
         default="params_ema",
-        help="entry of the checkpoint; default params_ema, or params where there is no such",
+        help="entry of the checkpoint; default params_ema, or params where there is no such; of no concern for a file "
+        "that is a state dict, such as safetensors",
     )
 
 

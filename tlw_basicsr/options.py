@@ -401,7 +401,9 @@ def _check_dataset(dataset: Options, place: str, phase: str, kind: Callable, opt
     if kind.__name__ in ("BicubicSRDataset", "PairedImageDataset"):
         required += ["dataroot_gt", "io_backend"] + (["gt_size"] if phase == "train" else [])
     if kind.__name__ == "PairedImageDataset":
-        required += ["dataroot_lq"] + (sorted({"use_flip", "use_hflip", "use_rot"} & read_keys(kind)) if phase == "train" else [])
+        required += ["dataroot_lq"] + (
+            sorted({"use_flip", "use_hflip", "use_rot"} & read_keys(kind)) if phase == "train" else []
+        )
     # a third party's values are its own affair, but for what the loader reads
     section = {OURS: BicubicSROptions, BASICSR: BasicSROptions, OTHER: LoaderOptions}[origin_of(kind)]
     check_read_section(dataset, place, kinds_of(section) | {"phase": ANY, "scale": ANY}, kind, notes, required)

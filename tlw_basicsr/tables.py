@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 import re
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from typing import Any
 import yaml
 
 from tlw_basicsr.errors import UserError, expanded
-from tlw_basicsr.evaluation import PROTOCOLS, Upscaler, bicubic, csv_text, evaluate, means
+from tlw_basicsr.evaluation import PROTOCOLS, Upscaler, bicubic, csv_text, evaluate, json_text, means
 from tlw_basicsr.files import write_text
 from tlw_basicsr.inference import upscaler_of
 from tlw_basicsr.kinds import Options
@@ -231,7 +232,7 @@ def write_record(run: Run, name: str, record: dict[str, Any]) -> None:
     """Write a cell's record."""
     path = record_path(run, name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(json.dumps(record, indent=1), path)
+    write_text(json_text(record, 1), path)
 
 
 def is_trained(run: Run, cell: Cell) -> bool:
@@ -403,7 +404,8 @@ class TableRow:
 
     def value(self, name_of_set: str, protocol: str, metric: str) -> Value:
         """A metric's value."""
-        return Value(tuple(record["results"][name_of_set][protocol][metric] for record in self.records))
+        values = [record["results"][name_of_set][protocol][metric] for record in self.records]
+        return Value(tuple(math.inf if value is None else value for value in values))
 
 
 def table_rows(run: Run, cells: Sequence[Cell], scale: int) -> list[TableRow]:

@@ -6,14 +6,13 @@ tlw evaluate --gt datasets/Set5 --scale 4 --opt options/train/EDSR/train_EDSR_L1
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from tlw_basicsr.cli import parser_of
 from tlw_basicsr.errors import UserError
-from tlw_basicsr.evaluation import PROTOCOLS, Upscaler, bicubic, csv_text, evaluate, means
+from tlw_basicsr.evaluation import PROTOCOLS, Upscaler, bicubic, csv_text, evaluate, json_text, means
 from tlw_basicsr.files import write_text
 from tlw_basicsr.inference import upscaler_of
 
@@ -37,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     what.add_argument("--opt", type=Path, help="YAML with network_g")
     parser.add_argument("--checkpoint", type=Path, help="the network, with --opt")
     parser.add_argument(
-        "--param_key", choices=("params", "params_ema"), default="params", help="entry of the checkpoint (params)"
+        "--param_key", default="params_ema", help="entry of the checkpoint; default params_ema, or params"
     )
     parser.add_argument(
         "--protocol", choices=[*PROTOCOLS, "both"], help="default: both, with --lq the field's (BasicSR's)"
@@ -80,4 +79,4 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.csv:
         write_text(csv_text(rows), args.csv)
     if args.json:
-        write_text(json.dumps(result, indent=2), args.json)
+        write_text(json_text(result), args.json)

@@ -1,0 +1,85 @@
+"""Files of networks: BasicSR's format, bare state dicts, safetensors, and what part of them fits."""
+
+import pytest
+import torch
+from basicsr.archs import build_network
+from safetensors.torch import save_file
+
+from tests.conftest import plain_options, tiny_options, write_yaml
+from tests.data.test_listing import write
+from tlw_basicsr import UserError
+from tlw_basicsr.networks import read_network
+
+EDSR = {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 4, "num_block": 1, "upscale": 2}
+
+
+@pytest.fixture
+def files(tmp_path):
+    """The same network as a bare state dict, as safetensors, and in BasicSR's format."""
+    state = build_network(dict(EDSR)).state_dict()
+    torch.save(state, tmp_path / "bare.pth")
+    save_file(state, tmp_path / "net.safetensors")
+    torch.save({"params": state}, tmp_path / "net.pth")
+    return state, [tmp_path / name for name in ("bare.pth", "net.safetensors", "net.pth")]
+
+
+@pytest.mark.parametrize("param_key", ["params", "params_ema", "other"])
+def test_every_format_is_read_whatever_the_entry(files, param_key):
+    state, paths = files
+    for path in paths:
+        read = read_network(path, param_key, "x")
+        assert read.keys() == state.keys() and all(torch.equal(read[name], state[name]) for name in state)
+    assert read_network(paths[0], None, "x").keys() == state.keys()
+
+
+@pytest.mark.parametrize("model", [plain_options, tiny_options])
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_training_with_ema_starts_from_every_format(photographs, train, files, model, number):
+    """BasicSR asks for ``params_ema`` for its second network, which neither has."""
+    state, paths = files
+    path = {"pretrain_network_g": str(paths[number]), "param_key_g": None}
+    folder = train(
+        model(photographs, path=path, train__total_iter=1, train__optim_g__lr=1e-12, val=..., datasets__val=...)
+    )
+    saved = torch.load(folder / "models/net_g_latest.pth", weights_only=True)
+    for entry in ("params", "params_ema"):
+        assert all(torch.allclose(saved[entry][name], state[name], atol=1e-6) for name in state)
+
+
+def test_programs_take_every_format(files, script, tmp_path, monkeypatch):
+    _, paths = files
+    yaml = write_yaml(tmp_path, {"scale": 2, "network_g": EDSR}, "net.yml")
+    write(tmp_path / "in/a.png", 32)
+    results = []
+    for number, path in enumerate(paths):
+        code, _, err = script("inference.py", "in", "--opt", yaml, "--checkpoint", path, "--out", f"o{number}")
+        assert code == 0, err
+        results.append((tmp_path / f"o{number}/a.png").read_bytes())
+        code, _, err = script("evaluate.py", "--gt", "in", "--scale", 2, "--opt", yaml, "--checkpoint", path)
+        assert code == 0, err
+        code, _, err = script("export.py", f"again{number}.safetensors", "--opt", yaml, "--checkpoint", path)
+        assert code == 0, err
+    assert results[0] == results[1] == results[2]
+    assert read_network(tmp_path / "again1.safetensors", "params", "x").keys() == files[0].keys()
+
+
+def test_a_cut_safetensors_file_is_one_line(files, tmp_path):
+    content = files[1][1].read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=r"x: .*cut\.safetensors is no readable checkpoint"):
+        read_network(tmp_path / "cut.safetensors", "params", "x")
+
+
+def test_what_does_not_fit_is_told(photographs, train, tmp_path):
+    """8 → 4 features: one bias of the last layer fits; BasicSR names the others, too."""
+    wide = build_network({**EDSR, "num_feat": 8})
+    torch.save({"params": wide.state_dict() | {"more": torch.zeros(1)}}, tmp_path / "wide.pth")
+    path = {"pretrain_network_g": str(tmp_path / "wide.pth"), "strict_load_g": False}
+    folder = train(
+        plain_options(photographs, path=path, train__total_iter=1, train__ema_decay=0, val=..., datasets__val=...)
+    )
+    log = next(folder.glob("train_*.log")).read_text()
+    assert (
+        "1 of 12 tensors of EDSR are loaded; of another shape: conv_first.weight (8, 3, 3, 3), not (4, 3, 3, 3)" in log
+    )
+    assert "; not in the network: more." in log
