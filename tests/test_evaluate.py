@@ -271,3 +271,22 @@ def test_lpips_of_both_networks(gt_folder, monkeypatch):
     field, paper = compared[0][1] * 255, compared[2][1] * 255
     torch.testing.assert_close(field, field.round())
     assert (paper - paper.round()).abs().max() > 0.1
+
+
+def test_images_of_one_name_are_measured_against_their_own_lr(tmp_path, program):
+    """a.png and a.bmp are two images; equal images have no finite PSNR, and JSON no infinity."""
+    for folder in ("gt", "lq"):
+        (tmp_path / folder).mkdir()
+    for number, suffix in enumerate(("png", "bmp")):
+        image = photograph("coffee", 100 * number, 100 + 90 * number, 48, 48)
+        image = image if number else np.full_like(image, 128)
+        cv2.imwrite(str(tmp_path / f"gt/a.{suffix}"), image)
+        cv2.imwrite(str(tmp_path / f"lq/a.{suffix}"), image[::2, ::2])
+    arguments = ["--gt", "gt", "--scale", 2, "--bicubic", "--lq", "lq", "--csv", "a.csv", "--json", "a.json"]
+    code, error = program(*arguments)
+    assert code == 0, error
+    with open(tmp_path / "a.csv") as file:
+        rows = {row["image"]: float(row["psnr_y"]) for row in csv.DictReader(file)}
+    assert rows.keys() == {"a_png", "a_bmp"} and rows["a_png"] == np.inf and 20 < rows["a_bmp"] < 40
+    text = (tmp_path / "a.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail)["field"]["psnr_y"] is None
