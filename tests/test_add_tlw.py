@@ -1,9 +1,11 @@
 """BasicSR-style files to their TLW version: only what must change changes."""
 
 import difflib
+import math
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -11,7 +13,8 @@ from hypothesis import strategies as st
 
 from tests.conftest import ROOT
 from tlw_basicsr import UserError
-from tlw_basicsr.add_tlw import add_tlw
+from tlw_basicsr.add_tlw import add_tlw, describe_changes
+from tlw_basicsr.functional import k_schedule
 from tlw_basicsr.options import check_options, load_yaml
 
 PSNR = """\
@@ -144,17 +147,55 @@ def lines_out(before, after):
 
 def test_the_diff_of_a_psnr_file():
     gone, new = lines_out(PSNR, add_tlw(PSNR, "x"))
-    assert gone == ["model_type: SRModel", "    type: L1Loss  # the paper's"]
+    assert gone == ["name: 001_EDSR_x4   # a comment", "model_type: SRModel", "    type: L1Loss  # the paper's"]
     assert new == [
+        "name: 001_EDSR_x4_TLW   # a comment",
         "model_type: TLWModel",
-        "network_w: {type: TLWWeightNet, num_feat: 64}",
-        "  optim_w: {type: Adam, lr: !!float 1e-4, betas: [0.5, 0.999]}",
-        "  tlw: {k_start: 0.3, k_end: 0.9, k_decay: 300000, k_unit: iter}",
+        "  tlw: {preset: economy, k_start: 0.3, k_end: 0.9, k_decay: 300000, k_unit: iter}",
         "    type: TLWLoss  # the paper's",
         "    base: l1",
-        "    num_samples: 3",
         "    distance: {type: LPIPSDistance, net: vgg}",
     ]
+
+
+def test_every_change_is_told():
+    told = describe_changes(VIDEO, add_tlw(VIDEO, "x"))
+    assert told == [
+        "name: video → video_TLW (so that the next training leaves the folder of the one without TLW alone)",
+        "model_type: EDVRModel → TLWModel",
+        "train.pixel_opt.type: CharbonnierLoss → TLWLoss (about 2k times L1: 0.6 in the beginning, 1 on the average, "
+        "1.4 in the end)",
+        "train.pixel_opt.eps: 1.0e-12 is deleted (TLW takes |x̂ − x| itself, not Charbonnier's root)",
+        "train.pixel_opt.reduction: sum → mean (TLW's loss is a mean, by the number of values smaller than the sum)",
+        "train.pixel_opt.base: l1 is new",
+        "train.pixel_opt.distance: {type: LPIPSDistance, net: vgg} is new",
+        "train.tlw: {preset: economy, k_start: 0.3, k_end: 0.9, k_decay: 600000, k_unit: iter} is new (k rises over the "
+        "whole training)",
+        "base_model: EDVRModel is new",
+    ]
+    assert "beside perceptual_opt, gan_opt the balance" in describe_changes(GAN, add_tlw(GAN, "x"))[-1]
+    assert describe_changes(PSNR, PSNR) == []
+
+
+def test_the_balance_with_other_losses_is_kept():
+    """The mean of 2k over the training is 2(0.3 + 0.6/e)."""
+    factor = 1 / (2 * (0.3 + 0.6 / math.e))
+    weight = yaml.safe_load(add_tlw(GAN, "x", keep_balance=True))["train"]["pixel_opt"]["loss_weight"]
+    assert weight == pytest.approx(1e-2 * factor, rel=1e-3)
+    average = np.mean([2 * k_schedule(t, 0.3, 0.9, 1000) for t in range(1000)]) * factor
+    assert average == pytest.approx(1, rel=1e-3)
+    summed = PSNR.replace("reduction: mean", "reduction: sum").replace("    loss_weight: 1.0\n", "")
+    weight = yaml.safe_load(add_tlw(summed, "x", keep_balance=True))["train"]["pixel_opt"]["loss_weight"]
+    assert weight == pytest.approx(16 * 3 * 192 * 192 * factor, rel=1e-3)
+    with pytest.raises(UserError, match="--keep-balance: not with MSELoss"):
+        add_tlw(ONE_LINE, "x", keep_balance=True)
+
+
+@pytest.mark.parametrize("new_name", ["baseline_2", "123", "a b"])
+def test_the_name_can_be_given(new_name):
+    assert yaml.safe_load(add_tlw(PSNR, "x", new_name=new_name))["name"] == new_name
+    with pytest.raises(UserError, match="name: expected a plain folder name"):
+        add_tlw(PSNR, "x", new_name=f"{new_name}/..")
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -166,9 +207,9 @@ def test_all_else_stays_and_twice_is_once(name):
         assert f"#{comment}" in after or "of the root" in comment
     old, new = yaml.safe_load(before), yaml.safe_load(after)
     assert [k for k in new if k in old] == list(old)
-    changed = {"model_type", "base_model", "network_w", "train"}
+    changed = {"name", "model_type", "base_model", "train"}
     assert {k: v for k, v in new.items() if k not in changed} == {k: v for k, v in old.items() if k not in changed}
-    changed = {"pixel_opt", "tlw", "optim_w"}
+    changed = {"pixel_opt", "tlw"}
     old_train, new_train = old["train"], new["train"]
     assert {k: v for k, v in new_train.items() if k not in changed} == {
         k: v for k, v in old_train.items() if k not in changed
@@ -235,7 +276,7 @@ def test_files_never_seen(data):
     assert ("\r" in after) == ("\r" in text)
     _, new = yaml.safe_load(text), yaml.safe_load(after)
     assert new["train"]["pixel_opt"]["type"] == "TLWLoss" and new["train"]["gan_opt"] == {"type": "GANLoss"}
-    assert {"network_w", "network_g", "path"} <= new.keys()
+    assert new["train"]["tlw"]["preset"] == "economy" and {"network_g", "path"} <= new.keys()
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,15 @@ from tlw_basicsr.options import check_options, load_yaml
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXTS = {str(page.relative_to(ROOT)): page.read_text("utf-8") for page in PAGES}
-LATER = {"tlw.py", "test_tlw.py", "options.md", "security.md", "own_loop.py", "lightning.py", "accelerate_loop.py"}  # being written
+LATER = {
+    "tlw.py",
+    "test_tlw.py",
+    "options.md",
+    "security.md",
+    "own_loop.py",
+    "lightning.py",
+    "accelerate_loop.py",
+}  # being written
 HAS_OBJECT = hasattr(tlw_basicsr, "TLW")
 BLOCKS = [(name, block) for name, text in TEXTS.items() for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
 

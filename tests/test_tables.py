@@ -19,7 +19,7 @@ import pytest
 from tests.conftest import ROOT, photograph
 from tests.test_pipeline import same
 from tlw_basicsr import UserError
-from tlw_basicsr.commands.tables import cells_of, parse
+from tlw_basicsr.commands.tables import choose_cells, parse
 from tlw_basicsr.files import load_file
 from tlw_basicsr.tables import Cell, Run, Variant, cell_options, first_difference, latex, markdown, table_rows
 
@@ -161,9 +161,9 @@ def test_an_interrupted_run_goes_on(folders, photographs, reproduce):
     [
         (["--losses", "L3"], "--losses: EDSR have no L3; accepted are L1, L1Error, "),
         (["--networks", "EDRS"], "--networks: EDRS; accepted are EDSR, HAT, RCAN, RRDB, VDSR"),
-        (["--scales", "7"], "--scales: no options file of EDSR is for ×7"),
-        (["--scales", "4", "0"], "--scales: no options file of EDSR is for ×0"),
-        (["--networks", "EDSR", "HAT", "--scales", "4", "6"], "--scales: no options file of EDSR, HAT is for ×6"),
+        (["--scales", "7"], "--scales: no recipe of EDSR is for ×7"),
+        (["--scales", "4", "0"], "--scales: no recipe of EDSR is for ×0"),
+        (["--networks", "EDSR", "HAT", "--scales", "4", "6"], "--scales: no recipe of EDSR, HAT is for ×6"),
         (["--force_yml", "train:optim_g:foo=1"], "EDSR_L1_x4_seed0: train.optim_g.foo: unknown option"),
         (
             ["--iters", "3", "--force_yml", "datasets:train:dataroot_gt=no"],
@@ -212,13 +212,13 @@ def test_an_unusable_test_set_is_told_before_the_trainings(folders, reproduce):
 
 def test_a_loss_that_a_network_does_not_have_is_left_out(capsys):
     arguments = ["--losses", "L1", "MSE", "L1", "--networks", "EDSR", "HAT", "--scales", "2", "4"]
-    cells = cells_of(parse(arguments), ROOT / "options/train")
+    cells = choose_cells(parse(arguments))
     assert [cell.name for cell in cells] == [
         *("EDSR_L1_x2_seed0", "EDSR_MSE_x2_seed0", "EDSR_L1_x4_seed0", "EDSR_MSE_x4_seed0", "HAT_L1_x4_seed0")
     ]
-    assert "Left out, no options file: HAT ×4 with MSE" in capsys.readouterr().out
+    assert "Left out, no recipe: HAT ×4 with MSE" in capsys.readouterr().out
     # the paper's comparison: 3 networks × 3 scales × 4 losses, and HAT's 3
-    cells = cells_of(parse([]), ROOT / "options/train")
+    cells = choose_cells(parse([]))
     assert len([cell for cell in cells if cell.variant.name != "L1Uncertainty"]) == 3 * 3 * 4 + 2
     assert len([cell for cell in cells if cell.network == "HAT"]) == 3
 
@@ -268,7 +268,7 @@ def test_the_program_ended_by_a_signal(folders, photographs, number):
     assert not states.exists() or not list(states.iterdir())
 
 
-def test_without_iters_the_options_are_the_files(tmp_path):
+def test_without_iters_the_options_are_the_recipes(tmp_path):
     (tmp_path / "Set5").mkdir()
     run = Run(tmp_path, tmp_path, sets=["Set5"])
     opt = cell_options(run, Cell("HAT", Variant("L1TLW", "L1TLW"), 4, 7))

@@ -34,7 +34,7 @@ class NetworkUpscaler:
         options: its options, ``{type: …, …}``; ``window_size`` and the number of channels are read from them, or from
             the defaults of its class.
         tile: side of a tile in LR pixels, rounded up to what the network takes; None for the whole image at once.
-        overlap: of neighbouring tiles, in LR pixels, at most half the tile.
+        overlap: of neighbouring tiles, in LR pixels, at most half the tile; None for 32, or half of a smaller tile.
         device: to run on; results come back to the CPU.
         dtype: float32, or float16 or bfloat16 for autocast.
 
@@ -53,10 +53,11 @@ class NetworkUpscaler:
         net: nn.Module,
         options: dict[str, Any],
         tile: int | None = None,
-        overlap: int = 32,
+        overlap: int | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
+        overlap = min(32, (tile or 64) // 2) if overlap is None else overlap
         if overlap < 0 or (tile is not None and not 1 <= tile >= 2 * overlap):
             raise UserError(f"--tile, --overlap: expected an overlap of 0 to half the tile, got {overlap} of {tile}")
         self.net = net.to(device)
@@ -114,7 +115,7 @@ class NetworkUpscaler:
 
 
 def upscaler_of(
-    yaml: str | Path, checkpoint: str | Path, scale: int, param_key: str = "params", device: str = "auto"
+    yaml: str | Path, checkpoint: str | Path, scale: int, param_key: str = "params_ema", device: str = "auto"
 ) -> NetworkUpscaler:
     """The network of a YAML's ``network_g`` with a checkpoint's weights, as an upscaler of whole images.
 

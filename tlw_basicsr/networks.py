@@ -14,7 +14,7 @@ from torch import nn
 from tlw_basicsr.errors import UserError, expanded, first_line, short
 from tlw_basicsr.files import load_file
 from tlw_basicsr.kinds import DICT, STR, Options
-from tlw_basicsr.parts import check_arguments, find_doubts, lookup
+from tlw_basicsr.parts import check_arguments, find_doubts, keep_arguments, lookup
 
 
 def build_network(opt: Options, key: str, device: str = "meta") -> nn.Module:
@@ -24,7 +24,7 @@ def build_network(opt: Options, key: str, device: str = "meta") -> nn.Module:
         UserError: its class refuses the options.
     """
     arch = lookup(ARCH_REGISTRY, opt[key], key)
-    arguments = {k: v for k, v in opt[key].items() if k != "type"}
+    arguments = keep_arguments(opt[key], arch)
     try:
         with torch.random.fork_rng(devices=[]):
             if device != "meta":

@@ -6,8 +6,8 @@ import inspect
 import random
 import re
 import sys
-from collections import Counter
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -72,15 +72,16 @@ PLUGINS = kinds_of(TopOptions)["plugins"]
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which also reads ``1e-4`` as a number and refuses a key given twice."""
+    """PyYAML's safe loader, which also reads ``1e-4`` as a number and refuses a key given twice with other values."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        scalars = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        keys = Counter(key.value for key in scalars if key.tag != "tag:yaml.org,2002:merge")
-        for key, times in keys.items():
-            if times > 1:
-                problem = f"the key {short(key)} is given twice"
-                raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        texts: dict[str, str] = {}
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                text = f"{value.tag} {value.value}" if isinstance(value, yaml.ScalarNode) else str(id(value))
+                if texts.setdefault(key.value, text) != text:
+                    problem = f"the key {short(key.value)} is given twice, with different values"
+                    raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         return super().construct_mapping(node, deep)
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
@@ -189,7 +190,8 @@ def parse_options(root_path: str, is_train: bool = True, argv: list[str] | None 
         argv: the command line's arguments, ``sys.argv[1:]`` if None.
 
     Returns:
-        The options, with BasicSR's additions, and the arguments; ``args.notes`` are lines for the log.
+        The options, with BasicSR's additions, and the arguments; ``args.notes`` are lines for the log, ``args.given``
+        the options as they were given.
 
     Raises:
         UserError: see :func:`check_options`.
@@ -208,6 +210,7 @@ def parse_options(root_path: str, is_train: bool = True, argv: list[str] | None 
     args = parser.parse_args(argv)
 
     opt = read_options(args.opt, args.force_yml)
+    args.given = deepcopy(opt)
     args.notes = check_options(opt, is_train)
     opt.update(auto_resume=args.auto_resume, is_train=is_train, dist=args.launcher != "none")
     devices = torch.cuda.device_count()
@@ -313,7 +316,7 @@ def check_options(opt: Options, is_train: bool) -> list[str]:
         needed = ["print_freq", "save_checkpoint_freq", "use_tb_logger"]
         check_read_section(opt["logger"], "logger", kinds_of(LoggerOptions), model, notes, needed)
         _check_train(opt, model, notes)
-        _check_asked_for(opt, networks, model)
+        _check_asked_for(opt, networks, model, notes)
     return notes
 
 
@@ -339,18 +342,24 @@ def has_pixel_loss(model: Any) -> bool:
         return True
 
 
-def _check_asked_for(opt: Options, networks: list[str], model: Callable) -> None:
-    """A network, loss or optimiser that the model never asks for would silently have no effect."""
+def _check_asked_for(opt: Options, networks: list[str], model: Callable, notes: list[str]) -> None:
+    """A network, loss or optimiser that the model never asks for would silently have no effect.
+
+    An optimiser that a third party's YAML has left over, of a network that is not there, does no harm.
+    """
     sections = {key: key for key in networks}
-    sections |= {
-        f"train.{key}": key for key, value in opt["train"].items() if value and re.match("optim_|.*_opt$", key)
-    }
+    used = [key for key, value in opt["train"].items() if value and re.match("optim_|.*_opt$", str(key))]
+    sections |= {f"train.{key}": key for key in used}
     name = opt.get("base_model", "SRModel") if opt["model_type"] == "TLWModel" else opt["model_type"]
     for place, key in sections.items():
-        if not asks_for(model, key):
-            models = ", ".join(other for other in list_models_asking_for(key) if other != name)
-            way = f"choose one that does ({models})" if models else "load one that does by plugins:"
-            raise UserError(f"{place}: {name} never asks for it, so it would have no effect; delete it, or {way}")
+        if asks_for(model, key):
+            continue
+        if key.startswith("optim_") and origin_of(model) == OTHER and key.replace("optim", "network") not in networks:
+            notes.append(f"{place}: {name} never asks for it, so it has no effect")
+            continue
+        models = ", ".join(other for other in list_models_asking_for(key) if other != name)
+        way = f"choose one that does ({models})" if models else "load one that does by plugins:"
+        raise UserError(f"{place}: {name} never asks for it, so it would have no effect; delete it, or {way}")
 
 
 def _check_factor(opt: Options) -> None:
@@ -401,9 +410,8 @@ def _check_dataset(dataset: Options, place: str, phase: str, kind: Callable, opt
     if kind.__name__ in ("BicubicSRDataset", "PairedImageDataset"):
         required += ["dataroot_gt", "io_backend"] + (["gt_size"] if phase == "train" else [])
     if kind.__name__ == "PairedImageDataset":
-        required += ["dataroot_lq"] + (
-            sorted({"use_flip", "use_hflip", "use_rot"} & read_keys(kind)) if phase == "train" else []
-        )
+        flips = ["use_flip", "use_hflip", "use_rot"] if phase == "train" else []
+        required += ["dataroot_lq", *(key for key in flips if key in read_keys(kind))]  # forks have other names
     # a third party's values are its own affair, but for what the loader reads
     section = {OURS: BicubicSROptions, BASICSR: BasicSROptions, OTHER: LoaderOptions}[origin_of(kind)]
     check_read_section(dataset, place, kinds_of(section) | {"phase": ANY, "scale": ANY}, kind, notes, required)
@@ -436,7 +444,7 @@ def _check_val(opt: Options, is_train: bool, model: Callable, notes: list[str]) 
     for name, metric in metrics.items():
         place = f"val.metrics.{name}"
         call = lookup(METRIC_REGISTRY, metric, place)
-        check_arguments(metric, place, call, ("type", "better"), ("img", "img1", "img2"), notes)
+        check_arguments(metric, place, call, ("type", "better"), ("img", "img1", "img2"), notes)  # img1 in old forks
         if not one_of("higher", "lower").accepts(metric.get("better", "higher")):
             raise UserError(f"{place}.better: expected one of higher, lower, got {short(metric['better'])}")
     best = val.get("save_best")

@@ -235,6 +235,12 @@ def check_arguments(
         check_section(section, place, schema, required, others)
 
 
+def keep_arguments(section: Options, call: Callable) -> Options:
+    """The keys of a section that are arguments of ``call``; what else is there its model takes out itself."""
+    known = inspect.signature(call).parameters
+    return {key: value for key, value in section.items() if key != "type" and (key in known or is_open_ended(call))}
+
+
 def is_open_ended(call: Callable) -> bool:
     """Whether ``call`` takes any keyword argument."""
     return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(call).parameters.values())

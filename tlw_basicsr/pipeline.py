@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import yaml
 from basicsr.data import build_dataloader
 from basicsr.data.prefetch_dataloader import CUDAPrefetcher
 from basicsr.utils import (
@@ -25,6 +26,7 @@ from basicsr.utils import (
     make_exp_dirs,
     mkdir_and_rename,
 )
+from basicsr.utils.dist_util import master_only
 from basicsr.utils.options import dict2str
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -62,12 +64,12 @@ def train_pipeline(root_path: str, argv: list[str] | None = None) -> None:
     resume_state, notes = find_state(opt)
     check_files(opt)
     wait_for_all(opt)  # one process moves folders that others may still be reading
-    make_folders(opt, args.opt, resume_state is not None)
+    make_folders(opt, args, resume_state is not None)
     wait_for_all(opt)
 
     # The logger must not be used above: its file lies in the new folder.
     logger = start_log(opt, "train")
-    for note in notes:
+    for note in [*args.notes, *notes]:
         logger.warning(note)
     tb_logger = start_tensorboard(opt)
 
@@ -258,8 +260,8 @@ def fail_to_log(handler: logging.FileHandler, _: logging.LogRecord) -> None:
     raise UserError(f"{handler.baseFilename} can't be written ({reason_of(error)})") from error
 
 
-def make_folders(opt: Options, yaml_path: str, resuming: bool) -> None:
-    """Make the experiment's folders and copy the YAML into them. An earlier run of the name is moved aside."""
+def make_folders(opt: Options, args: Any, resuming: bool) -> None:
+    """Make the experiment's folders and put the YAML into them. An earlier run of the name is moved aside."""
     if not resuming:
         make_exp_dirs(opt)
         if opt["logger"]["use_tb_logger"] and "debug" not in opt["name"] and opt["rank"] == 0:
@@ -268,9 +270,19 @@ def make_folders(opt: Options, yaml_path: str, resuming: bool) -> None:
         for key in ("models", "training_states", "visualization"):
             Path(opt["path"][key]).mkdir(parents=True, exist_ok=True)
         remove_leftovers(opt)
-    copy = Path(opt["path"]["experiments_root"], Path(yaml_path).name)
-    if opt["rank"] == 0 and copy.resolve() != Path(yaml_path).resolve():
-        write_text(f"# {get_time_str()}: {shlex.join(sys.argv)}\n\n{Path(yaml_path).read_text('utf-8')}", copy)
+    keep_options(opt, args)
+
+
+@master_only
+def keep_options(opt: Options, args: Any) -> None:
+    """Write the YAML that the training goes by, to be used again: the file, or with ``--force_yml`` all options."""
+    copy = Path(opt["path"]["experiments_root"], Path(args.opt).name)
+    text = Path(args.opt).read_text("utf-8")
+    if args.force_yml:
+        text = yaml.safe_dump(args.given, sort_keys=False, allow_unicode=True, width=120)
+    elif copy.resolve() == Path(args.opt).resolve():
+        return
+    write_text(f"# {get_time_str()}: {shlex.join(sys.argv)}\n\n{text}", copy)
 
 
 def train_data(opt: Options) -> tuple[DataLoader, ResumableSampler]:

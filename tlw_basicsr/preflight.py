@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from basicsr.models.sr_model import SRModel
-from basicsr.utils.registry import DATASET_REGISTRY
+from basicsr.utils.registry import DATASET_REGISTRY, LOSS_REGISTRY
 from torch import nn
 
 from tlw_basicsr.data.bicubic_sr_dataset import check_sizes
@@ -19,37 +19,36 @@ from tlw_basicsr.data.listing import ImageEntry, list_images, pair_names
 from tlw_basicsr.errors import UserError, first_line
 from tlw_basicsr.kinds import Options
 from tlw_basicsr.losses.tlw_loss import TLWLoss
+from tlw_basicsr.models.tlw_model import get_network_w
+from tlw_basicsr.models.training import device_names
 from tlw_basicsr.models.uncertainty_model import FeatureTap
 from tlw_basicsr.networks import build_network, check_fit, read_network
 from tlw_basicsr.options import find_model
-from tlw_basicsr.parts import OTHER, lookup, origin_of, overrides
+from tlw_basicsr.parts import OTHER, find_doubts, keep_arguments, lookup, origin_of, overrides
 from tlw_basicsr.validation import check_validation
 
 LONGEST_EPOCH = 100_000_000  # samples, whose order is a list in memory
 
 
 def check_files(opt: Options) -> None:
-    """Check images, checkpoints and the distance's weights.
+    """Check images, checkpoints, losses and the distance's weights.
 
     Raises:
         UserError: the first thing that is wrong, in one line that names the file.
     """
     for key, dataset_opt in opt["datasets"].items():
-        where = f"datasets.{key}"
-        check_folders(dataset_opt, where)
-        check_images(dataset_opt, where, opt)
+        place = f"datasets.{key}"
+        check_folders(dataset_opt, place)
+        check_images(dataset_opt, place, opt)
     for key, value in opt["path"].items():
-        names_file = value is not None and key.startswith(("pretrain_network_", "resume_state"))
-        if names_file and not Path(value).is_file():
+        names_file = key.startswith(("pretrain_network_", "resume_state"))
+        if names_file and value is not None and not Path(value).is_file():
             raise UserError(f"path.{key}: {value} is not a file")
     for key in [k for k in opt if k.startswith("network_")]:
         check_network(opt, key)
     check_forward(opt)
-    pixel_opt = (opt["train"].get("pixel_opt") or {}) if opt["is_train"] else {}
-    if pixel_opt.get("type") == "TLWLoss":
-        loss = TLWLoss(**{key: value for key, value in pixel_opt.items() if key != "type"})
-        if loss.distance is not None:
-            check_distance(loss, opt)
+    if opt["is_train"]:
+        check_losses(opt)
     if opt["is_train"] and opt["model_type"] == "UncertaintyModel":
         check_uncertainty(opt)
     check_validation(opt)
@@ -57,36 +56,89 @@ def check_files(opt: Options) -> None:
         raise UserError("logger.wandb.project: wandb is not installed; pip install wandb, or delete the project")
 
 
-def check_distance(loss: TLWLoss, opt: Options) -> None:
+def count_channels(dataset_opt: Options) -> int:
+    """Channels of a data set's images: one with BasicSR's ``color: y``."""
+    return 1 if dataset_opt.get("color") == "y" else 3
+
+
+def tell_color(channels: int) -> str:
+    """The reason for images of one channel, for a message."""
+    return "; the images have one channel, by color: y of the data set" if channels == 1 else ""
+
+
+def check_losses(opt: Options) -> None:
+    """Build the losses; D and the weighting network are tried on noise of the training's size and channels."""
+    for key, section in opt["train"].items():
+        if not str(key).endswith("_opt") or not section:
+            continue
+        place, call = f"train.{key}", lookup(LOSS_REGISTRY, section, f"train.{key}")
+        try:
+            with torch.random.fork_rng(devices=[]), device_names(opt):
+                loss = call(**keep_arguments(section, call))
+        except UserError:
+            raise
+        except Exception as error:  # of what kind is up to the loss
+            raise UserError(
+                f"{place}: {section['type']} can't be built from these options ({first_line(error)})"
+                f"{find_doubts(section, call)}"
+            ) from error
+        if isinstance(loss, TLWLoss) and isinstance(loss.distance, nn.Module):
+            check_distance(loss.distance, opt)
+            check_weighting(opt)
+
+
+def check_distance(distance: nn.Module, opt: Options) -> None:
     """Check on noise of the training's size that the distance gives one value per sample."""
-    size = opt["datasets"]["train"].get("gt_size") or 64
-    images = torch.rand((2, 2, 3, size, size), generator=torch.Generator().manual_seed(0))
-    where = "train.pixel_opt.distance"
+    channels, size = count_channels(opt["datasets"]["train"]), opt["datasets"]["train"].get("gt_size")
+    size = size if isinstance(size, int) and size else 64
+    images = torch.rand((2, 2, channels, size, size), generator=torch.Generator().manual_seed(0))
+    place = "train.pixel_opt.distance"
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            value = loss.distance(*images)
+            value = distance(*images)
     except Exception as error:
-        raise UserError(f"{where}: fails on images of {size}×{size} pixels ({first_line(error)})") from error
+        raise UserError(
+            f"{place}: fails on images of {size}×{size} pixels ({first_line(error)}){tell_color(channels)}"
+        ) from error
     if not torch.is_tensor(value) or value.shape != (2,):
         shape = tuple(getattr(value, "shape", ()))
-        raise UserError(f"{where}: expected a loss with one value per sample, got shape {shape} for two samples")
+        raise UserError(f"{place}: expected a loss with one value per sample, got shape {shape} for two samples")
+
+
+def check_weighting(opt: Options) -> None:
+    """Check that the weighting network gives weights of the images' channels."""
+    channels = count_channels(opt["datasets"]["train"])
+    shape = (2, channels, 32, 32)
+    net = build_network({"network_w": get_network_w(opt)}, "network_w", "cpu")
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            w = net(torch.zeros(shape), torch.ones(shape), 0.5)
+    except Exception as error:
+        hint = f"{tell_color(channels)}; num_in_ch: {channels} is for them"
+        raise UserError(f"network_w: fails on images of shape {shape} ({first_line(error)}){hint}") from error
+    if not torch.is_tensor(w) or w.shape != shape:
+        got = tuple(w.shape) if torch.is_tensor(w) else type(w).__name__
+        raise UserError(f"network_w: gives {got} for images of shape {shape}; expected are weights of that shape")
 
 
 def check_forward(opt: Options) -> None:
-    """Check that the SR network makes an RGB image ``scale`` times as large of one, where it is known to be fed so.
+    """Check that the SR network makes an image ``scale`` times as large of one, where it is known to be fed so.
 
     Not known are a plugin's data set, a plugin's model with methods of its own to feed or test the network, and models
-    and networks of other inputs.
+    and networks of other inputs. The batch is the training's, of at most two: batch norm needs more than one value.
     """
     if not _takes_one_image(opt):
         return
-    train = opt["datasets"]["train"] if opt["is_train"] else {}
+    scale, train = opt["scale"], opt["datasets"]["train"] if opt["is_train"] else {}
+    channels = count_channels(train or next(iter(opt["datasets"].values())))
+    batch = min(batch_of_process(train, opt), 2) if train else 1
     # a network of windows takes multiples of these alone; of whole images and RealESRGANDataset's the size isn't known
     known = train.get("type") in ("BicubicSRDataset", "PairedImageDataset") and train.get("gt_size")
-    sides = [train["gt_size"] // opt["scale"]] if known else [48, 64, 56, 60, 72]
+    sides = [train["gt_size"] // scale] if known else [48, 64, 56, 60, 72]
     devices = ["meta", "cuda" if opt["num_gpu"] and torch.cuda.is_available() else "cpu"]
+    failure: Exception | None = None
     for device, side in product(devices, sides):
-        shape, expected = (1, 3, side, side), (1, 3, side * opt["scale"], side * opt["scale"])
+        shape, expected = (batch, channels, side, side), (batch, channels, side * scale, side * scale)
         net = build_network(opt, "network_g", device)
         if len(_required(net.forward)) != 1:
             return
@@ -96,25 +148,28 @@ def check_forward(opt: Options) -> None:
         except Exception as error:  # on "meta" perhaps for want of values, on the last device for its own reasons
             failure = error
     else:
-        raise UserError(f"network_g: fails on an image of shape {shape} ({first_line(failure)})") from failure
+        reason = first_line(failure) if failure else ""
+        raise UserError(f"network_g: fails on images of shape {shape} ({reason}){tell_color(channels)}") from failure
     got = tuple(sr.shape) if torch.is_tensor(sr) else type(sr).__name__
     if got != expected:
-        raise UserError(f"network_g: gives {got} for an image of shape {shape}; expected is {expected}")
+        raise UserError(
+            f"network_g: gives {got} for images of shape {shape}; expected is {expected}{tell_color(channels)}"
+        )
 
 
 def _takes_one_image(opt: Options) -> bool:
-    """Whether the model feeds ``network_g`` with RGB images and takes one from it, as far as its class tells."""
+    """Whether the model feeds ``network_g`` with images and takes one from it, as far as its class tells."""
     model, feeding = find_model(opt), ["feed_data", "optimize_parameters"]
     if not opt["is_train"]:
         feeding = ["feed_data", "test", "nondist_validation"]
     kinds = [lookup(DATASET_REGISTRY, dataset, "datasets") for dataset in opt["datasets"].values()]
     return (
-        inspect.isclass(model)
+        "scale" in opt
+        and inspect.isclass(model)
         and issubclass(model, SRModel)
         and not {"VideoBaseModel", "HiFaceGANModel"} & {c.__name__ for c in inspect.getmro(model)}
         and not overrides(model, *feeding)
         and all(origin_of(kind) != OTHER for kind in kinds)
-        and not any(dataset.get("color") for dataset in opt["datasets"].values())
     )
 
 
@@ -160,12 +215,12 @@ def wandb_options(opt: Options) -> Options:
     return options if options.get("project") and "debug" not in opt["name"] else {}
 
 
-def check_folders(opt: dict[str, Any], where: str) -> None:
+def check_folders(opt: dict[str, Any], place: str) -> None:
     """Check that the folders ``dataroot_*`` of a data set of any type exist."""
     for key in [k for k in opt if k.startswith("dataroot") and opt[k] is not None]:
         for folder in opt[key] if isinstance(opt[key], list) else [opt[key]]:
             if not Path(folder).is_dir():
-                raise UserError(f"{where}.{key}: {folder} is not a folder")
+                raise UserError(f"{place}.{key}: {folder} is not a folder")
 
 
 def batch_of_process(dataset_opt: dict[str, Any], opt: Options) -> int:
@@ -190,45 +245,45 @@ def check_batch(images: int, dataset_opt: dict[str, Any], opt: Options) -> None:
         )
 
 
-def check_images(opt: dict[str, Any], where: str, options: Options) -> None:
+def check_images(opt: dict[str, Any], place: str, options: Options) -> None:
     """Check by the headers that the images of BicubicSRDataset and PairedImageDataset exist and fit the scale."""
-    kind = lookup(DATASET_REGISTRY, opt, where).__name__
+    kind = lookup(DATASET_REGISTRY, opt, place).__name__
     if kind not in ("BicubicSRDataset", "PairedImageDataset"):
         return
     scale, train = opt["scale"], opt["phase"] == "train"
-    entries = list_images(opt, what=where)
+    entries = list_images(opt, what=place)
     mod_crop = scale if train else opt.get("mod_crop") or scale
-    check_sizes(entries, opt.get("gt_size") if train else None, mod_crop, scale, where)
+    check_sizes(entries, opt.get("gt_size") if train else None, mod_crop, scale, place)
     if train:
         check_batch(len(entries), opt, options)
         if not opt.get("gt_size") and batch_of_process(opt, options) > 1:
-            check_one_size(entries, opt, where)
+            check_one_size(entries, opt, place)
     if kind == "BicubicSRDataset":
         return
     lq_opt = {**opt, "meta_info_file": None}
     lmdb = opt["io_backend"]["type"] == "lmdb"
-    lq_entries = {e.path if lmdb else Path(e.path).name: e for e in list_images(lq_opt, "dataroot_lq", where)}
+    lq_entries = {e.path if lmdb else Path(e.path).name: e for e in list_images(lq_opt, "dataroot_lq", place)}
     if len(lq_entries) != len(entries) and not opt.get("meta_info_file"):
-        raise UserError(f"{where}: {len(entries)} HR images, but {len(lq_entries)} LR images")
+        raise UserError(f"{place}: {len(entries)} HR images, but {len(lq_entries)} LR images")
     names = [entry.path for entry in entries]
     if lmdb:  # both have the same keys
         pairs = {name: name for name in names}
     else:
-        pairs = pair_names(names, list(lq_entries), [opt.get("filename_tmpl", "{}")], f"{where}.dataroot_lq")
+        pairs = pair_names(names, list(lq_entries), [opt.get("filename_tmpl", "{}")], f"{place}.dataroot_lq")
     for gt in entries:
         lq = lq_entries.get(pairs[gt.path])
         if lq is None:
-            raise UserError(f"{where}.dataroot_lq: no LR image of the key {gt.path}")
+            raise UserError(f"{place}.dataroot_lq: no LR image of the key {gt.path}")
         fits = (gt.height, gt.width) == (lq.height * scale, lq.width * scale)
         # BasicSR cuts HR to LR's size outside training
         if not fits and (train or gt.height < lq.height * scale or gt.width < lq.width * scale):
             raise UserError(
-                f"{where}: {gt.path} is {gt.height}×{gt.width}, which is not {scale} times the {lq.height}×{lq.width} "
+                f"{place}: {gt.path} is {gt.height}×{gt.width}, which is not {scale} times the {lq.height}×{lq.width} "
                 f"of {lq.path}"
             )
 
 
-def check_one_size(entries: list[ImageEntry], opt: dict[str, Any], where: str) -> None:
+def check_one_size(entries: list[ImageEntry], opt: dict[str, Any], place: str) -> None:
     """Check that whole images can be joined to a batch."""
     sizes = {(e.height // opt["scale"], e.width // opt["scale"]): e for e in entries}
     if opt.get("use_rot"):
@@ -236,7 +291,7 @@ def check_one_size(entries: list[ImageEntry], opt: dict[str, Any], where: str) -
     if len(sizes) > 1:
         (_, a), (_, b) = list(sizes.items())[:2]
         raise UserError(
-            f"{where}.gt_size: ~ with more than one image in a batch needs images of one size (square ones with "
+            f"{place}.gt_size: ~ with more than one image in a batch needs images of one size (square ones with "
             f"use_rot); {a.path} is {a.height}×{a.width}, {b.path} is {b.height}×{b.width}"
         )
 

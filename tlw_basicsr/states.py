@@ -430,7 +430,10 @@ def take_state(model: Any, state: dict[str, Any], take_basicsrs: Callable[[dict[
     for scheduler in model.schedulers:  # they have the state's values
         end = getattr(scheduler, "cumulative_period", [float("inf")])[-1]
         if model.opt["train"]["total_iter"] > end:
-            raise UserError(f"train.total_iter: the periods of train.scheduler in {where} end at {end}")
+            raise UserError(
+                f"train.total_iter: the periods of train.scheduler in {where} end at {end}; to train longer, begin a "
+                "training of another name from its network: path.pretrain_network_g"
+            )
 
 
 def take_best_results(model: Any, saved: dict[str, dict[str, Any]]) -> None:
@@ -543,8 +546,13 @@ def _alike(a: Any, b: Any) -> bool:
         return a is None or isinstance(a, bool)
     if isinstance(b, Number):
         return is_number(a)
+    if isinstance(b, str):
+        return isinstance(a, str)
+    if isinstance(b, dict) and any(isinstance(key, str) for key in b):
+        return isinstance(a, dict) and a.keys() == b.keys() and all(_alike(a[key], b[key]) for key in b)
     if isinstance(b, dict):
         return isinstance(a, dict) and all(is_number(n) for pair in a.items() for n in pair)
     if isinstance(b, (list, tuple)):
-        return isinstance(a, (list, tuple)) and all(is_number(n) for n in a)
+        like = b[0] if len(b) else 0
+        return isinstance(a, (list, tuple)) and all(_alike(item, like) for item in a)
     return True

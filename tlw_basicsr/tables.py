@@ -25,9 +25,10 @@ from tlw_basicsr.evaluation import PROTOCOLS, Upscaler, bicubic, csv_text, evalu
 from tlw_basicsr.files import write_text
 from tlw_basicsr.inference import upscaler_of
 from tlw_basicsr.kinds import Options
-from tlw_basicsr.options import check_options, force_options, read_options
+from tlw_basicsr.options import check_options, force_options, load_yaml
 from tlw_basicsr.pictures import spread_figure
 from tlw_basicsr.preflight import check_folders
+from tlw_basicsr.recipes import list_cells, recipe
 from tlw_basicsr.states import list_states
 
 try:
@@ -35,7 +36,6 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-ROOT = Path(__file__).resolve().parents[1]
 TEST_SETS = ("Set5", "Set14", "BSD100", "Urban100", "Manga109", "T91", "BSDS200", "General100")
 METRICS = {  # name: (heading, digits, factor, whether higher is better)
     "psnr_y": ("PSNR (dB)", 2, 1, True),
@@ -68,11 +68,11 @@ PROTOCOL_NAMES = {
 
 @dataclass(frozen=True)
 class Variant:
-    """A loss of the table: that of an options file, with further options of its own.
+    """A loss of the table: that of a recipe, with further options of its own.
 
     Attributes:
         name: its row.
-        loss: the loss in the file's name, such as ``L1TLW``.
+        loss: the loss in the recipe's name, such as ``L1TLW``.
         forced: entries ``section:key=value``.
     """
 
@@ -108,15 +108,14 @@ class Run:
     Attributes:
         out: folder of the results.
         data: folder of the test sets.
-        train_data: folder of the HR images to train on; None for the options files'.
+        train_data: folder of the HR images to train on; None for the recipes'.
         sets: names of the test sets.
-        iters: iterations; None for the options files'.
-        distance: options of D; None for the options files', the paper's.
+        iters: iterations; None for the recipes'.
+        distance: options of D; None for the recipes', the paper's.
         forced: entries ``section:key=value`` for every cell that has the section.
         with_lpips: measure LPIPS, and keep the checkpoint with the best LPIPS-vgg on Set5; else the last one.
         grey_as_y: see :func:`tlw_basicsr.evaluation.evaluate`; likewise ``with_perceptual``.
         with_perceptual: see ``grey_as_y``.
-        options: folder of the options files.
     """
 
     out: Path
@@ -129,7 +128,6 @@ class Run:
     with_lpips: bool = True
     grey_as_y: bool = False
     with_perceptual: bool = False
-    options: Path = ROOT / "options" / "train"
     missing: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -144,18 +142,17 @@ class Run:
         return self.with_lpips and (self.data / "Set5").is_dir()
 
 
-def available_losses(options: Path, network: str, scale: int) -> list[str]:
-    """Losses that have an options file for a network and a scale."""
-    return sorted(path.stem.split("_")[2] for path in (options / network).glob(f"train_{network}_*_x{scale}.yml"))
+def list_losses(network: str, scale: int) -> list[str]:
+    """The losses that a network is compared with at a scale."""
+    return sorted(loss for n, loss, s in list_cells() if (n, s) == (network, scale))
 
 
 # ------------------------------------------------------------------------------------------------- options
 
 
 def cell_options(run: Run, cell: Cell) -> Options:
-    """The options of a training: those of the cell's file with what the run changes."""
-    file = run.options / cell.network / f"train_{cell.network}_{cell.variant.loss}_x{cell.scale}.yml"
-    opt = read_options(str(file))
+    """The options of a training: those of the cell's recipe with what the run changes."""
+    opt = read_recipe(cell.network, cell.variant.loss, cell.scale)
     opt.update(name=cell.name, manual_seed=cell.seed)
     train = opt["train"]
     data = opt["datasets"]["train"]
@@ -187,6 +184,12 @@ def cell_options(run: Run, cell: Cell) -> Options:
     return opt
 
 
+def read_recipe(network: str, loss: str, scale: int) -> Options:
+    """The options of a training of the comparison."""
+    name = f"{network}_{loss}_x{scale}"
+    return load_yaml(recipe(name), name)
+
+
 def has_section(opt: Options, entry: str) -> bool:
     """Whether the options have the sections of an entry ``section:key=value``."""
     *sections, _ = entry.partition("=")[0].split(":")
@@ -199,9 +202,9 @@ def has_section(opt: Options, entry: str) -> bool:
 def check_forced(run: Run, cells: Sequence[Cell]) -> None:
     """Raise a :class:`UserError` if an entry of ``--force_yml`` belongs to no loss of the cells' networks."""
     pairs = {(cell.network, cell.scale) for cell in cells}
-    files = [read_options(str(path)) for n, s in pairs for path in (run.options / n).glob(f"train_{n}_*_x{s}.yml")]
+    recipes = [read_recipe(*cell) for cell in list_cells() if (cell[0], cell[2]) in pairs]
     for entry in run.forced:
-        if not any(has_section(opt, entry) for opt in files):
+        if not any(has_section(opt, entry) for opt in recipes):
             raise UserError(f"--force_yml {entry}: no cell has this section")
 
 

@@ -1,13 +1,14 @@
 """Turn a BasicSR training YAML into its TLW version: ``tlw add IN.yml OUT.yml``.
 
 Comments and order stay. A file with TLW comes out as it is. The pixel loss (L1Loss, MSELoss or CharbonnierLoss)
-becomes TLWLoss, with the paper's distance and a schedule of k over the whole training.
+becomes TLWLoss, with the paper's distance, preset: economy and a schedule of k over the whole training. Every change is
+told.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from tlw_basicsr.add_tlw import add_tlw
+from tlw_basicsr.add_tlw import add_tlw, describe_changes
 from tlw_basicsr.cli import parser_of
 from tlw_basicsr.errors import UserError
 from tlw_basicsr.files import write_text
@@ -18,13 +19,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = parser_of("add", __doc__)
     parser.add_argument("input", type=Path, metavar="IN.yml", help="BasicSR training YAML")
     parser.add_argument("output", type=Path, metavar="OUT.yml", help="file to write; may be IN.yml")
+    parser.add_argument("--name", help="of the experiment; default: the old name with _TLW")
+    parser.add_argument(
+        "--keep-balance",
+        action="store_true",
+        help="change loss_weight so that the pixel loss weighs against GAN and other losses as before",
+    )
     args = parser.parse_args(argv)
     try:
         text = args.input.read_bytes().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{args.input}: can't be read as text ({type(error).__name__})") from error
-    new = add_tlw(text, str(args.input))
+    new = add_tlw(text, str(args.input), keep_balance=args.keep_balance, new_name=args.name)
     if args.output.exists() and not args.output.is_file():
-        raise UserError(f"{args.output}: is no file that can be written")
+        raise UserError(f"{args.output}: is not a file that can be written")
     write_text(new, args.output.resolve())  # not in place of a link; whole or not at all, since it may be IN.yml
     print(f"{args.output}: {'has TLW already' if new == text else 'TLW added'}")
+    for line in describe_changes(text, new):
+        print(f"  {line}")

@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("results/inference"), help="folder; default results/inference")
     parser.add_argument("--suffix", default="", help="put behind the name of the image, such as _x4")
     parser.add_argument("--tile", type=int, help="side of a tile in LR pixels; default: the whole image at once")
-    parser.add_argument("--overlap", type=int, default=32, help="of tiles, in LR pixels, at most half a tile (32)")
+    parser.add_argument("--overlap", type=int, help="of tiles, in LR pixels; default 32, or half of a smaller tile")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, …")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="precision of the network (autocast)")
     args = parser.parse_args(argv)

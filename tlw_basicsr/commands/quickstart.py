@@ -22,8 +22,8 @@ from tlw_basicsr.functional import k_schedule
 from tlw_basicsr.networks import load_network
 from tlw_basicsr.options import force_options, load_yaml
 from tlw_basicsr.pictures import weights_figure
+from tlw_basicsr.recipes import recipe
 
-ROOT = Path(__file__).resolve().parents[2]
 TRAIN = ("brick", "camera", "coffee", "coins", "grass", "gravel", "moon", "rocket", "stereo_motorcycle")
 HELD_OUT = ("astronaut", "chelsea")
 LOSSES = {"L1": "L1", "L1TLW": "L1+TLW"}
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = {"bicubic": (field_metrics(bicubic(4), items, 4), 0.0)}
     for loss, label in LOSSES.items():
         name = f"quickstart_EDSR_{loss}_x4"
-        text = (ROOT / f"options/quickstart/{name}.yml").read_text("utf-8")
+        text = recipe(name)
         (out / f"{name}.yml").write_text(text, "utf-8")
         print(f"\nTraining EDSR ×4 with {label} ({args.out / name}.yml)", flush=True)
         command = [sys.executable, "-m", "tlw_basicsr.train", "-opt", f"{name}.yml"]

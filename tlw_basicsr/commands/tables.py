@@ -33,17 +33,18 @@ from tlw_basicsr.errors import UserError
 from tlw_basicsr.evaluation import bicubic
 from tlw_basicsr.inference import upscaler_of
 from tlw_basicsr.options import load_yaml, read_options
+from tlw_basicsr.recipes import list_cells
 from tlw_basicsr.tables import (
     TEST_SETS,
     Cell,
     Run,
     Variant,
-    available_losses,
     cell_options,
     check_cell,
     check_forced,
     find_network,
     is_trained,
+    list_losses,
     measure,
     train,
     write_tables,
@@ -72,7 +73,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--scales", nargs="+", type=int, default=[2, 3, 4])
     parser.add_argument("--sets", nargs="+", default=list(TEST_SETS), help="names of test sets")
     parser.add_argument("--data", type=Path, default=Path("datasets"), help="folder of the test sets")
-    parser.add_argument("--train-data", type=Path, help="folder of HR images; default: the options files'")
+    parser.add_argument("--train-data", type=Path, help="folder of HR images; default: the recipes'")
     parser.add_argument("--out", type=Path, default=Path("tables"), help="folder of the results")
     parser.add_argument("--iters", type=int, help="iterations, to scale the trainings down")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
@@ -84,22 +85,22 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def cells_of(args: argparse.Namespace, options: Path) -> list[Cell]:
-    """The cells that the arguments name and that there are options files for; says which are left out.
+def choose_cells(args: argparse.Namespace) -> list[Cell]:
+    """The cells that the arguments name and that there are recipes of; says which are left out.
 
     Raises:
         UserError: a network, a scale or a loss has no cell at all.
     """
-    known = sorted(folder.name for folder in options.iterdir() if folder.is_dir())
+    known = sorted({network for network, _, _ in list_cells()})
     for network in args.networks:
         if network not in known:
             raise UserError(f"--networks: {network}; accepted are {', '.join(known)}")
     pairs = list(product(dict.fromkeys(args.networks), dict.fromkeys(args.scales)))
-    there = {pair: available_losses(options, *pair) for pair in pairs}
+    there = {pair: list_losses(*pair) for pair in pairs}
     named = ", ".join(dict.fromkeys(args.networks))
     for scale in args.scales:
         if not any(there[pair] for pair in pairs if pair[1] == scale):
-            raise UserError(f"--scales: no options file of {named} is for ×{scale}")
+            raise UserError(f"--scales: no recipe of {named} is for ×{scale}")
     variants = [Variant(loss, loss) for loss in dict.fromkeys(args.losses or PAPER_LOSSES)]
     variants += [Variant(name, loss, tuple(forced)) for name, loss, *forced in args.variant]
     everything = sorted({loss for losses in there.values() for loss in losses})
@@ -110,7 +111,7 @@ def cells_of(args: argparse.Namespace, options: Path) -> list[Cell]:
     for (network, scale), losses in there.items():
         absent = [v.name for v in variants if v.loss not in losses]
         if args.losses and losses and absent:
-            print(f"Left out, no options file: {network} ×{scale} with {', '.join(absent)}")
+            print(f"Left out, no recipe: {network} ×{scale} with {', '.join(absent)}")
         chosen = [v for v in variants if v.loss in losses]
         cells += [Cell(network, v, scale, seed) for v in chosen for seed in dict.fromkeys(args.seeds)]
     return cells
@@ -162,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )  # fmt: skip
     if run.missing:
         print(f"Left out, not in {run.data}: {', '.join(run.missing)}")
-    cells = cells_of(args, run.options)
+    cells = choose_cells(args)
     check_forced(run, cells)
     missing = [cell for cell in cells if not is_trained(run, cell)]
     for cell in missing:

@@ -65,7 +65,7 @@ def list_images(opt: dict[str, Any], root_key: str = "dataroot_gt", what: str = 
     Raises:
         UserError: the folder is missing or has no image, a listed image is missing, or a file is no image.
     """
-    key = f"{what}.{root_key}"
+    key = what if what.startswith("--") else f"{what}.{root_key}"  # an argument has no options
     root = expanded(opt[root_key], key)
     if opt["io_backend"]["type"] == "lmdb":
         entries = read_keys(root, key)

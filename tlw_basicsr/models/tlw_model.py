@@ -53,6 +53,13 @@ def split_options(section: dict[str, Any] | None) -> tuple[YamlOptions, dict[str
     return own, {**PRESETS[own.preset], **arguments}
 
 
+def get_network_w(opt: dict[str, Any]) -> dict[str, Any]:
+    """The options of the weighting network: those given, else of ``preset: economy``, for the images' channels."""
+    one = opt["datasets"].get("train", {}).get("color") == "y"
+    channels = 1 if one else opt["network_g"].get("num_out_ch", 3)
+    return opt.get("network_w") or {"type": "TLWWeightNet", "num_in_ch": channels, **ECONOMY_NET_W}
+
+
 class TLWMixin(BaseModel):
     """Puts a :class:`tlw_basicsr.TLW` into a BasicSR model's own training step.
 
@@ -97,10 +104,8 @@ class TLWMixin(BaseModel):
 
         TLW averages its gradients over processes itself, so that it is not wrapped for that.
         """
-        options, train, path = self.opt.get("network_w"), self.opt["train"], self.opt["path"]
-        if options is None:
-            options = {"type": "TLWWeightNet", "num_in_ch": self.opt["network_g"].get("num_out_ch", 3), **ECONOMY_NET_W}
-        net_w = build_network(options)
+        train, path = self.opt["train"], self.opt["path"]
+        net_w = build_network(get_network_w(self.opt))
         if self.tlw_options.sync_bn:
             if not self.opt["dist"] or self.device.type != "cuda":
                 raise UserError("train.tlw.sync_bn: true needs a distributed training on GPUs; accepted here is false")

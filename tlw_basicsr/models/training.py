@@ -27,6 +27,7 @@ from tlw_basicsr.errors import UserError
 from tlw_basicsr.files import save_file
 from tlw_basicsr.models.guard import StepGuard
 from tlw_basicsr.networks import check_fit, read_network, tell_fit
+from tlw_basicsr.optimizers import build_optimizer, build_schedulers
 from tlw_basicsr.validation import validate_alone
 
 
@@ -96,8 +97,11 @@ class TrainingMixin(BaseModel):
     own_optimizers = 0  # of a subclass, after those of the BasicSR model
 
     def get_optimizer(self, optim_type: str, params: Any, lr: float, **kwargs: Any) -> Optimizer:
-        """BasicSR's, with gradient accumulation and clipping by the options."""
-        optimizer = super().get_optimizer(optim_type, params, lr, **kwargs)
+        """The model's own or torch's of the name, with gradient accumulation and clipping by the options."""
+        try:
+            optimizer = super().get_optimizer(optim_type, params, lr, **kwargs)
+        except NotImplementedError:
+            optimizer = build_optimizer(optim_type, params, lr=lr, **kwargs)
         self.amp.unscale_before(optimizer)
         limit = self.opt["train"].get("clip_grad_norm")
         if limit:
@@ -107,6 +111,14 @@ class TrainingMixin(BaseModel):
 
             optimizer.register_step_pre_hook(clip)
         return accumulate(optimizer, self.opt["train"].get("accumulation_steps", 1))
+
+    def setup_schedulers(self) -> None:
+        """The model's own, or torch's of the name in ``train.scheduler``."""
+        section = dict(self.opt["train"]["scheduler"])  # of which BasicSR takes the type out
+        try:
+            super().setup_schedulers()
+        except NotImplementedError:
+            self.schedulers = build_schedulers(section, self.optimizers)
 
     def optimize_parameters(self, current_iter: int) -> None:
         """As the model's own, in mixed precision by the options; undone if it is not finite.

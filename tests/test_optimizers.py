@@ -1,0 +1,97 @@
+"""Optimisers and learning-rate schedules by name: BasicSR's and torch's, also over an interruption."""
+
+import pytest
+import torch
+
+from tests.conftest import plain_options, tiny_options, write_yaml
+from tlw_basicsr import UserError
+from tlw_basicsr.files import load_file
+from tlw_basicsr.options import check_options, read_options
+
+OPTIMIZERS = [
+    {"type": "AdamW", "lr": 1e-3, "weight_decay": 0.01},
+    {"type": "SGD", "lr": 1e-2, "momentum": 0.9},
+    {"type": "RMSprop", "lr": 1e-3},
+    {"type": "NAdam", "lr": 1e-3},
+]
+SCHEDULERS = [
+    {"type": "CosineAnnealingLR", "T_max": 8},
+    {"type": "StepLR", "step_size": 2},
+    {"type": "OneCycleLR", "max_lr": 1e-3, "total_steps": 8},
+    {"type": "CosineAnnealingWarmRestarts", "T_0": 3},
+]
+
+
+@pytest.mark.parametrize(("optimizer", "scheduler"), zip(OPTIMIZERS, SCHEDULERS, strict=True), ids=lambda o: o["type"])
+def test_a_training_with_them_is_the_same_after_an_interruption(photographs, train, tmp_path, optimizer, scheduler):
+    opt = tiny_options(photographs, train__optim_g=optimizer, train__scheduler=scheduler)
+    opt["datasets"].pop("val"), opt.pop("val")
+    whole = train(opt, root=tmp_path / "whole")
+    train({**opt, "train": {**opt["train"], "total_iter": 4}}, root=tmp_path / "parts")
+    parts = train(opt, "--auto_resume", root=tmp_path / "parts")
+    one, other = (load_file(folder / "models/net_g_latest.pth", "")["params"] for folder in (whole, parts))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    state = load_file(whole / "training_states/8.state", "")
+    reference = getattr(torch.optim, optimizer["type"])([torch.nn.Parameter(torch.zeros(1))], **keywords(optimizer))
+    schedule = getattr(torch.optim.lr_scheduler, scheduler["type"])(reference, **keywords(scheduler))
+    for _ in range(7):
+        reference.step()
+        schedule.step()
+    assert state["optimizers"][0]["param_groups"][0]["lr"] == pytest.approx(reference.param_groups[0]["lr"])
+
+
+def keywords(section):
+    return {key: value for key, value in section.items() if key != "type"}
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("optim_g", {"type": "LBFGS", "lr": 1}, r"optim_g: LBFGS fails with these options \(TypeError: .*closure"),
+        ("optim_g", {"type": "SparseAdam", "lr": 1}, r"optim_g: SparseAdam fails with these options \(RuntimeError"),
+        ("optim_g", {"type": "Lion", "lr": 1}, r"optim_g\.type: 'Lion'; accepted are ASGD"),
+        (
+            "optim_g",
+            {"type": "AdamW", "lr": 1e-3, "bettas": 1},
+            r"optim_g\.bettas: unknown option \(did you mean betas",
+        ),
+        ("optim_g", {"type": "SGD"}, r"optim_g\.lr: missing"),
+        ("optim_g", {"type": "SGD", "lr": 1, "momentum": -1}, r"optim_g: SGD fails .*Invalid momentum"),
+        ("scheduler", {"type": "ReduceLROnPlateau"}, r"scheduler: ReduceLROnPlateau fails .*metrics"),
+        ("scheduler", {"type": "CosineAnnealingLR"}, r"scheduler\.T_max: missing"),
+        ("scheduler", {"type": "LambdaLR", "lr_lambda": "x"}, r"scheduler: LambdaLR fails with these options"),
+        (
+            "scheduler",
+            {"type": "OneCycleLR", "max_lr": 1e-3, "total_steps": 7},
+            r"OneCycleLR fails .*it ends after 7 iterations, before train\.total_iter: 8",
+        ),
+        (
+            "scheduler",
+            {"type": "CosineAnnealingRestartLR", "periods": [3, 4], "restart_weights": [1, 1]},
+            r"periods: their sum, 7, is less than train\.total_iter: 8; make the last one 5, or add one and its restart",
+        ),
+    ],
+)
+def test_what_can_not_train_is_one_line(photographs, tmp_path, place, value, message):
+    opt = plain_options(photographs, **{f"train__{place}": value})
+    with pytest.raises(UserError, match=rf"^train\.{message}" if place in message else message) as error:
+        check_options(read_options(str(write_yaml(tmp_path, opt))), True)
+    assert "\n" not in str(error.value)
+
+
+def test_an_optimiser_of_the_installed_basicsr_comes_first(monkeypatch):
+    from basicsr.models.base_model import BaseModel
+
+    from tlw_basicsr.optimizers import build_optimizer
+
+    def get_optimizer(self, optim_type, params, lr, **options):
+        if optim_type != "Own":
+            raise NotImplementedError
+        return torch.optim.SGD(params, lr * 2, **options)
+
+    monkeypatch.setattr(BaseModel, "get_optimizer", get_optimizer)
+    parameters = [torch.nn.Parameter(torch.zeros(1))]
+    assert build_optimizer("Own", parameters, lr=1).param_groups[0]["lr"] == 2
+    assert isinstance(build_optimizer("RAdam", parameters, lr=1), torch.optim.RAdam)
+    with pytest.raises(NotImplementedError):
+        build_optimizer("None", parameters, lr=1)
