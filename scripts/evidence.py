@@ -48,6 +48,7 @@ from tlw_basicsr.functional import mix
 from tlw_basicsr.losses.distance_loss import LPIPSDistance
 from tlw_basicsr.losses.uncertainty_loss import UncertaintyLoss
 from tlw_basicsr.models.uncertainty_model import FeatureTap
+from tlw_basicsr.tlw import ECONOMY_NET_W, ECONOMY_OPTIM_W
 
 SCALE = 4
 BETAS = (0.9, 0.99)
@@ -99,7 +100,10 @@ SETTINGS = {
     "toy": Setting(edsr(8, 1), ("upsample", 8), 2, 32, 8, 1e-3),
 }
 
-# what each loss is: the arguments of the TLW object, or none for a plain loss
+PHI = {key: (ECONOMY_NET_W | ECONOMY_OPTIM_W)[key] for key in ("num_feat", "prior", "lr")}
+# φ with the published start, and one image of the batch in an E step
+PLAIN = {"preset": "economy", "weight_batch": 1, "weight_crop": None, "prior": "none", "lr": 3e-4}
+# what each loss is: the arguments of the TLW object and of φ, or none for a plain loss
 LOSSES: dict[str, dict[str, Any]] = {
     "L1": {},
     "MSE": {},
@@ -108,9 +112,10 @@ LOSSES: dict[str, dict[str, Any]] = {
     "Uncertainty": {},
     "TLW": {"preset": "economy"},
     "MSETLW": {"preset": "economy", "base": "mse"},
+    "Plain": PLAIN,
+    "MSEPlain": PLAIN | {"base": "mse"},
     "Exact": {"preset": "exact"},
 }
-PHI = {"num_feat": 16, "prior": "none", "lr": 3e-4}  # of the weighting network, where a variant changes one of them
 
 
 @dataclass(frozen=True)
@@ -120,7 +125,7 @@ class Run:
     Attributes:
         variant: name of the row.
         loss: one of :data:`LOSSES`.
-        changes: of the loss's arguments and of :data:`PHI`.
+        changes: of the loss's arguments.
         iterations: of the training.
         seed: of the start values, the data and the noise.
     """
@@ -519,7 +524,7 @@ def runs(args: argparse.Namespace, seeds: Sequence[int]) -> list[Run]:
     if args.equal_time:
         seconds = json.loads((args.out / "price.json").read_text("utf-8"))["seconds"]
         for name in args.equal_time:
-            iterations[name] = round(args.setting.iterations * seconds["TLW"] / seconds[name])
+            iterations[name] = round(args.setting.iterations * seconds[args.time_of] / seconds[name])
     made = []
     for seed in seeds:
         for name, loss, entries in rows:
@@ -569,8 +574,9 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument(
-        "--equal-time", nargs="*", metavar="NAME", help="rows that get as much time as TLW (price.json)"
+        "--equal-time", nargs="*", metavar="NAME", help="rows with as much time as --time-of: price.json"
     )
+    parser.add_argument("--time-of", metavar="NAME", default="TLW")
     for option in ("iterations", "batch", "patch"):
         parser.add_argument(f"--{option}", type=int, help="default: the setting's")
     parser.add_argument("--rounds", type=int, default=5, help="of price")

@@ -34,19 +34,17 @@ from tlw_basicsr.pictures import levels, shown
 
 LABELS = {
     "L1": "L1", "MSE": "MSE", "Random": "L1, random weights", "Error": "L1, error's weights",
-    "Uncertainty": "L1+uncertainty", "TLW": "L1+TLW", "MSETLW": "MSE+TLW", "Exact": "L1+TLW, exact",
+    "Uncertainty": "L1+uncertainty", "TLW": "L1+TLW", "MSETLW": "MSE+TLW", "Plain": "L1+TLW, plain φ",
+    "MSEPlain": "MSE+TLW, plain φ", "Exact": "L1+TLW, exact",
 }  # fmt: skip
 PALETTE = (  # readable without seeing colours
     "#000000", "#e69f00", "#999999", "#56b4e9", "#cc79a7", "#0072b2", "#d55e00", "#009e73", "#7f3c8d", "#8c6d31",
     "#e41a1c", "#b5bd00", "#17becf",
 )  # fmt: skip
 VARIANTS = {  # of the search
-    "prior": "φ from the error", "prior_lr1e-3": "φ from the error, lr 1e-3", "TLWprior": "L1+TLW, φ from the error",
-    "MSETLWprior": "MSE+TLW, φ from the error", "n4": "E step in 4", "fast": "E work of fast", "map": "no sampling",
+    "prior": "φ from the error, one image, lr 3e-4", "prior_lr1e-3": "φ from the error, one image",
+    "n4": "plain φ, E step in 4", "fast": "plain φ, E work of fast",
 }  # fmt: skip
-COLOURS = dict(
-    zip(LABELS, ("#000000", "#e69f00", "#999999", "#56b4e9", "#cc79a7", "#0072b2", "#d55e00", "#009e73"), strict=True)
-)
 METRICS = {  # heading, digits, whether higher is better
     "psnr_y": ("PSNR (dB)", 3, True),
     "ssim_y": ("SSIM", 4, True),
@@ -217,7 +215,7 @@ def photographs() -> dict[str, tuple[Tensor, Tensor]]:
 
 def weighting_network(out: Path, name: str, records: dict[str, dict[str, Any]]) -> TLWWeightNet:
     """The weighting network of a run."""
-    changes = evidence.PHI | records[name]["changes"]
+    changes = evidence.PHI | evidence.LOSSES[records[name]["loss"]] | records[name]["changes"]
     net_w = TLWWeightNet(num_feat=changes["num_feat"], prior=changes["prior"])
     net_w.load_state_dict(torch.load(out / "nets" / f"{name}_phi.pth", map_location="cpu", weights_only=True))
     return net_w.eval()

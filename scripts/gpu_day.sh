@@ -7,8 +7,8 @@
 #
 # DISTANCE is the file of scripts/make_hed_vgg.py. Further variables: DEVICE (cuda), SETTING (paper: EDSR 16/64),
 # ITERATIONS, BATCH and PATCH of a TLW training (the others get as much time), SEEDS ("0 1 2"), PROCESSES (5: one
-# training of this size does not fill a large GPU), IMAGES of each test set, PYTHON, and STAGES
-# ("tests price train measure"). At toy size: DEVICE=cpu SETTING=toy PROCESSES=1 IMAGES=1 SEEDS=0.
+# training of this size does not fill a large GPU), ROUNDS of price (3), IMAGES of each test set, PYTHON, and STAGES
+# ("tests price train measure"). At toy size: DEVICE=cpu SETTING=toy PROCESSES=1 ROUNDS=1 IMAGES=1 SEEDS=0.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 out=${1:?the folder of the results is missing}
@@ -30,7 +30,10 @@ for stage in ${STAGES:-tests price train measure}; do
     echo "== $stage"
     case $stage in
     tests) (cd "$here" && TLW_TEST_DEVICE=$DEVICE "$PYTHON" -m pytest tests/test_tlw.py -q) ;;
-    price) evidence price --setting "$SETTING" --photographs $PHOTOGRAPHS --losses $losses Exact "${size[@]}" ;;
+    price)
+        evidence price --setting "$SETTING" --photographs $PHOTOGRAPHS --losses $losses Exact "${size[@]}" \
+            --rounds "${ROUNDS:-3}"
+        ;;
     train)
         evidence train --setting "$SETTING" --photographs $PHOTOGRAPHS --losses $losses --seeds $SEEDS \
             --equal-time L1 MSE Error Random Uncertainty --processes "${PROCESSES:-5}" "${size[@]}"

@@ -11,7 +11,6 @@ import pytest
 import skimage.data
 import torch
 
-import tlw_basicsr
 from tests.conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -27,7 +26,7 @@ def args(tmp_path):
     cv2.imwrite(str(folder / "high.png"), skimage.data.coffee()[:80, :72])
     return Namespace(
         out=tmp_path / "out", photographs=[folder], device="cpu", distance=Path("random"),
-        setting=evidence.SETTINGS["toy"], losses=["L1"], variant=[], equal_time=None, seeds=[0],
+        setting=evidence.SETTINGS["toy"], losses=["L1"], variant=[], equal_time=None, time_of="TLW", seeds=[0],
     )  # fmt: skip
 
 
@@ -43,10 +42,7 @@ def test_lr_patches_are_those_of_the_hr_patches(args, tmp_path):
     assert not torch.equal(again[1], photographs.batch(1, 3, 2, 32)[1])
 
 
-needs_object = pytest.mark.skipif(not hasattr(tlw_basicsr, "TLW"), reason="the TLW object does not exist yet")
-
-
-@pytest.mark.parametrize("loss", ["L1", pytest.param("TLW", marks=needs_object), "Uncertainty"])
+@pytest.mark.parametrize("loss", ["L1", "TLW", "Uncertainty"])
 def test_a_run_goes_on_to_the_same_bits(args, monkeypatch, loss):
     one = evidence.Run(loss, loss, {}, 8, 0)
     evidence.train(args, one)
