@@ -10,6 +10,7 @@ The page opens from the file system. LR images are made from HR by MATLAB's bicu
 
 import argparse
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from basicsr.utils.registry import LOSS_REGISTRY
@@ -23,6 +24,7 @@ from tlw_basicsr.evaluation import bicubic
 from tlw_basicsr.functional import Distance
 from tlw_basicsr.inference import NetworkUpscaler
 from tlw_basicsr.kinds import Options
+from tlw_basicsr.models.tlw_model import get_network_w
 from tlw_basicsr.networks import find_checkpoint, find_device, load_network
 from tlw_basicsr.options import load_yaml, read_options
 from tlw_basicsr.parts import check_arguments, lookup
@@ -30,12 +32,12 @@ from tlw_basicsr.parts import check_arguments, lookup
 
 def find_weights(opt: Options, models: Path) -> Callable[[Tensor, Tensor], Tensor] | None:
     """The newest weighting network in a training's folder, with the k of its iteration; None if there is none."""
-    if "network_w" not in opt or not any(models.glob("net_w_*.pth")):
+    options = get_network_w(opt)
+    if options is None or not any(models.glob("net_w_*.pth")):
         return None
     iteration = iterations_of(models)[-1]
-    net_w = load_network(opt["network_w"], models / f"net_w_{iteration}.pth", key="network_w")
-    net_w.k = k_of(argparse.Namespace(k=None), opt, models, iteration)
-    return net_w
+    net_w = load_network(options, models / f"net_w_{iteration}.pth", key="network_w")
+    return partial(net_w, k=k_of(argparse.Namespace(k=None), opt, models, iteration))
 
 
 def find_result(source: str, device: str) -> tuple[Result, int | None]:

@@ -19,6 +19,7 @@ from tlw_basicsr.cli import parser_of
 from tlw_basicsr.data.bicubic_sr_dataset import BicubicSRDataset
 from tlw_basicsr.evaluation import bicubic, field_metrics
 from tlw_basicsr.functional import k_schedule
+from tlw_basicsr.models.tlw_model import get_network_w
 from tlw_basicsr.networks import load_network
 from tlw_basicsr.options import force_options, load_yaml
 from tlw_basicsr.pictures import weights_figure
@@ -75,9 +76,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         net_g = load_network(opt["network_g"], models / "net_g_latest.pth", "params_ema")
         rows[label] = (field_metrics(net_g, items, 4), seconds)
 
-    net_w = load_network(opt["network_w"], models / "net_w_latest.pth", key="network_w")
-    schedule = {key: value for key, value in opt["train"]["tlw"].items() if key != "k_unit"}
-    k = k_schedule(opt["train"]["total_iter"] - 1, **schedule)
+    net_w = load_network(get_network_w(opt), models / "net_w_latest.pth", key="network_w")
+    schedule = opt["train"]["tlw"]
+    k = k_schedule(opt["train"]["total_iter"] - 1, schedule["k_start"], schedule["k_end"], schedule["k_decay"])
     picture = out / "learned_weights.png"
     weights_figure(net_g, net_w, k, items[-1]["lq"], items[-1]["gt"], picture, "Weights learned by the quickstart")
 

@@ -27,7 +27,7 @@ from tlw_basicsr.files import load_file
 from tlw_basicsr.functional import k_schedule
 from tlw_basicsr.inference import NetworkUpscaler
 from tlw_basicsr.kinds import FRACTION, Options, check_section
-from tlw_basicsr.models.tlw_model import split_options
+from tlw_basicsr.models.tlw_model import get_network_w, split_options
 from tlw_basicsr.networks import get_section, load_network
 from tlw_basicsr.options import TLW, load_yaml, read_options
 from tlw_basicsr.parts import check_arguments, lookup
@@ -41,6 +41,8 @@ def options_of(args: argparse.Namespace) -> Options:
         text = getattr(args, key)
         if text:
             opt[key] = load_yaml(text, f"--{key}")
+        if key == "network_w" and (options := get_network_w(opt)):
+            opt[key] = options
         if key not in opt:
             missing = "--opt or " if not args.opt else f"{args.opt} has none; it may be of a control or without TLW; "
             raise UserError(f"--{key}: missing; {missing}--{key} gives the network's options")
@@ -149,8 +151,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for iteration in chosen:
         path_g = args.net_g or models / f"net_g_{iteration}.pth"
         path_w = args.net_w or models / f"net_w_{iteration}.pth"
-        net_g = load_network(opt.get("network_g"), path_g, args.param_key)
-        net_w = load_network(opt.get("network_w"), path_w, key="network_w")
+        net_g = load_network(opt["network_g"], path_g, args.param_key)
+        net_w = load_network(opt["network_w"], path_w, key="network_w")
         k = k_of(args, opt, models, iteration)
         upscale = NetworkUpscaler(net_g, opt["network_g"])
         lq, gt = read_pair(args, upscale.scale)
