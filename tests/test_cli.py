@@ -99,3 +99,13 @@ def test_wherever_it_is_started_from(tmp_path):
     )  # fmt: skip
     assert done.returncode == 2
     assert done.stderr.startswith("error: IN.pth: none.pth") and done.stderr.count("\n") == 1
+
+
+def test_options_lists_the_yaml_files_and_prints_one(monkeypatch, capfd):
+    names = call(monkeypatch, capfd, cli.main, "options")[1].split()
+    assert {"EDSR_L1TLW_x4", "recipe_EDSR_x4"} <= set(names)
+    code, out, _ = call(monkeypatch, capfd, cli.main, "options", "EDSR_L1TLW_x4")
+    assert code == 0
+    assert out == (ROOT / "options/train/EDSR/train_EDSR_L1TLW_x4.yml").read_text("utf-8")
+    code, out, err = call(monkeypatch, capfd, cli.main, "options", "EDSR_L1TWL_x4")
+    assert code == 2 and out == "" and "did you mean EDSR_L1TLW_x4" in err and err.count("\n") == 1

@@ -12,6 +12,7 @@ from tlw_basicsr.errors import UserError, run
 COMMANDS = {  # name: (module with the main function, what it does)
     "quickstart": ("tlw_basicsr.commands.quickstart", "train a small network with L1 and with TLW, and compare them"),
     "prepare": ("tlw_basicsr.commands.prepare", "cut HR images into tiles; make LR images, LMDBs, meta_info.txt"),
+    "options": ("tlw_basicsr.commands.options", "print a YAML to start from: a recipe or a cell of the paper's tables"),
     "add": ("tlw_basicsr.commands.add", "write TLW into a BasicSR training YAML that you have"),
     "train": ("tlw_basicsr.train", "train by a YAML"),
     "test": ("tlw_basicsr.test", "test by a YAML"),

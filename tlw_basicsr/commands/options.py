@@ -1,0 +1,22 @@
+"""Print a YAML to start from. Examples:
+
+  tlw options                           # the names that there are
+  tlw options EDSR_L1TLW_x4 > my.yml    # the training of a cell of the paper's tables
+  tlw options test_EDSR_L1TLW_x4        # its test
+  tlw options recipe_EDSR_x4            # what one would start a training of today from
+
+Change its name and its paths; every option is explained in docs/options.md.
+"""
+
+from collections.abc import Sequence
+
+from tlw_basicsr.cli import parser_of
+from tlw_basicsr.recipes import list_recipes, recipe
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the YAML, or the names."""
+    parser = parser_of("options", __doc__)
+    parser.add_argument("name", nargs="?", help="of a YAML; without it the names are listed")
+    name = parser.parse_args(argv).name
+    print(recipe(name) if name else "\n".join(list_recipes()), end="" if name else "\n")
