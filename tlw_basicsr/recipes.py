@@ -598,8 +598,8 @@ logger:
 QUICKSTART_TLW = {
     "described": "L1 and Trainable Loss Weights (TLW)",
     "model": "TLWModel",
-    "network_w": "network_w:\n  type: TLWWeightNet\n  num_feat: 16\n\n",
-    "optim_w": OPTIM_W.replace("1e-4", "1e-3"),
+    "network_w": "",
+    "optim_w": "",
     "losses": """\
   pixel_opt:
     type: TLWLoss
@@ -607,6 +607,7 @@ QUICKSTART_TLW = {
     distance:  # light, and needs no weights
       type: SSIMDistance
   tlw:
+    preset: economy
     k_start: 0.3
     k_end: 0.9
     k_decay: 300

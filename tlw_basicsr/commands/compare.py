@@ -32,11 +32,10 @@ from tlw_basicsr.parts import check_arguments, lookup
 
 def find_weights(opt: Options, models: Path) -> Callable[[Tensor, Tensor], Tensor] | None:
     """The newest weighting network in a training's folder, with the k of its iteration; None if there is none."""
-    options = get_network_w(opt)
-    if options is None or not any(models.glob("net_w_*.pth")):
+    if not any(models.glob("net_w_*.pth")):
         return None
     iteration = iterations_of(models)[-1]
-    net_w = load_network(options, models / f"net_w_{iteration}.pth", key="network_w")
+    net_w = load_network(get_network_w(opt), models / f"net_w_{iteration}.pth", key="network_w")
     return partial(net_w, k=k_of(argparse.Namespace(k=None), opt, models, iteration))
 
 

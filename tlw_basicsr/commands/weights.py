@@ -41,8 +41,8 @@ def options_of(args: argparse.Namespace) -> Options:
         text = getattr(args, key)
         if text:
             opt[key] = load_yaml(text, f"--{key}")
-        if key == "network_w" and (options := get_network_w(opt)):
-            opt[key] = options
+        if key == "network_w" and get_section(get_section(opt, "train"), "tlw", "train").get("preset") == "economy":
+            opt[key] = get_network_w(opt)
         if key not in opt:
             missing = "--opt or " if not args.opt else f"{args.opt} has none; it may be of a control or without TLW; "
             raise UserError(f"--{key}: missing; {missing}--{key} gives the network's options")
