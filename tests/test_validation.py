@@ -259,3 +259,52 @@ def test_a_metric_takes_both_names_of_an_image_and_gives_a_number(registered):
         assert calculate_metric(data, {"type": "tlw_mse", "better": "lower"}) > 0
     with pytest.raises(UserError, match="calculate_ssim gives no number for an image of 18×40 pixels"):
         calculate_metric({"img": images[0][:18], "img2": images[1][:18]}, SSIM)
+
+
+def test_a_data_set_with_mean_and_std_is_measured_and_weighted_in_0_1(photographs, train, tmp_path, monkeypatch):
+    """A network of the normalised images that gives what another gives of plain ones has its values and its loss."""
+    from basicsr.archs import build_network
+
+    from tlw_basicsr import TLW
+
+    network = {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 4, "num_block": 1, "upscale": 2}
+    seen, original = [], TLW.forward
+
+    def note(self, sr, gt, *args, **kwargs):
+        seen.append((sr.detach(), gt))
+        return original(self, sr, gt, *args, **kwargs)
+
+    monkeypatch.setattr(TLW, "forward", note)
+    for name in ("a.png", "b.png", "c.png"):
+        write(tmp_path / "gt" / name, 32)
+        write(tmp_path / "lq" / name, 16)
+    torch.manual_seed(0)
+    # (v - rgb_mean)·img_range in, and back: the two see the same
+    plain = build_network({**network, "rgb_mean": [0.5] * 3, "img_range": 2.0})
+    torch.save({"params": plain.state_dict()}, tmp_path / "net.pth")
+    logs, images = {}, {}
+    for name, own, normalise in (
+        ("plain", {"rgb_mean": [0.5] * 3, "img_range": 2.0}, {}),
+        ("normalised", {"rgb_mean": [0.0] * 3, "img_range": 1.0}, {"mean": [0.5] * 3, "std": [0.5] * 3}),
+    ):
+        opt = tiny_options(
+            photographs, name=name, network_g={**network, **own}, train__total_iter=1, val__save_img=True
+        )
+        pairs = {
+            "type": "PairedImageDataset", "dataroot_gt": str(tmp_path / "gt"), "dataroot_lq": str(tmp_path / "lq"),
+            **normalise,
+        }  # fmt: skip
+        for key in ("train", "val"):
+            opt["datasets"][key].update(pairs)
+        opt["path"] = {"pretrain_network_g": str(tmp_path / "net.pth")}
+        opt["train"]["optim_g"]["lr"] = 1e-9
+        opt["val"]["val_freq"] = 1
+        folder = train(opt)
+        logs[name] = next(folder.glob("train_*.log")).read_text()
+        images[name] = cv2.imread(str(folder / "visualization/a/a_1.png"))
+    (sr, gt), (sr_of_normalised, gt_of_normalised) = seen
+    assert torch.allclose(gt, gt_of_normalised, atol=1e-6) and torch.allclose(sr, sr_of_normalised, atol=1e-5)
+    psnr = [float(log.split("# psnr: ")[1].split("\t")[0]) for log in logs.values()]
+    assert psnr[0] == pytest.approx(psnr[1], abs=0.01) and images["plain"].std() > 5
+    assert abs(images["plain"].astype(int) - images["normalised"]).max() <= 1
+    assert "TLW and its loss see the images in [0, 1]" in logs["normalised"]

@@ -19,6 +19,7 @@ from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import DATASET_REGISTRY, METRIC_REGISTRY
 from torch.utils.data import Dataset
 
+from tlw_basicsr.data.images import undo_normalization
 from tlw_basicsr.data.listing import ImageEntry, list_images, name_images
 from tlw_basicsr.errors import UserError, first_line
 from tlw_basicsr.kinds import Options
@@ -228,8 +229,10 @@ def _paths(dataset: Any) -> list[str] | None:
 def validate_alone(model: BaseModel, dataset: Any) -> Iterator[None]:
     """Within it a model validates on ``dataset`` by what that has, and leaves no trace in the training.
 
-    The training batch's HR image is away; metrics that need HR images are left out where the set has none, and so are
-    values of other sets. Networks come back in the modes that they were in, also where the validation fails.
+    Images that the set has normalised by ``mean`` and ``std`` are measured and saved as they are in [0, 1], where the
+    model goes through it as BasicSR's SRModel. The training batch's HR image is away; metrics that need HR images are
+    left out where the set has none, and so are values of other sets. Networks come back in the modes that they were in,
+    also where the validation fails.
     """
     networks = [net for net in vars(model).values() if isinstance(net, torch.nn.Module)]
     training = {part: part.training for net in networks for part in net.modules()}
@@ -239,9 +242,15 @@ def validate_alone(model: BaseModel, dataset: Any) -> Iterator[None]:
     metrics = val.get("metrics")
     if metrics and type(getattr(dataset, "dataset", dataset)).__name__ == LQ_ALONE:
         val["metrics"] = {name: metric for name, metric in metrics.items() if not compares(metric)} or None
+    opt = dataset.opt
+    if opt.get("mean") is not None and type(model).nondist_validation is SRModel.nondist_validation:
+        # BasicSR's takes the images for those in [0, 1]
+        visuals = model.get_current_visuals
+        model.get_current_visuals = lambda: {key: undo_normalization(image, opt) for key, image in visuals().items()}
     try:
         yield
     finally:
+        vars(model).pop("get_current_visuals", None)
         if metrics:
             val["metrics"] = metrics
         for part, mode in training.items():

@@ -1,5 +1,7 @@
 """Which images there are, which belong together, and what they are called."""
 
+from pathlib import Path
+
 import cv2
 import lmdb
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from tests.conftest import photograph
 from tlw_basicsr import UserError
 from tlw_basicsr.data.listing import list_images, name_images, pair_names, read_names
+from tlw_basicsr.data.resumable import CheckedDataset
 from tlw_basicsr.preflight import check_images
 
 
@@ -166,3 +169,17 @@ def test_names_are_different_for_different_images(paths):
     names = name_images([f"{path}{'.png' if number % 2 else ''}" for number, path in enumerate(paths)])
     assert len({name.casefold() for name in names}) == len(paths)
     assert not any("/" in name or not name for name in names)
+
+
+def test_a_data_set_that_reads_its_list_itself(tmp_path):
+    """SingleImageDataset takes a name up to its first space, and a byte order mark for a part of it."""
+    for name in ("my photo.png", "b.png"):
+        write(tmp_path / "lq" / name)
+    file = tmp_path / "names.txt"
+    file.write_bytes("\ufeffmy photo.png (32,32,3)\n\nb.png (32,32,3) 1\n".encode())
+    opt = {
+        "name": "s", "type": "SingleImageDataset", "dataroot_lq": str(tmp_path / "lq"), "phase": "val",
+        "io_backend": {"type": "disk"}, "meta_info_file": str(file),
+    }  # fmt: skip
+    dataset = CheckedDataset(opt, "datasets.val")
+    assert [Path(dataset[i]["lq_path"]).name for i in range(len(dataset))] == ["my photo.png", "b.png"]

@@ -1,12 +1,12 @@
 """Image files: their size, reading them as BasicSR and as inference do, checking them, and writing one."""
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import cv2
 import lmdb
@@ -208,6 +208,20 @@ def turn(image: np.ndarray, orientation: int) -> np.ndarray:
     if orientation in (3, 4, 7, 8):
         image = image[::-1]
     return image[:, ::-1] if orientation in (2, 3, 6, 7) else image
+
+
+def undo_normalization(image: Tensor, opt: Mapping[str, Any]) -> Tensor:
+    """Images (…, C, H, W) in [0, 1], of those that a data set with ``mean`` and ``std`` has normalised: x·std + mean.
+
+    Args:
+        image: of the data set, or an SR image in its range.
+        opt: the data set's options; without ``mean`` and ``std`` nothing is done.
+    """
+    mean, std = opt.get("mean"), opt.get("std")
+    if mean is None and std is None:
+        return image
+    mean, std = (image.new_tensor(value).view(-1, 1, 1) for value in (mean, std))
+    return image * std + mean
 
 
 # ------------------------------------------------------------------------------------------------- writing

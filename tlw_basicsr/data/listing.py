@@ -8,6 +8,7 @@ Three rules hold for every program, and BasicSR's data sets follow them too (see
 - An image is called by its stem; where several have it, by as much of its path as tells them apart.
 """
 
+import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -99,6 +100,23 @@ def read_names(path: str | Path, key: str) -> list[str]:
     What follows a name, such as its size and further columns, is left out.
     """
     return [next(m[1] for pattern in NAME if (m := pattern.match(line))) for line in read_lines(path, key)]
+
+
+def mend_paths(paths: Any, opt: dict[str, Any]) -> Any:
+    """The paths of a data set that has read its list of names itself, up to each line's first space, by the rule here.
+
+    Args:
+        paths: of BasicSR's data sets; others are given back as they are.
+        opt: its options, of which ``meta_info_file`` or ``meta_info`` is the list.
+    """
+    key = next((key for key in ("meta_info_file", "meta_info") if isinstance(opt.get(key), str)), None)
+    if key is None or not isinstance(paths, list):
+        return paths
+    lines = [line.strip() for line in expanded(opt[key], key).read_text("utf-8").splitlines()]
+    for root in [value for name, value in opt.items() if name.startswith("dataroot") and isinstance(value, str)]:
+        if paths == [os.path.join(root, line.split(" ")[0]) for line in lines]:  # noqa: PTH118, as BasicSR's
+            return [str(Path(root, name)) for name in read_names(opt[key], key)]
+    return paths
 
 
 def read_keys(root: Path, key: str) -> list[ImageEntry]:

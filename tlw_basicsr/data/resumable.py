@@ -16,6 +16,7 @@ from basicsr.data import build_dataset
 from basicsr.data.data_sampler import EnlargedSampler
 from torch.utils.data import Dataset
 
+from tlw_basicsr.data.listing import mend_paths
 from tlw_basicsr.errors import UserError, first_line
 from tlw_basicsr.parts import OTHER, origin_of
 
@@ -79,6 +80,9 @@ class CheckedDataset(Dataset):
             raise UserError(
                 f"{where}: {opt['type']} can't be built from these options ({first_line(error)})"
             ) from error
+
+        if hasattr(self.dataset, "paths"):
+            self.dataset.paths = mend_paths(self.dataset.paths, opt)
 
     def __getattr__(self, name: str) -> Any:
         if name == "dataset":  # while it is not there yet

@@ -18,6 +18,7 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from tlw_basicsr.data.images import undo_normalization
 from tlw_basicsr.errors import UserError
 from tlw_basicsr.kinds import Option, describe_parameters
 from tlw_basicsr.losses.tlw_loss import TLWLoss
@@ -81,6 +82,8 @@ class TLWMixin(BaseModel):
         self.tlw_options, arguments = split_options(train.get("tlw"))
         learned = train["pixel_opt"].get("weights", "learned") == "learned"
         self.net_w = self.make_net_w() if learned else None
+        if self.opt["datasets"]["train"].get("mean"):
+            get_root_logger().info("datasets.train.mean, std: TLW and its loss see the images in [0, 1], without them.")
         self.epoch: int | None = None
 
         super().init_training_settings()
@@ -146,7 +149,11 @@ class TLWMixin(BaseModel):
             super().optimize_parameters(current_iter)
 
     def tlw_pixel_loss(self, sr: Tensor, gt: Tensor, **_: Any) -> Tensor:
-        """L_θ of the SR image that the base model has computed, after the E step where one is due: scalar."""
+        """L_θ of the SR image that the base model has computed, after the E step where one is due: scalar.
+
+        Of images that the data set has normalised by ``mean`` and ``std``, it is that of the images in [0, 1].
+        """
+        sr, gt = (undo_normalization(image, self.opt["datasets"]["train"]) for image in (sr, gt))
         with self.price.of_tlw():
             return self.tlw(sr, gt, self.t)
 
@@ -162,9 +169,11 @@ class TLWMixin(BaseModel):
         """The base model's; of the first validation set TensorBoard also gets the weights of its first image."""
         self.first_visuals = None
         super().validation(dataloader, current_iter, tb_logger, save_img)
-        visuals, self.first_visuals = self.first_visuals or {}, None
+        opt = dataloader.dataset.opt
+        visuals = {key: undo_normalization(image, opt) for key, image in (self.first_visuals or {}).items()}
+        self.first_visuals = None
         first_set = next((d["name"] for d in self.opt["datasets"].values() if d["phase"] == "val"), None)
-        name = dataloader.dataset.opt["name"]
+        name = opt["name"]
         if tb_logger and name == first_set and "gt" in visuals:
             self.log_weight_map(tb_logger, name, current_iter, visuals["result"], visuals["gt"])
 
