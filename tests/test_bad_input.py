@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,11 @@ from tlw_basicsr.pipeline import train_pipeline
 from tlw_basicsr.preflight import check_files
 
 CASES = cases()
+EITHER = [case.name for case in CASES if case.must_fail is None]  # either ending is right
+SAMPLE = set(random.Random(0).sample(EITHER, 60))
+PARAMETERS = [
+    pytest.param(c, id=c.name, marks=[pytest.mark.fuzz] if c.name in set(EITHER) - SAMPLE else []) for c in CASES
+]
 
 
 def digest(*folders):
@@ -73,7 +79,7 @@ def given(photographs, tmp_path_factory):
     }
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+@pytest.mark.parametrize("case", PARAMETERS)
 def test_a_broken_input_ends_in_a_right_result_or_one_line(case, given, tmp_path, monkeypatch):
     folder = tmp_path / "work"
     folder.mkdir()

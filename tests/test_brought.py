@@ -129,8 +129,14 @@ def test_the_scale_is_asked_for_where_it_is_needed(photographs, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     opt = plain_options(photographs, plugins=["no_scale"], scale=..., network_g={"type": "Denoiser"})
     data = {"name": "noise", "type": "NoiseDataset", "num_worker_per_gpu": 0, "batch_size_per_gpu": 2}
-    opt["datasets"] = {"train": data}
-    opt.pop("val")
+    alone = {
+        "name": "alone",
+        "type": "SingleImageDataset",
+        "dataroot_lq": str(photographs),
+        "io_backend": {"type": "disk"},
+    }
+    opt["datasets"] = {"train": data, "val": alone}
+    opt["val"] = {"val_freq": 1, "save_img": False}
     assert check(tmp_path, opt) == []
     check_all(tmp_path, opt)
     # annotations of others are no law, but tell what may be wrong where building fails

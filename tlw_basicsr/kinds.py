@@ -128,7 +128,7 @@ def check_section(
             raise UserError(f"{prefix}{key}: missing; expected {schema.get(key, ANY).text}")
 
 
-def kinds_of(call: Callable, without: Collection[str] = ()) -> dict[str, Kind]:
+def list_kinds(call: Callable, without: Collection[str] = ()) -> dict[str, Kind]:
     """The kinds of the options that are parameters of ``call``, see :func:`describe_parameters`."""
     return {name: option.kind for name, option in describe_parameters(call, without).items()}
 

@@ -33,7 +33,7 @@ from tlw_basicsr.kinds import (
     Kind,
     Options,
     check_section,
-    kinds_of,
+    list_kinds,
     one_of,
     or_none,
 )
@@ -46,11 +46,11 @@ from tlw_basicsr.parts import (
     asks_for,
     check_arguments,
     check_read_section,
+    find_origin,
+    find_popped_keys,
     list_models_asking_for,
     lookup,
-    origin_of,
     overrides,
-    popped_keys,
     read_keys,
 )
 from tlw_basicsr.sections import (
@@ -65,7 +65,7 @@ from tlw_basicsr.sections import (
     ValOptions,
 )
 
-PLUGINS = kinds_of(TopOptions)["plugins"]
+PLUGINS = list_kinds(TopOptions)["plugins"]
 
 
 # ------------------------------------------------------------------------------------------------- reading
@@ -303,10 +303,12 @@ def check_options(opt: Options, is_train: bool) -> list[str]:
     required = ["name", "model_type", "num_gpu", "datasets", "network_g", "path"]
     required += ["train", "logger"] if is_train else ["val"]
     model = find_model(opt)
-    check_read_section(opt, "", kinds_of(TopOptions) | dict.fromkeys(networks, DICT), model, notes, required)
-    check_section(opt.get("dist_params") or {}, "dist_params", kinds_of(DistOptions))
+    check_read_section(opt, "", list_kinds(TopOptions) | dict.fromkeys(networks, DICT), model, notes, required)
+    check_section(opt.get("dist_params") or {}, "dist_params", list_kinds(DistOptions))
     for key in networks:
-        check_arguments(opt[key], key, lookup(ARCH_REGISTRY, opt[key], key), notes=notes, others=popped_keys(model))
+        check_arguments(
+            opt[key], key, lookup(ARCH_REGISTRY, opt[key], key), notes=notes, others=find_popped_keys(model)
+        )
     _check_factor(opt)
     _check_path(opt, networks, model, notes)
     _check_datasets(opt, is_train, notes)
@@ -314,7 +316,7 @@ def check_options(opt: Options, is_train: bool) -> list[str]:
         _check_val(opt, is_train, model, notes)
     if is_train:
         needed = ["print_freq", "save_checkpoint_freq", "use_tb_logger"]
-        check_read_section(opt["logger"], "logger", kinds_of(LoggerOptions), model, notes, needed)
+        check_read_section(opt["logger"], "logger", list_kinds(LoggerOptions), model, notes, needed)
         _check_train(opt, model, notes)
         _check_asked_for(opt, networks, model, notes)
     return notes
@@ -326,13 +328,13 @@ def find_model(opt: Options) -> Callable:
     if opt["model_type"] != "TLWModel":
         return model
     base = lookup(MODEL_REGISTRY, {"base_model": "SRModel", **opt}, "", "base_model")
-    if not has_pixel_loss(base):
-        choices = [name.removesuffix("_basicsr") for name, kind in MODEL_REGISTRY if has_pixel_loss(kind)]
+    if not calls_pixel_loss(base):
+        choices = [name.removesuffix("_basicsr") for name, kind in MODEL_REGISTRY if calls_pixel_loss(kind)]
         raise UserError(f"base_model: {opt['base_model']} has no pixel loss; accepted are {', '.join(sorted(choices))}")
     return with_tlw(base)
 
 
-def has_pixel_loss(model: Any) -> bool:
+def calls_pixel_loss(model: Any) -> bool:
     """Whether a model class or one of its bases calls ``self.cri_pix``, which is where TLW stands."""
     if not inspect.isclass(model):
         return False
@@ -354,7 +356,7 @@ def _check_asked_for(opt: Options, networks: list[str], model: Callable, notes: 
     for place, key in sections.items():
         if asks_for(model, key):
             continue
-        if key.startswith("optim_") and origin_of(model) == OTHER and key.replace("optim", "network") not in networks:
+        if key.startswith("optim_") and find_origin(model) == OTHER and key.replace("optim", "network") not in networks:
             notes.append(f"{place}: {name} never asks for it, so it has no effect")
             continue
         models = ", ".join(other for other in list_models_asking_for(key) if other != name)
@@ -413,10 +415,10 @@ def _check_dataset(dataset: Options, place: str, phase: str, kind: Callable, opt
         flips = ["use_flip", "use_hflip", "use_rot"] if phase == "train" else []
         required += ["dataroot_lq", *(key for key in flips if key in read_keys(kind))]  # forks have other names
     # a third party's values are its own affair, but for what the loader reads
-    section = {OURS: BicubicSROptions, BASICSR: BasicSROptions, OTHER: LoaderOptions}[origin_of(kind)]
-    check_read_section(dataset, place, kinds_of(section) | {"phase": ANY, "scale": ANY}, kind, notes, required)
+    section = {OURS: BicubicSROptions, BASICSR: BasicSROptions, OTHER: LoaderOptions}[find_origin(kind)]
+    check_read_section(dataset, place, list_kinds(section) | {"phase": ANY, "scale": ANY}, kind, notes, required)
     if "scale" not in opt and kind.__name__ in ("BicubicSRDataset", "PairedImageDataset"):
-        raise UserError(f"scale: missing; {kind.__name__} needs it; expected {kinds_of(TopOptions)['scale'].text}")
+        raise UserError(f"scale: missing; {kind.__name__} needs it; expected {list_kinds(TopOptions)['scale'].text}")
     if "io_backend" in dataset and section is not LoaderOptions:
         check_section(dataset["io_backend"], f"{place}.io_backend", {"type": one_of("disk", "lmdb")}, ["type"])
     gt_size = dataset.get("gt_size")
@@ -438,7 +440,7 @@ def _check_dataset(dataset: Options, place: str, phase: str, kind: Callable, opt
 def _check_val(opt: Options, is_train: bool, model: Callable, notes: list[str]) -> None:
     val = opt["val"]
     check_read_section(
-        val, "val", kinds_of(ValOptions), model, notes, ["val_freq", "save_img"] if is_train else ["save_img"]
+        val, "val", list_kinds(ValOptions), model, notes, ["val_freq", "save_img"] if is_train else ["save_img"]
     )
     metrics = val.get("metrics") or {}
     for name, metric in metrics.items():
@@ -459,13 +461,13 @@ def _check_train(opt: Options, model: Callable, notes: list[str]) -> None:
     train = opt["train"]
     optimisers = [key for key in train if str(key).startswith("optim_")]
     losses = [key for key in train if str(key).endswith("_opt")]
-    schema = kinds_of(TrainOptions) | dict.fromkeys(optimisers, DICT) | dict.fromkeys(losses, or_none(DICT))
+    schema = list_kinds(TrainOptions) | dict.fromkeys(optimisers, DICT) | dict.fromkeys(losses, or_none(DICT))
     check_read_section(train, "train", schema, model, notes, ["total_iter", "optim_g", "scheduler"])
     for key in losses:
         if train[key]:
             place = f"train.{key}"
             call = lookup(LOSS_REGISTRY, train[key], place)
-            check_arguments(train[key], place, call, notes=notes, others=popped_keys(model))
+            check_arguments(train[key], place, call, notes=notes, others=find_popped_keys(model))
     _check_tlw(opt, train)
     _check_uncertainty(opt, train)
     if not overrides(model, "get_optimizer", "setup_optimizers"):  # else what it takes is its own affair
@@ -543,7 +545,9 @@ def _check_uncertainty(opt: Options, train: Options) -> None:
         )
     if "network_u" not in opt:
         raise UserError("network_u: missing; UncertaintyModel needs the head, such as {type: UncertaintyHead}")
-    check_section(train.get("uncertainty") or {}, "train.uncertainty", kinds_of(UncertaintyOptions), ["stage_one_iter"])
+    check_section(
+        train.get("uncertainty") or {}, "train.uncertainty", list_kinds(UncertaintyOptions), ["stage_one_iter"]
+    )
     factor = opt["network_u"].get("upscale")
     if factor is not None and factor != opt.get("scale"):
         raise UserError(f"network_u.upscale: {short(factor)} does not fit scale: {opt.get('scale')}")

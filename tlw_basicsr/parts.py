@@ -52,24 +52,24 @@ def overrides(model: Any, *methods: str) -> bool:
     if not inspect.isclass(model):
         return False
     return any(
-        name in vars(c) for c in inspect.getmro(model) for name in methods if package_of(c) not in (OURS, BASICSR)
+        name in vars(c) for c in inspect.getmro(model) for name in methods if find_package(c) not in (OURS, BASICSR)
     )
 
 
-def package_of(part: Any) -> str:
+def find_package(part: Any) -> str:
     """The top-level package that a class or function is defined in."""
     return str(part.__module__).split(".")[0]
 
 
-def origin_of(part: Callable) -> str:
+def find_origin(part: Callable) -> str:
     """``OURS`` or ``BASICSR``, or ``OTHER`` where a class (or one of its bases) or function is a third party's."""
-    packages = {package_of(c) for c in _classes(part)}
+    packages = {find_package(c) for c in _classes(part)}
     return OTHER if packages - {OURS, BASICSR} else BASICSR if BASICSR in packages else OURS
 
 
 def _classes(part: Callable) -> list[Any]:
     bases = inspect.getmro(part) if inspect.isclass(part) else (part,)
-    return [c for c in bases if package_of(c) not in NOT_OF_A_PART]
+    return [c for c in bases if find_package(c) not in NOT_OF_A_PART]
 
 
 # ------------------------------------------------------------------------------------------------- what code reads
@@ -80,15 +80,15 @@ def read_keys(part: Callable) -> frozenset[str]:
     return frozenset().union(*(_keys_of(c.__module__) for c in _classes(part)))
 
 
-def read_keys_of_packages(part: Callable) -> frozenset[str]:
+def read_package_keys(part: Callable) -> frozenset[str]:
     """As :func:`read_keys`, of all loaded modules of the package that the part is of: a helper may read an option."""
-    packages = {package_of(c) for c in _classes(part)} - {OURS}
+    packages = {find_package(c) for c in _classes(part)} - {OURS}
     packages = packages - {BASICSR} or packages
     modules = [name for name in list(sys.modules) if name.split(".")[0] in packages]
     return frozenset().union(*map(_keys_of, modules))
 
 
-def popped_keys(part: Callable) -> frozenset[str]:
+def find_popped_keys(part: Callable) -> frozenset[str]:
     """The keys that the modules of a class (and its bases) take out of a section by ``x.pop("key")``."""
     trees = (_parse(sys.modules.get(c.__module__)) for c in _classes(part))
     return frozenset().union(*(_walk_keys(tree, ("pop",), calls_only=True) for tree in trees))
@@ -135,12 +135,12 @@ def asks_for(model: Callable, key: str) -> bool:
     """
     if key in read_keys(model) or not inspect.isclass(model):
         return True
-    if origin_of(model) != OTHER:
+    if find_origin(model) != OTHER:
         return False
     ends = {"_opt", "network_", "optim_"}
     if any(_mentions(c.__module__, end) for c in _classes(model) for end in ends if end in key):
         return True
-    return key in read_keys_of_packages(model)
+    return key in read_package_keys(model)
 
 
 def list_models_asking_for(key: str) -> list[str]:
@@ -175,13 +175,13 @@ def check_read_section(
     Raises:
         UserError: see :func:`tlw_basicsr.kinds.check_section`.
     """
-    origin = origin_of(reader)
+    origin = find_origin(reader)
     read = read_keys(reader)
     unread = [key for key in section if key not in schema and key not in read] if isinstance(section, dict) else []
     if origin == OURS:
         check_section(section, place, schema, required, read)
         return
-    packages_read = read_keys_of_packages(reader) if unread else frozenset()
+    packages_read = read_package_keys(reader) if unread else frozenset()
     for key in unread:
         known = {*schema, *required, *read, *(packages_read if origin == OTHER else ())} - section.keys()
         missing = [name for name in required if name not in section]
@@ -225,7 +225,7 @@ def check_arguments(
         UserError: a key is no parameter, a parameter without default is missing, or a value is of the wrong kind.
     """
     parameters = describe_parameters(call, extra)
-    law = package_of(call) == OURS
+    law = find_package(call) == OURS
     schema = dict.fromkeys(given, ANY)
     schema |= {name: option.kind if law else ANY for name, option in parameters.items()}
     required = [name for name, option in parameters.items() if option.default is inspect.Parameter.empty]

@@ -39,7 +39,7 @@ from tlw_basicsr.files import write_text
 from tlw_basicsr.kinds import Options
 from tlw_basicsr.models import build_model
 from tlw_basicsr.options import parse_options
-from tlw_basicsr.preflight import check_batch, check_files, wandb_options
+from tlw_basicsr.preflight import check_batch, check_files, get_wandb_options
 from tlw_basicsr.signals import StopSignals
 from tlw_basicsr.states import find_best_iterations, find_state, prune, remove_leftovers, strip_options
 from tlw_basicsr.validation import names_of_sets
@@ -235,7 +235,7 @@ def start_tensorboard(opt: Options) -> Any:
     """
     if opt["rank"] or not opt["logger"]["use_tb_logger"] or "debug" in opt["name"]:
         return None
-    if options := wandb_options(opt):
+    if options := get_wandb_options(opt):
         import wandb
 
         run_id, project = options.get("resume_id"), options["project"]

@@ -24,7 +24,7 @@ from tlw_basicsr.models.training import device_names
 from tlw_basicsr.models.uncertainty_model import FeatureTap
 from tlw_basicsr.networks import build_network, check_fit, read_network
 from tlw_basicsr.options import find_model
-from tlw_basicsr.parts import OTHER, find_doubts, keep_arguments, lookup, origin_of, overrides
+from tlw_basicsr.parts import OTHER, find_doubts, find_origin, keep_arguments, lookup, overrides
 from tlw_basicsr.validation import check_validation
 
 LONGEST_EPOCH = 100_000_000  # samples, whose order is a list in memory
@@ -52,7 +52,7 @@ def check_files(opt: Options) -> None:
     if opt["is_train"] and opt["model_type"] == "UncertaintyModel":
         check_uncertainty(opt)
     check_validation(opt)
-    if wandb_options(opt) and find_spec("wandb") is None:
+    if get_wandb_options(opt) and find_spec("wandb") is None:
         raise UserError("logger.wandb.project: wandb is not installed; pip install wandb, or delete the project")
 
 
@@ -131,7 +131,7 @@ def check_forward(opt: Options) -> None:
         return
     scale, train = opt["scale"], opt["datasets"]["train"] if opt["is_train"] else {}
     channels = count_channels(train or next(iter(opt["datasets"].values())))
-    batch = min(batch_of_process(train, opt), 2) if train else 1
+    batch = min(count_batch(train, opt), 2) if train else 1
     # a network of windows takes multiples of these alone; of whole images and RealESRGANDataset's the size isn't known
     known = train.get("type") in ("BicubicSRDataset", "PairedImageDataset") and train.get("gt_size")
     sides = [train["gt_size"] // scale] if known else [48, 64, 56, 60, 72]
@@ -169,7 +169,7 @@ def _takes_one_image(opt: Options) -> bool:
         and issubclass(model, SRModel)
         and not {"VideoBaseModel", "HiFaceGANModel"} & {c.__name__ for c in inspect.getmro(model)}
         and not overrides(model, *feeding)
-        and all(origin_of(kind) != OTHER for kind in kinds)
+        and all(find_origin(kind) != OTHER for kind in kinds)
     )
 
 
@@ -209,7 +209,7 @@ def check_uncertainty(opt: Options) -> None:
         raise UserError(f"network_u: gives {tuple(s.shape)} where the SR image is {tuple(sr.shape)}; set its upscale")
 
 
-def wandb_options(opt: Options) -> Options:
+def get_wandb_options(opt: Options) -> Options:
     """The options of wandb; empty where it isn't used."""
     options = (opt.get("logger") or {}).get("wandb") or {}
     return options if options.get("project") and "debug" not in opt["name"] else {}
@@ -223,7 +223,7 @@ def check_folders(opt: dict[str, Any], place: str) -> None:
                 raise UserError(f"{place}.{key}: {folder} is not a folder")
 
 
-def batch_of_process(dataset_opt: dict[str, Any], opt: Options) -> int:
+def count_batch(dataset_opt: dict[str, Any], opt: Options) -> int:
     """Samples in a batch of one process, which without a launcher serves all GPUs."""
     return dataset_opt["batch_size_per_gpu"] * (1 if opt["dist"] else max(opt["num_gpu"], 1))
 
@@ -237,7 +237,7 @@ def check_batch(images: int, dataset_opt: dict[str, Any], opt: Options) -> None:
             f"{LONGEST_EPOCH:,}; accepted is at most {LONGEST_EPOCH // images}"
         )
     images = ceil(images * ratio / opt["world_size"])
-    batch = batch_of_process(dataset_opt, opt)
+    batch = count_batch(dataset_opt, opt)
     if images < batch:
         raise UserError(
             f"datasets.train.batch_size_per_gpu: a batch of {batch} is more than the {images} images of a "
@@ -256,7 +256,7 @@ def check_images(opt: dict[str, Any], place: str, options: Options) -> None:
     check_sizes(entries, opt.get("gt_size") if train else None, mod_crop, scale, place)
     if train:
         check_batch(len(entries), opt, options)
-        if not opt.get("gt_size") and batch_of_process(opt, options) > 1:
+        if not opt.get("gt_size") and count_batch(opt, options) > 1:
             check_one_size(entries, opt, place)
     if kind == "BicubicSRDataset":
         return

@@ -122,7 +122,8 @@ def check_metric(name: str, metric: dict[str, Any], sets: list[ValidationSet], o
         size, of = (64, 64), ""
         if each.images:
             smallest = min(each.images, key=lambda image: min(image.height, image.width))
-            size, of = (smallest.height * opt["scale"], smallest.width * opt["scale"]), f", the size of {smallest.path}"
+            scale = opt.get("scale", 1)
+            size, of = (smallest.height * scale, smallest.width * scale), f", the size of {smallest.path}"
         elif metric["type"] == "calculate_niqe":
             continue  # it needs larger images than are tried where the sizes are not known
         shape = size if each.channels == 1 else (*size, 3)

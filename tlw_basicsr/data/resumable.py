@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from tlw_basicsr.data.listing import mend_paths
 from tlw_basicsr.errors import UserError, first_line
-from tlw_basicsr.parts import OTHER, origin_of
+from tlw_basicsr.parts import OTHER, find_origin
 
 
 class Draw(NamedTuple):
@@ -105,7 +105,7 @@ class CheckedDataset(Dataset):
             paths = getattr(self.dataset, "paths", None)
             item = paths[index] if isinstance(paths, list) and index < len(paths) else f"item {index}"
             item = " or ".join(map(str, item.values())) if isinstance(item, dict) else item
-            if origin_of(type(self.dataset)) == OTHER:  # its own code, which does more than reading
+            if find_origin(type(self.dataset)) == OTHER:  # its own code, which does more than reading
                 kind = type(self.dataset).__name__
                 raise UserError(f"{self.where}: {kind} fails on {item} ({first_line(error)})") from error
             raise UserError(f"{self.where}: {item} can't be read ({first_line(error)})") from error
