@@ -24,7 +24,7 @@ from tlw_basicsr.data.listing import list_images, name_images
 from tlw_basicsr.errors import UserError, first_line
 from tlw_basicsr.evaluation import Upscaler, field_row
 from tlw_basicsr.files import write_text
-from tlw_basicsr.functional import Distance
+from tlw_basicsr.functional import Distance, fix_reference
 from tlw_basicsr.pictures import ERROR, WEIGHT
 
 TEMPLATE = Path(__file__).with_name("compare.html")
@@ -111,17 +111,17 @@ def shoot(results: Sequence[Result], gt_folder: Path, scale: int, distance: Dist
             raise UserError(f"--gt: {entry.path} is too small for scale {scale}")
         gt = np.ascontiguousarray(whole[: height * scale, : width * scale])
         lq = np.ascontiguousarray(lq_of_crop(gt, 0, 0, height, width, scale, True))
-        tensors = [image[None] for image in img2tensor([lq, gt])]
-        shot = Shot(name, {HR: rgb(tensors[1])})
+        x, y = (image[None] for image in reversed(img2tensor([lq, gt])))
+        shot = Shot(name, {HR: rgb(x)})
         for result in results:
-            sr = sr_image(result, shot.name, *tensors, scale)
+            sr = sr_image(result, shot.name, y, x, scale)
             shot.images[result.label] = rgb(sr)
-            row: dict[str, float | None] = dict(field_row(sr, tensors[1], scale))
+            row: dict[str, float | None] = dict(field_row(sr, x, scale))
             if distance is not None:
-                row["d"] = distance(sr, tensors[1]).item()
+                row["d"] = fix_reference(distance, x)(sr).item()
             shot.rows[result.label] = row
             if result.weigh:
-                w = result.weigh(sr, tensors[1]).float().mean(dim=1)[0]
+                w = result.weigh(sr, x).float().mean(dim=1)[0]
                 shot.weights[result.label] = to_8_bits(w.cpu().numpy() * 255)
         shots.append(shot)
     return shots

@@ -154,9 +154,10 @@ def method_figure(
         UserError: the network's class has no ``probabilities``.
     """
     sr, gt = sr[None].clamp(0, 1), gt[None]
-    if not hasattr(net_w, "probabilities"):
+    probabilities = getattr(net_w, "probabilities", None)
+    if probabilities is None:
         raise UserError(f"network_w: {type(net_w).__name__} has no method probabilities, the weights before FixedSum")
-    z = at_least_fp32(net_w.probabilities(sr, gt))
+    z = at_least_fp32(probabilities(sr, gt))
     w = fixed_sum(z, k)
     x_w, x_1w = mix(sr, gt, w)
     distance = fix_reference(distance, gt)

@@ -299,7 +299,7 @@ def lock(path: Path) -> Iterator[tuple[int, ...]]:
         yield (file.fileno(),)
 
 
-def train(run: Run, cell: Cell, report: Callable[[int], None]) -> None:
+def train(run: Run, cell: Cell, report: Callable[[int], object]) -> None:
     """Train a cell, or go on with it; ``report`` is called with the iterations done.
 
     The training is a process of its own. What ends this one, such as Ctrl-C or ``sys.exit`` of a signal's handler, lets
@@ -312,7 +312,7 @@ def train(run: Run, cell: Cell, report: Callable[[int], None]) -> None:
         _train(run, cell, report, descriptors)
 
 
-def _train(run: Run, cell: Cell, report: Callable[[int], None], descriptors: tuple[int, ...]) -> None:
+def _train(run: Run, cell: Cell, report: Callable[[int], object], descriptors: tuple[int, ...]) -> None:
     opt, record = cell_options(run, cell), read_record(run, cell.name)
     record["options"] = opt
     write_record(run, cell.name, record)
@@ -323,8 +323,10 @@ def _train(run: Run, cell: Cell, report: Callable[[int], None], descriptors: tup
     command = [sys.executable, str(program), "-opt", str(file.resolve()), "--auto_resume"]
     start, lines = time.perf_counter(), []
     # a terminal's Ctrl-C reaches it through this process alone
-    options = {"cwd": run.out, "start_new_session": True, "pass_fds": descriptors, "text": True, "errors": "replace"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options) as process:
+    options: dict[str, Any] = {"cwd": run.out, "start_new_session": True, "pass_fds": descriptors}
+    options |= {"text": True, "errors": "replace", "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with subprocess.Popen(command, **options) as process:
+        assert process.stdout is not None
         try:
             for line in process.stdout:
                 lines.append(line.rstrip())
@@ -347,7 +349,11 @@ def measure(run: Run, name: str, scale: int, checkpoint: Path | None) -> dict[st
     """Measure a network, or bicubic, on the test sets that are not measured yet; returns the cell's record."""
     record = read_record(run, name)
     key = "bicubic" if checkpoint is None else hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:16]
-    asked = {"with_lpips": run.with_lpips, "with_perceptual": run.with_perceptual, "grey_as_y": run.grey_as_y}
+    asked: dict[str, Any] = {
+        "with_lpips": run.with_lpips,
+        "with_perceptual": run.with_perceptual,
+        "grey_as_y": run.grey_as_y,
+    }
     settings = {"checkpoint": key, **asked}
     if record.get("settings") != settings:
         record.update(settings=settings, results={})
@@ -442,7 +448,7 @@ def columns(run: Run, rows: Sequence[TableRow]) -> Iterator[tuple[str, str, str,
                 by_name = {(row.network, row.loss): value for row, value in zip(rows, values, strict=True)}
                 cells = []
                 for row, value in zip(rows, values, strict=True):
-                    base = by_name.get((row.network, row.unweighted))
+                    base = by_name.get((row.network, row.unweighted or ""))
                     difference = value.mean - base.mean if base and row.unweighted else None
                     cells.append(TableCell(value, difference, value.mean == best))
                 yield name_of_set, protocol, metric, cells

@@ -60,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     items = [held_out[i] for i in range(len(held_out))]
     rows = {"bicubic": (field_metrics(bicubic(4), items, 4), 0.0)}
+    models = out
     for loss, label in LOSSES.items():
         name = f"quickstart_EDSR_{loss}_x4"
         text = recipe(name)

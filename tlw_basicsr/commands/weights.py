@@ -78,7 +78,7 @@ def k_of(args: argparse.Namespace, opt: Options, models: Path, iteration: int | 
         if state.is_file():
             tlw = load_file(state, "--iter").get("tlw")
             k = tlw.get("k") if isinstance(tlw, dict) else None
-            if not FRACTION.accepts(k):
+            if k is None or not FRACTION.accepts(k):
                 raise UserError(f"--k: missing; {state} should hold {FRACTION.text} as tlw.k, it holds {short(k)}")
             return k
     own, arguments = split_options((opt.get("train") or {}).get("tlw"))
@@ -166,6 +166,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.strip:
             w = net_w(sr[None], gt[None], k)[0]
             part = (..., *crop)
+            assert iteration is not None  # of a training
             frames.append(Frame(iteration, k, sr[part], w[part]))
     if args.strip:
         out = args.out or Path("weights_strip.png")
