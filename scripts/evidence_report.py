@@ -58,16 +58,19 @@ Values = dict[str, dict[str, dict[int, dict[str, float]]]]  # of a set, a row an
 
 
 def load(out: Path) -> tuple[dict[str, dict[str, Any]], Values]:
-    """The records of the runs by their names, and the measures."""
+    """The records of the runs by their names, and the measures of those that are measured on every image."""
     records = {file.stem: json.loads(file.read_text("utf-8")) for file in sorted((out / "runs").glob("*.json"))}
-    images: dict[tuple[str, str], list[dict[str, float]]] = defaultdict(list)
-    for file in sorted((out / "measures").glob("*/*.json")):
+    images: dict[str, dict[str, list[dict[str, float]]]] = defaultdict(lambda: defaultdict(list))
+    files = sorted((out / "measures").glob("*/*.json"))
+    for file in files:
         for name, row in json.loads(file.read_text("utf-8")).items():
-            images[file.parent.name, name].append(row)
+            images[name][file.parent.name].append(row)
     values: Values = defaultdict(lambda: defaultdict(dict))
-    for (of_set, name), rows in images.items():
-        if name in records:
-            record = records[name]
+    for name, sets in images.items():
+        if name not in records or sum(map(len, sets.values())) < len(files):
+            continue  # not measured on every image yet
+        record = records[name]
+        for of_set, rows in sets.items():
             means = {metric: mean(row[metric] for row in rows) for metric in rows[0]}
             values[of_set][f"{record['variant']} {record['iterations']}"][record["seed"]] = means
     return records, values
@@ -301,8 +304,9 @@ def main() -> None:
         names = args.weights or [f"{'_'.join(learned[0].rsplit(' ', 1))}_seed{min(values['Set5'][learned[0]])}"]
         weights(args.out, names, records, figures / "weights.png")
     first = {r["variant"]: n for n, r in reversed(records.items()) if (args.out / "nets" / f"{n}.pth").is_file()}
-    if all(variant in first for variant in ("L1", "TLW", "MSE")):
-        crops(args.out, [first[v] for v in ("L1", "TLW", "MSE")], records, figures / "crops.png")
+    three = ("L1", "TLW" if "TLW" in first else "Plain", "MSE")
+    if all(variant in first for variant in three):
+        crops(args.out, [first[variant] for variant in three], records, figures / "crops.png")
     print(f"{args.out / 'report.md'}, figures in {figures}")
 
 
