@@ -220,14 +220,15 @@ def _paths(dataset: Any) -> list[str] | None:
     if not isinstance(paths, list) or len(paths) != len(dataset):
         return None
     found = [path.get("lq_path") if isinstance(path, dict) else path for path in paths]
-    return found if all(isinstance(path, str) for path in found) else None
+    names = [path for path in found if isinstance(path, str)]
+    return names if len(names) == len(found) else None
 
 
 # ------------------------------------------------------------------------------------------------- within
 
 
 @contextmanager
-def validate_alone(model: BaseModel, dataset: Any) -> Iterator[None]:
+def validate_alone(model: Any, dataset: Any) -> Iterator[None]:
     """Within it a model validates on ``dataset`` by what that has, and leaves no trace in the training.
 
     Images that the set has normalised by ``mean`` and ``std`` are measured and saved as they are in [0, 1], where the

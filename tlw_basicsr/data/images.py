@@ -243,10 +243,10 @@ def write_image(image: np.ndarray, path: str | Path, params: list[int] | None = 
         done, content = cv2.imencode(path.suffix, image, params or [])
     except cv2.error:
         done, content = False, None
-    if not done:
+    if content is None or not done:
         raise UserError(f"{path}: the image can't be written as {path.suffix or 'a file without suffix'}")
     with whole_file(path) as file:
-        file.write(content)
+        file.write(content.tobytes())
 
 
 def imwrite(img: np.ndarray, file_path: str, params: list[int] | None = None, auto_mkdir: bool = True) -> bool:

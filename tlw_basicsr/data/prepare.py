@@ -61,7 +61,8 @@ class Cut(NamedTuple):
     def grid(self, height: int, width: int) -> list[tuple[int, int]]:
         """Top and left of every tile of an image."""
         crop = self.crop_size or max(height, width)
-        return list(product(*(tile_starts(side, crop, self.step, self.threshold) for side in (height, width))))
+        tops, lefts = (tile_starts(side, crop, self.step, self.threshold) for side in (height, width))
+        return list(product(tops, lefts))
 
     def names(self, name: str, entry: ImageEntry) -> list[str]:
         """File names of the tiles of the image that is called ``name``."""
