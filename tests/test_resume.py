@@ -19,7 +19,8 @@ from tests.conftest import ROOT, plain_options, reset_logger, tiny_options, writ
 from tests.test_pipeline import log_lines, same
 from tlw_basicsr import UserError, files
 from tlw_basicsr.files import load_file, save_file
-from tlw_basicsr.states import compare_options, prune, strip_options
+from tlw_basicsr.options import parse_options
+from tlw_basicsr.states import compare_options, find_state, prune, strip_options
 
 
 def quick(photographs, **changes):
@@ -163,11 +164,33 @@ def test_cosine_annealing_can_not_go_on_after_its_periods(photographs, train):
         train(options(8), "--auto_resume")
 
 
-def test_networks_without_any_state_are_told_of(finished, photographs, train, tmp_path):
-    shutil.rmtree(finished(tmp_path) / "training_states")
-    experiment = train(quick(photographs), "--auto_resume")
-    assert "there is no state for the networks in" in log_text(experiment)
-    assert len(list(tmp_path.glob("experiments/tiny_archived_*/models/*.pth"))) == 8
+@pytest.mark.parametrize("way", ["none", "unreadable", "empty"])
+def test_a_training_does_not_start_over_where_its_states_are_gone(finished, photographs, tmp_path, way):
+    """A folder that can't be read, such as with an expired ticket, is not an empty one."""
+    states = finished(tmp_path) / "training_states"
+    shutil.rmtree(states)
+    if way == "unreadable":
+        states.symlink_to(states)  # which root can't read either
+    elif way == "empty":
+        states.mkdir()
+    files = sorted(tmp_path.rglob("*"))
+    opt, _ = parse_options(
+        str(tmp_path), True, ["-opt", str(write_yaml(tmp_path, quick(photographs))), "--auto_resume"]
+    )
+    message = r"can't be read \(" if way == "unreadable" else "there is no state for the networks in"
+    with pytest.raises(UserError, match=rf"^--auto_resume: .*{message}"):
+        find_state(opt)
+    assert sorted(tmp_path.rglob("*")) == sorted({*files, tmp_path / "options.yml"})
+
+
+def test_a_training_killed_in_its_first_save_starts_anew(finished, photographs, tmp_path):
+    experiment = finished(tmp_path)
+    for file in [*experiment.glob("*/*_[46].pth"), *experiment.glob("*/*_latest.pth"), *experiment.glob("*/*.state")]:
+        file.unlink()
+    opt, _ = parse_options(
+        str(tmp_path), True, ["-opt", str(write_yaml(tmp_path, quick(photographs))), "--auto_resume"]
+    )
+    assert list((experiment / "models").iterdir()) and find_state(opt) == (None, [])
 
 
 def test_the_states_seed_is_told(finished, photographs, train, tmp_path):
@@ -502,8 +525,10 @@ def test_images_logs_and_tensorboard_on_a_full_disk(photographs, train, tmp_path
             full() if ".png" in str(Path(f"/proc/self/fd/{descriptor}").readlink()) else write(descriptor)
 
         patch.setattr(files.os, "fsync", images_full)
-        with pytest.raises(UserError, match=r"photo0_4\.png can't be written \(No space left on device\)"):
-            train(tiny_options(photographs, val__save_img=True), root=tmp_path / "images")
+        experiment = train(tiny_options(photographs, val__save_img=True), root=tmp_path / "images")
+        assert re.search(
+            r"fails \(.*photo0_4\.png can't be written \(No space left on device\)\)", log_text(experiment)
+        )
         assert sr_model.imwrite.__module__ == "tlw_basicsr.data.images"
     with monkeypatch.context() as patch:
         patch.setattr("torch.utils.tensorboard.SummaryWriter.add_scalar", full)

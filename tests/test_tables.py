@@ -260,7 +260,7 @@ def test_the_program_ended_by_a_signal(folders, photographs, number):
                 return
             second = subprocess.run(command, **run, check=False, timeout=120)
             assert second.returncode == 2
-            assert "EDSR_L1_x4_seed0 is being trained by another process" in second.stderr
+            assert "the cell EDSR_L1_x4_seed0 is in use by process" in second.stderr
             assert len(processes_of(folders)) == 1
         finally:
             for pid in processes_of(folders):

@@ -19,9 +19,18 @@ class UserError(Exception):
         text = super().__str__().strip()
         if text.startswith("Caught "):
             text = text.splitlines()[-1].split("UserError: ", 1)[-1]
-        # a wrong value may be a tensor of many lines, or hold what a terminal would obey
-        text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
-        return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
+        return clean(text)
+
+
+def clean(text: str) -> str:
+    """``text`` in one line of bounded length, without what a terminal would obey: for all that comes from a file."""
+    text = clean_line(" ".join(text.split()))
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
+
+
+def clean_line(text: str) -> str:
+    """``text`` with its control characters written out, but tabs."""
+    return "".join(c if c.isprintable() or c == "\t" else repr(c)[1:-1] for c in text)
 
 
 class _Repr(reprlib.Repr):

@@ -1,6 +1,7 @@
 """Super-resolution of image files of any size and kind by a trained network."""
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,15 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tlw_basicsr.data.bicubic import imresize
-from tlw_basicsr.data.images import Picture
+from tlw_basicsr.data.images import Picture, of_any_size
 from tlw_basicsr.data.tiles import tile_starts
 from tlw_basicsr.errors import UserError, first_line
+from tlw_basicsr.files import open_regular
 from tlw_basicsr.networks import count_input_channels, find_device, get_size_multiple, load_network
 from tlw_basicsr.options import read_options
 
@@ -115,19 +118,60 @@ class NetworkUpscaler:
 
 
 def upscaler_of(
-    yaml: str | Path, checkpoint: str | Path, scale: int, param_key: str = "params_ema", device: str = "auto"
+    yaml: str | Path,
+    checkpoint: str | Path,
+    scale: int,
+    param_key: str = "params_ema",
+    device: str = "auto",
+    allow_plugins: bool = True,
 ) -> NetworkUpscaler:
     """The network of a YAML's ``network_g`` with a checkpoint's weights, as an upscaler of whole images.
 
     Raises:
         UserError: the YAML or the checkpoint is wrong, or the network is of another scale.
     """
-    opt = read_options(str(yaml))
+    opt = read_options(str(yaml), allow_plugins=allow_plugins)
     net = load_network(opt.get("network_g"), checkpoint, param_key)
     upscale = NetworkUpscaler(net, opt["network_g"], device=find_device(device))
     if upscale.scale != scale:
         raise UserError(f"--scale: {scale}, but the network of {yaml} is of scale {upscale.scale}")
     return upscale
+
+
+def check_memory(path: Path, scale: int) -> None:
+    """Tell before an image is decoded that there is not the memory for it and its result.
+
+    For each of its pixels about 40 bytes are needed, and for each of the result's 64: what is decoded, as floats, the
+    sum of the tiles and of their weights, and the result in other types.
+
+    Raises:
+        UserError: as said; the message has both numbers. What the header does not tell is left to the decoding.
+    """
+    free = free_memory()
+    try:
+        with open_regular(path, "") as file, of_any_size(), Image.open(file) as header:
+            width, height = header.size
+    except UserError:
+        raise
+    except Exception:  # Pillow's readers each raise what they like
+        return
+    needed = width * height * (40 + 64 * scale**2)
+    if free is not None and needed > free:
+        raise UserError(
+            f"{path}: its {width}×{height} pixels and the result at ×{scale} need about {needed / 2**30:,.1f} GiB of "
+            f"memory, {free / 2**30:,.1f} are free; cut it into parts"
+        )
+
+
+def free_memory() -> int | None:
+    """Bytes that a process may still use, of the machine and of a container; None where the system does not tell."""
+    free = []
+    with suppress(OSError, ValueError, IndexError):
+        free.append(1024 * int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]))
+    with suppress(OSError, ValueError):
+        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
+        free.append(limit - used)
+    return min(free, default=None)
 
 
 def blend_weights(length: int, overlap: int, before: bool, after: bool) -> Tensor:

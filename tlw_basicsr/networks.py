@@ -222,6 +222,12 @@ def add_network_arguments(parser: ArgumentParser) -> None:
         help="entry of the checkpoint; default params_ema, or params where there is no such; of no concern for a file "
         "that is a state dict, such as safetensors",
     )
+    add_plugins_argument(parser)
+
+
+def add_plugins_argument(parser: ArgumentParser) -> None:
+    """The argument that lets a YAML run code."""
+    parser.add_argument("--allow-plugins", action="store_true", help="import the plugins, code, that the YAML names")
 
 
 def load_sr_network(args: Namespace) -> tuple[nn.Module, Options]:
@@ -232,7 +238,10 @@ def load_sr_network(args: Namespace) -> tuple[nn.Module, Options]:
     """
     from tlw_basicsr.options import load_yaml, read_options
 
-    opt = {"network_g": load_yaml(args.network, "--network")} if args.network is not None else read_options(args.opt)
+    if args.network is not None:
+        opt = {"network_g": load_yaml(args.network, "--network")}
+    else:
+        opt = read_options(args.opt, allow_plugins=args.allow_plugins)
     path = args.checkpoint or find_checkpoint(opt, "g")
     return load_network(opt.get("network_g"), path, args.param_key), opt["network_g"]
 
@@ -249,7 +258,7 @@ def find_checkpoint(opt: Options, label: str) -> Path:
         raise UserError(f"path.{key}: expected the path of a checkpoint, or ~, got {short(named)}")
     path = Path("experiments", str(opt.get("name")), "models", f"net_{label}_latest.pth")
     if not named and not path.is_file():
-        raise UserError(f"--checkpoint: missing; the options name no path.{key}, and {path} is none")
+        raise UserError(f"--checkpoint: missing; the options name no path.{key}, and {path} does not exist")
     return expanded(named, f"path.{key}") if named else path
 
 

@@ -24,6 +24,7 @@ from basicsr.utils.registry import (
 
 from tlw_basicsr.distributed import LAUNCHERS, init_distributed
 from tlw_basicsr.errors import UserError, expanded, first_line, short
+from tlw_basicsr.files import read_bytes
 from tlw_basicsr.kinds import (
     ANY,
     BOOL,
@@ -65,6 +66,7 @@ from tlw_basicsr.sections import (
     ValOptions,
 )
 
+LONGEST_YAML = 2**18  # bytes; reading one takes some seconds
 PLUGINS = list_kinds(TopOptions)["plugins"]
 
 
@@ -158,17 +160,20 @@ def force_options(opt: Options, entries: list[str]) -> None:
         place[last] = None if text.lower() == "none" else load_yaml(text, f"--force_yml {entry}")
 
 
-def read_options(path: str, forced: Sequence[str] = ()) -> Options:
-    """The options of a YAML file with ``forced`` entries applied, not checked yet; its plugins are imported.
+def read_options(path: str, forced: Sequence[str] = (), allow_plugins: bool = True) -> Options:
+    """The options of a YAML file with ``forced`` entries applied, not checked yet; its plugins, code, are imported.
+
+    Args:
+        path: the file.
+        forced: ``--force_yml`` entries.
+        allow_plugins: False refuses options with plugins.
 
     Raises:
         UserError: it can't be read, holds no options, or a plugin can't be imported.
     """
     try:
-        if Path(path).exists() and not Path(path).is_file():
-            raise UserError(f"-opt {path}: is not a file")  # of which /dev/zero would never end
-        text = Path(path).read_text("utf-8")
-    except (OSError, ValueError) as error:
+        text = read_bytes(path, "-opt", most=LONGEST_YAML).decode()
+    except ValueError as error:
         raise UserError(f"-opt {path}: can't be read as text ({type(error).__name__})") from error
     opt = load_yaml(text, path)
     if not isinstance(opt, dict):
@@ -176,7 +181,13 @@ def read_options(path: str, forced: Sequence[str] = ()) -> Options:
     force_options(opt, list(forced))
     if not PLUGINS.accepts(opt.get("plugins")):
         raise UserError(f"plugins: expected {PLUGINS.text}, got {short(opt['plugins'])}")
-    for name in opt.get("plugins") or []:
+    names = opt.get("plugins") or []
+    if names and not allow_plugins:
+        raise UserError(
+            f"plugins: {path} names {', '.join(map(short, names))}, code that would run; --allow-plugins lets it, if "
+            "you trust the file"
+        )
+    for name in names:
         _import_plugin(name)
     return opt
 

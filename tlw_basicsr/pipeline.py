@@ -4,10 +4,11 @@ import logging
 import shlex
 import signal
 import sys
+import threading
 import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,14 +35,14 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from tlw_basicsr.compat import tell_basicsr
 from tlw_basicsr.data.resumable import CheckedDataset, ResumableSampler, SeededDataset
-from tlw_basicsr.errors import UserError, files_in_a_line, first_line, reason_of
-from tlw_basicsr.files import write_text
+from tlw_basicsr.errors import UserError, clean, clean_line, files_in_a_line, first_line, reason_of
+from tlw_basicsr.files import hold_lock, remove_leftovers, write_text
 from tlw_basicsr.kinds import Options
 from tlw_basicsr.models import build_model
 from tlw_basicsr.options import parse_options
 from tlw_basicsr.preflight import check_batch, check_files, get_wandb_options
-from tlw_basicsr.signals import StopSignals
-from tlw_basicsr.states import find_best_iterations, find_state, prune, remove_leftovers, strip_options
+from tlw_basicsr.signals import StopSignals, end_with_parent
+from tlw_basicsr.states import DamagedState, find_best_iterations, find_state, list_states, prune, strip_options
 from tlw_basicsr.validation import names_of_sets
 
 
@@ -61,22 +62,65 @@ def train_pipeline(root_path: str, argv: list[str] | None = None) -> None:
     opt, args = parse_options(root_path, is_train=True, argv=argv)
     opt["root_path"] = root_path
     torch.backends.cudnn.benchmark = True
+    states = Path(opt["path"]["training_states"])
+    saved = opt["auto_resume"] and list_states(states)
     resume_state, notes = find_state(opt)
+    notes = [*args.notes, *notes]
     check_files(opt)
-    wait_for_all(opt)  # one process moves folders that others may still be reading
-    make_folders(opt, args, resume_state is not None)
-    wait_for_all(opt)
+    with lock_experiment(opt, notes.append):
+        if opt["auto_resume"] and saved != list_states(states):  # another training has just ended
+            resume_state, more = find_state(opt)
+            notes += more
+        make_folders(opt, args, resume_state is not None)
+        wait_for_all(opt)
+        train(opt, resume_state, notes)
 
+
+@contextmanager
+def lock_experiment(opt: Options, warn: Callable[[str], object]) -> Iterator[None]:
+    """Within it, the experiment's folder is this training's alone. The first process holds the lock for all.
+
+    Raises:
+        UserError: another training holds it.
+        SystemExit: so in the other processes, without a message.
+    """
+    folder = Path(opt["path"]["experiments_root"])
+    with ExitStack() as stack:
+        failure = None
+        if opt["rank"] == 0:
+            try:
+                stack.enter_context(hold_lock(folder.with_name(f".{folder.name}.lock"), str(folder), warn))
+            except (UserError, OSError) as error:
+                failure = error
+        told = [failure and True]
+        if opt["dist"]:
+            dist.broadcast_object_list(told)  # also waits: one process moves folders that others may be reading
+        if failure:
+            raise failure
+        if told[0]:
+            sys.exit(2)
+        yield
+
+
+def train(opt: Options, resume_state: dict[str, Any] | None, notes: list[str]) -> None:
+    """Train in the folders that are made, from a state or the start; ``notes`` are for the log."""
     # The logger must not be used above: its file lies in the new folder.
     logger = start_log(opt, "train")
-    for note in [*args.notes, *notes]:
-        logger.warning(note)
+    for note in notes:
+        logger.warning(clean(note))
     tb_logger = start_tensorboard(opt)
 
-    model = build_model(opt)
-    model.given_options = strip_options(opt)
-    loader, sampler = train_data(opt)
-    val_loaders = validation_data(opt)
+    while True:
+        model = build_model(opt)
+        model.given_options = strip_options(opt)
+        loader, sampler = train_data(opt)
+        val_loaders = validation_data(opt)
+        damaged = resume(model, resume_state)
+        if damaged is None:
+            break
+        resume_state, notes = find_state(opt, damaged)
+        for note in notes:
+            logger.warning(clean(note))
     stop = StopSignals(opt["dist"], model.device)
     for each in (loader, *val_loaders):
         each.worker_init_fn = stop.leave_to_parent(each.worker_init_fn)
@@ -87,7 +131,6 @@ def train_pipeline(root_path: str, argv: list[str] | None = None) -> None:
     )
     current_iter = 0
     if resume_state:
-        model.resume_training(resume_state)
         current_iter = resume_state["iter"]
         logger.info(f"Resuming after iteration {current_iter:,}.")
     # An epoch begins anew where another batch size or number of processes has changed its length.
@@ -158,8 +201,7 @@ def train_pipeline(root_path: str, argv: list[str] | None = None) -> None:
                         f"Stopped by {signal.Signals(stopping).name} after iteration {current_iter:,}; "
                         "--auto_resume goes on from here."
                     )
-                    if tb_logger:
-                        tb_logger.close()
+                    close_tensorboard(tb_logger)
                     leave_together(opt)
                     sys.exit(128 + stopping)
                 if current_iter >= total_iters:
@@ -173,8 +215,7 @@ def train_pipeline(root_path: str, argv: list[str] | None = None) -> None:
             validate()
         if trained and current_iter % opt["logger"]["save_checkpoint_freq"]:
             save()  # a later run may go further
-    if tb_logger:
-        tb_logger.close()
+    close_tensorboard(tb_logger)
     leave_together(opt)  # the first process may still be validating
 
 
@@ -199,6 +240,21 @@ class AverageTimer:
         return sum(self.seconds) / max(len(self.seconds), 1)
 
 
+def resume(model: Any, state: dict[str, Any] | None) -> DamagedState | None:
+    """Let every process's model take a state, or none; returns why one of them can't."""
+    damaged = None
+    if state:
+        try:
+            model.resume_training(state)
+        except DamagedState as error:
+            damaged = error
+        if not model.agreed(torch.tensor(damaged is None, device=model.device)):
+            return damaged or DamagedState(
+                f"path.resume_state: another process can't take the state of {state['iter']}"
+            )
+    return damaged
+
+
 def wait_for_all(opt: Options) -> None:
     """Wait until every process is here."""
     if opt["dist"]:
@@ -216,6 +272,7 @@ def start_log(opt: Options, kind: str) -> logging.Logger:
     """BasicSR's logger with a new file, which tells when it can't be written."""
     log_file = Path(opt["path"]["log"], f"{kind}_{opt['name']}_{get_time_str()}.log")
     logger = get_root_logger(log_level=logging.INFO, log_file=str(log_file))
+    logger.addFilter(clean_record)
     for handler in logger.handlers:
         if isinstance(handler, logging.FileHandler):
             handler.handleError = partial(fail_to_log, handler)
@@ -223,6 +280,12 @@ def start_log(opt: Options, kind: str) -> logging.Logger:
     logger.info(tell_basicsr())
     logger.info(dict2str(opt))
     return logger
+
+
+def clean_record(record: logging.LogRecord) -> bool:
+    """A filter of the log that cleans its text, which may come from a file; a further line begins with a space."""
+    record.msg, record.args = "\n ".join(map(clean_line, record.getMessage().split("\n"))), ()
+    return True
 
 
 def start_tensorboard(opt: Options) -> Any:
@@ -247,7 +310,42 @@ def start_tensorboard(opt: Options) -> Any:
         except Exception as error:
             raise UserError(f"logger.wandb: can't start ({first_line(error)})") from error
         get_root_logger().info(f"wandb: project {project}, resume_id {run.id}.")
-    return init_tb_logger(log_dir=str(Path(opt["root_path"], "tb_logger", opt["name"])))
+    folder = str(Path(opt["root_path"], "tb_logger", opt["name"]))
+    threading.excepthook = hide_tensorboards
+    with named_file(folder):
+        tb_logger = init_tb_logger(log_dir=folder)
+    writer = tb_logger.file_writer.event_writer
+    writer.add_event = partial(add_event, writer.add_event, folder)
+    return tb_logger
+
+
+def hide_tensorboards(failed: Any) -> None:
+    """A hook for errors in threads: TensorBoard's is raised again where the next value is written."""
+    if not isinstance(failed.exc_value, OSError) or not type(failed.thread).__module__.startswith("tensorboard"):
+        threading.__excepthook__(failed)
+
+
+def add_event(add: Callable[[Any], None], folder: str, event: Any) -> None:
+    """Write one of TensorBoard's events by ``add``; an error names its folder."""
+    with named_file(folder):
+        add(event)
+
+
+@contextmanager
+def named_file(path: str) -> Iterator[None]:
+    """Within it, an error of the operating system that names no file names ``path``."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or path
+        raise
+
+
+def close_tensorboard(tb_logger: Any) -> None:
+    """Write what is left, if there is a ``SummaryWriter``."""
+    if tb_logger:
+        with named_file(tb_logger.log_dir):
+            tb_logger.close()
 
 
 def fail_to_log(handler: logging.FileHandler, _: logging.LogRecord) -> None:
@@ -269,7 +367,7 @@ def make_folders(opt: Options, args: Any, resuming: bool) -> None:
     elif opt["rank"] == 0:
         for key in ("models", "training_states", "visualization"):
             Path(opt["path"][key]).mkdir(parents=True, exist_ok=True)
-        remove_leftovers(opt)
+        remove_leftovers(opt["path"]["models"], opt["path"]["training_states"])
     keep_options(opt, args)
 
 
@@ -314,6 +412,7 @@ def data_loader(
         dataset, dataset_opt, num_gpu=opt["num_gpu"], dist=opt["dist"], sampler=sampler, seed=opt["manual_seed"]
     )
     loader.generator = torch.Generator().manual_seed(opt["manual_seed"])
+    loader.worker_init_fn = partial(end_with_parent, loader.worker_init_fn)
     return loader
 
 

@@ -27,7 +27,7 @@ from tlw_basicsr.options import find_model
 from tlw_basicsr.parts import OTHER, find_doubts, find_origin, keep_arguments, lookup, overrides
 from tlw_basicsr.validation import check_validation
 
-LONGEST_EPOCH = 100_000_000  # samples, whose order is a list in memory
+LONGEST_EPOCH = 20_000_000  # samples, whose order is a list in memory
 
 
 def check_files(opt: Options) -> None:

@@ -1,6 +1,7 @@
 """SIGTERM and SIGINT: a training stops at the end of its iteration."""
 
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import threading
@@ -66,6 +67,21 @@ class StopSignals:
         and then waits for them.
         """
         return partial(_leave_to_parent, init, self.within)
+
+
+def end_with_parent(init: Callable[[int], None] | None = None, worker: int = 0) -> None:
+    """First call of a worker, and then ``init(worker)``: it ends when the process that started it does, however that
+    ends. For that it need not be waiting for work."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    if parent is not None:
+        threading.Thread(target=watch, daemon=True).start()
+    if init is not None:
+        init(worker)
 
 
 def _leave_to_parent(init: Callable[[int], None] | None, within: Any, worker: int) -> None:

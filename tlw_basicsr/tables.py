@@ -9,8 +9,8 @@ import re
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -22,7 +22,7 @@ import yaml
 
 from tlw_basicsr.errors import UserError, expanded
 from tlw_basicsr.evaluation import PROTOCOLS, Upscaler, bicubic, csv_text, evaluate, json_text, means
-from tlw_basicsr.files import write_text
+from tlw_basicsr.files import hold_lock, write_text
 from tlw_basicsr.inference import upscaler_of
 from tlw_basicsr.kinds import Options
 from tlw_basicsr.options import check_options, force_options, load_yaml
@@ -30,11 +30,6 @@ from tlw_basicsr.pictures import spread_figure
 from tlw_basicsr.preflight import check_folders
 from tlw_basicsr.recipes import list_cells, recipe
 from tlw_basicsr.states import list_states
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 TEST_SETS = ("Set5", "Set14", "BSD100", "Urban100", "Manga109", "T91", "BSDS200", "General100")
 METRICS = {  # name: (heading, digits, factor, whether higher is better)
@@ -280,25 +275,6 @@ def first_difference(old: Any, new: Any, place: str = "") -> str:
     return f"{place}: {old!r}, now {new!r}"
 
 
-@contextmanager
-def lock(path: Path) -> Iterator[tuple[int, ...]]:
-    """Lock a file, where the system can; yields its descriptor: a process that inherits it holds the lock, too.
-
-    Raises:
-        UserError: another process holds it.
-    """
-    if fcntl is None:
-        yield ()
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"{path.stem} is being trained by another process, which holds {path}") from error
-        yield (file.fileno(),)
-
-
 def train(run: Run, cell: Cell, report: Callable[[int], object]) -> None:
     """Train a cell, or go on with it; ``report`` is called with the iterations done.
 
@@ -308,7 +284,8 @@ def train(run: Run, cell: Cell, report: Callable[[int], object]) -> None:
     Raises:
         UserError: the training fails, or another process is at it.
     """
-    with lock(record_path(run, cell.name).with_suffix(".lock")) as descriptors:
+    path = record_path(run, cell.name).with_suffix(".lock")
+    with hold_lock(path, f"the cell {cell.name}", warnings.warn) as descriptors:
         _train(run, cell, report, descriptors)
 
 

@@ -248,7 +248,7 @@ def test_a_full_disk_leaves_no_part_of_an_lmdb(photographs, tmp_path, monkeypatc
 def test_workers_are_bounded_and_a_killed_one_is_one_line(tmp_path, monkeypatch):
     started = []
     pool = module.ProcessPoolExecutor
-    monkeypatch.setattr(module, "ProcessPoolExecutor", lambda workers: started.append(workers) or pool(2))
+    monkeypatch.setattr(module, "ProcessPoolExecutor", lambda workers, **_: started.append(workers) or pool(2))
     with pytest.raises(UserError, match="--workers: a process was killed"):
         module.in_parallel(end_of_the_process, [tmp_path], 100_000, "x")
     assert started == [4 * os.cpu_count()]

@@ -15,13 +15,14 @@ from tlw_basicsr.errors import UserError
 from tlw_basicsr.evaluation import PROTOCOLS, Upscaler, bicubic, csv_text, evaluate, json_text, means
 from tlw_basicsr.files import write_text
 from tlw_basicsr.inference import upscaler_of
+from tlw_basicsr.networks import add_plugins_argument
 
 
 def upscalers(args: argparse.Namespace, protocols: list[str]) -> dict[str, Upscaler]:
     """Bicubic or the network, for each protocol."""
     if args.bicubic:
         return {name: bicubic(args.scale, PROTOCOLS[name].quantize) for name in protocols}
-    upscale = upscaler_of(args.opt, args.checkpoint, args.scale, args.param_key, args.device)
+    upscale = upscaler_of(args.opt, args.checkpoint, args.scale, args.param_key, args.device, args.allow_plugins)
     return dict.fromkeys(protocols, upscale)
 
 
@@ -45,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--perceptual", action="store_true", help="also GMSD, HaarPSI and VIF, which need no weights")
     parser.add_argument("--grey-as-y", action="store_true", help="take the levels of a grey HR image as Y (field)")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, …")
+    add_plugins_argument(parser)
     parser.add_argument("--csv", type=Path, help="write the values of every image")
     parser.add_argument("--json", type=Path, help="write the means")
     args = parser.parse_args(argv)

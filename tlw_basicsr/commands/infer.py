@@ -20,9 +20,11 @@ from tqdm import tqdm
 from tlw_basicsr.cli import parser_of
 from tlw_basicsr.data.images import COMPRESSION, SUFFIXES, read_picture, write_image
 from tlw_basicsr.data.listing import name_images
-from tlw_basicsr.errors import UserError, first_line, reason_of
-from tlw_basicsr.inference import DTYPES, NetworkUpscaler, upscale_picture
+from tlw_basicsr.errors import UserError, clean, first_line, reason_of
+from tlw_basicsr.inference import DTYPES, NetworkUpscaler, check_memory, upscale_picture
 from tlw_basicsr.networks import add_network_arguments, find_device, load_sr_network
+
+TILE = 512  # LR pixels
 
 
 def images_of(source: str) -> list[Path]:
@@ -59,7 +61,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_network_arguments(parser)
     parser.add_argument("--out", type=Path, default=Path("results/inference"), help="folder; default results/inference")
     parser.add_argument("--suffix", default="", help="put behind the name of the image, such as _x4")
-    parser.add_argument("--tile", type=int, help="side of a tile in LR pixels; default: the whole image at once")
+    parser.add_argument(
+        "--tile", type=int, default=TILE, help=f"side of a tile in LR pixels, {TILE}; 0: the whole image at once"
+    )
     parser.add_argument("--overlap", type=int, help="of tiles, in LR pixels; default 32, or half of a smaller tile")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, …")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="precision of the network (autocast)")
@@ -67,14 +71,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     if Path(args.suffix).name != args.suffix or len(args.suffix) > 100:
         raise UserError(f"--suffix: expected a part of a file name, at most 100 characters, got {args.suffix!r}")
     net, options = load_sr_network(args)
-    upscale = NetworkUpscaler(net, options, args.tile, args.overlap, find_device(args.device), DTYPES[args.dtype])
+    upscale = NetworkUpscaler(
+        net, options, args.tile or None, args.overlap, find_device(args.device), DTYPES[args.dtype]
+    )
 
     skipped, images = 0, {}
 
     def skip(message: object) -> None:
         nonlocal skipped
         skipped += 1
-        tqdm.write(f"skipped: {message}", file=sys.stderr)
+        tqdm.write(f"skipped: {clean(str(message))}", file=sys.stderr)
 
     for source in args.inputs:
         try:
@@ -95,7 +101,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             skip(f"{path}: its result would replace the input {target}; choose another --out or --suffix")
         else:
             try:
-                progress = partial(tqdm, unit="tile", leave=False, disable=None, desc=path.name)
+                check_memory(path, upscale.scale)
+                progress = partial(tqdm, unit="tile", leave=False, disable=None, desc=clean(path.name))
                 write_image(upscale_picture(upscale, read_picture(path), progress), target, COMPRESSION)
                 made += 1
             except UserError as error:

@@ -17,7 +17,7 @@ from PIL import ExifTags, Image
 from torch import Tensor
 
 from tlw_basicsr.errors import UserError
-from tlw_basicsr.files import whole_file
+from tlw_basicsr.files import open_regular, read_bytes, whole_file
 
 # what OpenCV reads; which of the rarer ones depends on its build
 SUFFIXES = tuple(
@@ -51,16 +51,14 @@ def image_size(path: Path, key: str) -> tuple[int, int]:
     """
     try:
         try:
-            with of_any_size(), Image.open(path) as header:
+            with open_regular(path, key) as file, of_any_size(), Image.open(file) as header:
                 if not has_orientation(header, path):
                     return header.height, header.width
-        except FileNotFoundError:
+        except UserError:
             raise
         except Exception:  # Pillow's readers each raise what they like, also for what OpenCV reads
             pass
-        return _decode(path.read_bytes(), cv2.IMREAD_COLOR).shape[:2]
-    except FileNotFoundError:
-        raise UserError(f"{key}: {path} does not exist") from None
+        return _decode(read_bytes(path, key), cv2.IMREAD_COLOR).shape[:2]
     except (OSError, ValueError) as error:
         raise UserError(f"{key}: {path} is not an image that can be read ({type(error).__name__})") from error
 
@@ -130,7 +128,7 @@ def read_8bit(path: Path) -> np.ndarray:
         UserError: it is missing, or no image.
     """
     try:
-        return _decode(path.read_bytes(), cv2.IMREAD_COLOR)
+        return _decode(read_bytes(path), cv2.IMREAD_COLOR)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not an image that can be read ({type(error).__name__})") from error
 
@@ -169,15 +167,13 @@ def read_picture(path: Path) -> Picture:
         UserError: it is missing, no image that can be read, one of several images, or not of 8 or 16 bits.
     """
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
         colour = _decode(content, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
         raw = _decode(content, cv2.IMREAD_UNCHANGED)
-        with of_any_size(), Image.open(path) as header:
+        with of_any_size(), Image.open(BytesIO(content)) as header:
             kind, mode, frames = header.format or "", header.mode, getattr(header, "n_frames", 1)
             orientation = header.getexif().get(ExifTags.Base.Orientation, 1)
             clear = header.info.get("transparency")
-    except FileNotFoundError:
-        raise UserError(f"{path}: does not exist") from None
     except (OSError, ValueError, SyntaxError) as error:
         raise UserError(f"{path}: not an image that can be read ({type(error).__name__})") from error
     if colour.dtype not in (np.uint8, np.uint16):

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -30,7 +31,8 @@ from tlw_basicsr.data.images import COMPRESSION, fault_of, image_size, read_8bit
 from tlw_basicsr.data.listing import ImageEntry, list_images, name_images, scandir
 from tlw_basicsr.data.tiles import tile_starts
 from tlw_basicsr.errors import UserError, reason_of, short
-from tlw_basicsr.files import write_text
+from tlw_basicsr.files import hold_lock, remove_leftovers, temporary_name, write_text
+from tlw_basicsr.signals import end_with_parent
 
 T = TypeVar("T")
 LQ = "LRbicx"  # and the scale: a folder of LR images
@@ -100,8 +102,7 @@ def make_lmdb(folder: Path) -> Path:
     target = folder.with_name(f"{folder.name}.lmdb")
     if target.exists():
         return target
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp.lmdb")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = temporary_name(target)
     paths = sorted(folder.glob("*.png"))
     total = sum(path.stat().st_size for path in paths)
     lines = []
@@ -131,7 +132,7 @@ def in_parallel(work: Callable[[Any], T], items: Iterable[Any], workers: int, ti
     bar = partial(tqdm, desc=title, unit="image", disable=None)
     if workers == 1:
         return [work(item) for item in bar(list(items))]
-    with ProcessPoolExecutor(min(workers, 4 * (os.cpu_count() or 1))) as pool:
+    with ProcessPoolExecutor(min(workers, 4 * (os.cpu_count() or 1)), initializer=end_with_parent) as pool:
         futures = [pool.submit(work, item) for item in items]
         try:
             for done in bar(as_completed(futures), total=len(futures)):
@@ -193,6 +194,18 @@ def prepare(
             )
     hr, lq = out / "HR", {scale: out / f"{LQ}{scale}" for scale in scales}
     _check_places(out, [hr, *lq.values()])
+    _make_folder(out)
+    lock = out.absolute().with_name(f".{out.absolute().name}.lock")
+    with hold_lock(lock, f"--out: {out}", lambda line: print(line, file=sys.stderr)):
+        remove_leftovers(out, *_image_folders(out))
+        return _fill(out, gt, images, cut, scales, lmdb, workers)
+
+
+def _fill(
+    out: Path, gt: Path, images: list[ImageEntry], cut: Cut, scales: list[int], lmdb: bool, workers: int
+) -> dict[str, int]:
+    """:func:`prepare`, of what is checked and with the folder locked."""
+    hr, lq = out / "HR", {scale: out / f"{LQ}{scale}" for scale in scales}
     plan = _read_plan(out)
     known = plan.get("images", {})
     if known and cut._asdict() != plan.get("settings"):
@@ -207,7 +220,6 @@ def prepare(
     if stale and plan["gt"] != str(gt.resolve()):
         raise UserError(f"--out: {out} was made of other images, those of {plan['gt']}; choose another folder")
     _check_no_others(out, {tile for s in sources.values() for tile in s.tiles}, known)
-    _make_folder(out)
     _delete([tile for name in stale for tile in known[name]["tiles"]], out)
     if stale or sources.keys() - known.keys():
         for path in out.glob("*.lmdb"):
