@@ -322,6 +322,25 @@ def load_network_of(scale):
     return EDSR(3, 3, num_feat=4, num_block=1, upscale=scale).eval()
 
 
+def test_an_argument_of_a_program_is_named_as_it_is(tmp_path, capsys):
+    from tlw_basicsr import cli
+
+    with pytest.raises(SystemExit):
+        cli.run_command("evaluate", ["--gt", str(tmp_path), "--scale", "2", "--bicubic"])
+    assert capsys.readouterr().err.startswith(f"error: --gt: {tmp_path} has no image")
+
+
+def test_a_longer_training_than_the_annealing_of_its_state_tells_a_way_out(photographs, train, tmp_path):
+    cosine = {"type": "CosineAnnealingRestartLR", "periods": [4], "eta_min": 0}
+    opt = plain_options(photographs, train__total_iter=4, train__scheduler=cosine)
+    train(opt)
+    opt["train"] |= {"total_iter": 6, "scheduler": {**cosine, "periods": [6]}}
+    with pytest.raises(
+        UserError, match=r"train\.total_iter: the periods .* end at 4; to train longer, begin a training of"
+    ):
+        train(opt, "--auto_resume")
+
+
 def test_evaluate_and_infer_take_the_same_entry(capsys):
     from tlw_basicsr import cli
 

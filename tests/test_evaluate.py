@@ -159,7 +159,7 @@ def test_lr_images_of_a_folder(gt_folder, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--gt", "nowhere", "--scale", 2, "--bicubic"], "--gt.dataroot_gt: nowhere is not a folder"),
+        (["--gt", "nowhere", "--scale", 2, "--bicubic"], "--gt: nowhere is not a folder"),
         (["--gt", "gt", "--scale", 9, "--bicubic"], "--scale: expected 1 to 8, got 9"),
         (["--gt", "gt", "--scale", 3, "--bicubic"], "--gt: gt/p0.png is 59×75 pixels"),
         (["--gt", "gt", "--scale", 2, "--opt", "x.yml"], "--checkpoint: missing"),
