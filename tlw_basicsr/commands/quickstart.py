@@ -31,8 +31,9 @@ LOSSES = {"L1": "L1", "L1TLW": "L1+TLW"}
 NEXT = """
 What next, with this result:
   cd {out}
-  tlw weights --opt {name}.yml --image data/held_out/chelsea.png   # what the weighting network has learned
-  tlw infer data/held_out --opt {name}.yml                         # upscale images
+  tlw weights --opt {name}.yml --image data/held_out/chelsea.png --strip   # what it has learned
+  tlw infer data/held_out --opt {name}.yml                                 # upscale images
+  tlw compare bicubic {plain}.yml {name}.yml --gt data/held_out   # compare.html
 """
 
 
@@ -89,6 +90,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     for label, (means, seconds) in rows.items():
         print(f"| {label:7} | {means['psnr_y']:11.2f} | {means['ssim_y']:.4f} | {seconds:8.0f} |")
     print(f"\nThe learned weights: {args.out / picture.name}")
-    print(NEXT.format(out=args.out, name=name), end="")
+    print(NEXT.format(out=args.out, name=name, plain="quickstart_EDSR_L1_x4"), end="")
     if not all(rows[label][0]["psnr_y"] > rows["bicubic"][0]["psnr_y"] for label in LOSSES.values()):
         sys.exit("A trained network is not better than bicubic.")
