@@ -42,6 +42,15 @@ def test_metrics_without_hr_images_are_refused_before_training(photographs, trai
     assert not (tmp_path / "experiments").exists()
 
 
+def test_the_best_networks_need_hr_images_in_the_first_set(photographs, train, lq):
+    opt = plain_options(photographs, val__save_best="psnr")
+    opt["datasets"] = {"train": opt["datasets"]["train"], "val": single(lq), "val_2": opt["datasets"]["val"]}
+    with pytest.raises(UserError, match=r"datasets.val has none; .* or take a data set of pairs as the first"):
+        train(opt)
+    del opt["val"]["save_best"]
+    assert "# psnr: " in next(train(opt).glob("train_*.log")).read_text()
+
+
 @pytest.mark.parametrize("model", [plain_options, tiny_options])
 def test_images_without_hr_are_saved_and_not_measured(photographs, train, lq, model):
     opt = model(photographs, datasets__val=single(lq), val__metrics=..., val__save_img=True)

@@ -111,10 +111,12 @@ def compares(metric: Mapping[str, Any]) -> bool:
 def check_metric(name: str, metric: dict[str, Any], sets: list[ValidationSet], opt: Options) -> None:
     """Try a metric on noise of the size of each set's smallest image."""
     where = f"val.metrics.{name}"
-    if compares(metric) and sets and not sets[0].has_gt:
+    without = [each.key for each in sets if not each.has_gt]
+    best = opt["val"].get("save_best") == name and sets and not sets[0].has_gt
+    if compares(metric) and without and (best or len(without) == len(sets)):
         raise UserError(
-            f"{where}: {metric['type']} compares with HR images, and datasets.{sets[0].key} has none; delete it "
-            "(images are saved without metrics too), or take a data set of pairs as the first"
+            f"{where}: {metric['type']} compares with HR images, and datasets.{without[0]} has none; delete it (images "
+            "are saved without metrics too), or take a data set of pairs" + (" as the first" if best else "")
         )
     for each in sets:
         if compares(metric) and not each.has_gt:

@@ -141,7 +141,7 @@ def test_real_esrgan_models_degrade_on_the_fly_on_the_cpu(train, photographs, la
         "use_hflip": True,
         "use_rot": False,
         "num_worker_per_gpu": 0,
-        "batch_size_per_gpu": 1,
+        "batch_size_per_gpu": 2,  # whose images have kernels of their own
         **KERNELS,
     }
     changes = {**DEGRADATION, "scale": 4, "network_g": EDSR, "datasets__train": data}
