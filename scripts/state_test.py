@@ -202,12 +202,12 @@ def attack_state() -> dict[str, Callable[[dict[str, Any]], bytes]]:
     def build(content: dict[str, Any]) -> bytes:
         # BUILD on an OrderedDict gives it attributes, which hide its methods
         changed = OrderedDict(content)
-        changed.__dict__.update({"items": 3, "get": 3, "keys": 3, "copy": 3})
+        changed.__dict__.update({"get": 3, "keys": 3, "copy": 3})
         return save_bytes(changed)
 
     def build_moments(content: dict[str, Any]) -> bytes:
         state = OrderedDict(content["optimizers"][0])
-        state.__dict__.update({"copy": 3, "get": 3, "items": 3})
+        state.__dict__.update({"copy": 3, "get": 3, "keys": 3})
         content["optimizers"][0] = state
         return save_bytes(content)
 

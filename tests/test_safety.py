@@ -1,6 +1,7 @@
 """Two runs of one thing, processes without a parent, files that are none, images too large, plugins that run code."""
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -277,3 +278,18 @@ def test_tensorboards_full_disk_names_its_folder_without_a_traceback(photographs
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=ENV, capture_output=True, text=True)
     assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     assert f"error: {tmp_path / 'tb_logger/tiny'} can't be read or written (No space left on device)" in done.stderr
+
+
+# ------------------------------------------------------------------------------------------------- crafted states
+
+
+def test_crafted_states_end_in_a_right_result_or_one_line(tmp_path):
+    """A sample; `scripts/state_test.py` has some hundred."""
+    command = [sys.executable, str(ROOT / "scripts/state_test.py"), "--cases", "3", "--only"]
+    for names in ("random", "BUILD", "numpy", "last_e_step"):
+        done = subprocess.run([*command, names], env=ENV, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+        figures = json.loads(done.stdout)
+        assert figures["cases"] >= 1 and not figures["wrong"]
+        expected = {"numpy": "the state before", "last_e_step": "the state before", "BUILD": "taken"}
+        assert names == "random" or set(figures["ends"]) == {expected[names]}
