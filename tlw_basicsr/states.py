@@ -51,6 +51,7 @@ def is_random_state(value: Any) -> bool:
         return (
             len(value["numpy"]) == 5
             and 0 <= value["numpy"][2] <= len(value["numpy"][1])
+            and all(isinstance(word, int) for word in value["numpy"][1])
             and value["numpy"][3] in (0, 1)
             and NUMBER.accepts(value["numpy"][4])
             and all(torch.is_tensor(each) and each.dtype == torch.uint8 for each in value["cuda"])
