@@ -128,8 +128,8 @@ class TrainOptions:
     use_tf32: Annotated[bool, BOOL, "TensorFloat-32 in matrix products (GPUs)"] = False
     accumulation_steps: Annotated[int, whole(1), "iterations to a step of every optimiser"] = 1
     clip_grad_norm: Annotated[float | None, or_none(POSITIVE), "largest norm of an optimiser's gradient"] = None
-    guard: Annotated[bool, BOOL, "undo steps in which a number is not finite"] = True
-    max_bad_steps: Annotated[int, whole(1), "steps in a row that may be undone"] = 10
+    guard: Annotated[bool, BOOL, "refuse steps in which a number is not finite"] = True
+    max_bad_steps: Annotated[int, whole(1), "steps in a row that may be refused"] = 10
     init_g: Annotated[
         str,
         one_of("default", "paper"),

@@ -637,7 +637,7 @@ def fit_optimizer_state(theirs: dict[str, Any], optimizer: Optimizer, where: str
         if missing := mine.keys() - fitted.keys():
             raise DamagedState(f"{where}: {min(missing)} is missing")
         groups.append(fitted)
-    adam = isinstance(optimizer, torch.optim.Adam)
+    adam = isinstance(getattr(optimizer, "inner", optimizer), torch.optim.Adam)
     for number, p in zip(numbers, list_parameters(optimizer), strict=True):
         for key, value in theirs["state"].get(number, {}).items():
             if torch.is_tensor(value) and value.shape != p.shape and adam and key != "step":
@@ -717,6 +717,7 @@ def try_state(state: dict[str, Any], optimizers: list[Optimizer], schedulers: li
 @torch.no_grad()
 def copy_optimizer(optimizer: Optimizer) -> Optimizer:
     """An optimiser of the same class and options on copies of the parameters, without hooks."""
+    optimizer = getattr(optimizer, "inner", optimizer)
     bare = deepcopy({key: value for key, value in optimizer.__getstate__().items() if key != "state"})
     trial = type(optimizer).__new__(type(optimizer))
     trial.__setstate__({**bare, "state": {}})

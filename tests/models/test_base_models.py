@@ -10,7 +10,9 @@ from tests.conftest import photograph, tiny_options
 from tests.test_pipeline import log_lines, same
 from tlw_basicsr import UserError, with_tlw
 from tlw_basicsr.files import load_file
-from tlw_basicsr.models import training
+from tlw_basicsr.models.guard import StepGuard, list_parameters
+from tlw_basicsr.models.optimizer import TrainingOptimizer
+from tlw_basicsr.models.training import MixedPrecision
 
 EDSR = {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 4, "num_block": 1, "upscale": 4}
 GAN = {
@@ -268,7 +270,9 @@ def test_accumulated_gradients_equal_those_of_the_joined_batch():
 
     def trained(batches, every):
         w = start.clone().requires_grad_()
-        optimizer = training.accumulate(torch.optim.Adam([w], 0.1), every)
+        optimizer = TrainingOptimizer(
+            torch.optim.Adam([w], 0.1), StepGuard(lambda flag: flag), MixedPrecision("cpu", False), every
+        )
         for batch in batches:
             optimizer.zero_grad()
             (batch @ w).square().mean().backward()
@@ -288,7 +292,7 @@ def test_clipping_bounds_the_gradient_of_every_optimiser(photographs, tmp_path):
         optimizer = getattr(model, f"optimizer_{name}")
         optimizer.register_step_pre_hook(
             lambda o, *_, name=name: norms.update(
-                {name: torch.cat([p.grad.flatten() for p in training.parameters_of(o)]).norm().item()}
+                {name: torch.cat([p.grad.flatten() for p in list_parameters(o)]).norm().item()}
             )
         )
     model.lq, model.gt = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 16, 16)
@@ -383,7 +387,7 @@ def test_sizes_accumulation_and_clipping_on_every_base_model(photographs, tmp_pa
     )  # fmt: skip
     norms = []
     model.optimizer_w.register_step_pre_hook(
-        lambda o, *_: norms.append(torch.cat([p.grad.flatten() for p in training.parameters_of(o)]).norm().item())
+        lambda o, *_: norms.append(torch.cat([p.grad.flatten() for p in list_parameters(o)]).norm().item())
     )
     video = base in ("EDVRModel", "VideoRecurrentModel")
     scale = 4 if video else 2

@@ -12,7 +12,7 @@ from tests.models.test_tlw_model import batch, built
 from tests.test_pipeline import log_lines, same
 from tlw_basicsr import SSIMDistance, UserError
 from tlw_basicsr.files import load_file
-from tlw_basicsr.models import training
+from tlw_basicsr.models import guard, training
 from tlw_basicsr.models.guard import Snapshot
 
 
@@ -172,7 +172,7 @@ def test_max_bad_steps_in_a_row_end_the_training_with_a_file_to_look_at(photogra
 def test_no_nan_reaches_a_saved_network(photographs, train, tmp_path):
     """A network that overflows in its step: finite gradients, infinite parameters."""
     opt = tiny_options(photographs, train__optim_g__lr=1e30, train__max_bad_steps=8, train__ema_decay=0.9)
-    with pytest.raises(UserError, match=r"8 iterations in a row were not finite.*state of net_g"):
+    with pytest.raises(UserError, match=r"8 iterations in a row were not finite.*step of optimizer_g"):
         train(opt)
     experiment = tmp_path / "experiments/tiny"
     dump = load_file(experiment / "bad_step_8.pth", "")
@@ -214,13 +214,60 @@ def test_a_snapshot_restores_what_an_optimiser_holds():
     optimizer.step()
     optimizer.state[p]["count"] = 1
     momentum, value = optimizer.state[p]["momentum_buffer"].clone(), p.detach().clone()
-    snapshot = Snapshot()
-    for _ in range(2):  # its memory is used again
-        snapshot.take([], [optimizer])
-        p.grad, q.grad = torch.full((3,), 5.0), torch.ones(3)
-        optimizer.step()
-        optimizer.state[p]["count"] = 2
+    snapshot = Snapshot(optimizer)
+    p.grad, q.grad = torch.full((3,), 5.0), torch.ones(3)
+    optimizer.step()
+    optimizer.state[p]["count"] = 2
+    with torch.no_grad():
         snapshot.restore()
-        assert torch.equal(p, value) and torch.equal(q, torch.ones(3)) and p.grad is None
-        assert torch.equal(optimizer.state[p]["momentum_buffer"], momentum) and optimizer.state[p]["count"] == 1
-        assert q not in optimizer.state or optimizer.state[q].get("momentum_buffer") is None
+    assert torch.equal(p, value) and torch.equal(q, torch.ones(3))
+    assert torch.equal(optimizer.state[p]["momentum_buffer"], momentum) and optimizer.state[p]["count"] == 1
+    assert q not in optimizer.state or optimizer.state[q].get("momentum_buffer") is None
+
+
+def test_theta_and_its_moments_are_not_copied(photographs, tmp_path, pair, monkeypatch):
+    """After the first iteration, in which the order of the steps shows."""
+    copied = []
+    take = guard.Snapshot.__init__
+    monkeypatch.setattr(guard.Snapshot, "__init__", lambda self, o: (copied.append(o), take(self, o))[1])
+    for options, expected in (
+        ({"model_type": "SRModel", "train__pixel_opt": {"type": "L1Loss"}}, []),
+        ({}, ["w", "w"]),
+    ):
+        model = built(photographs, tmp_path, **options)
+        model.feed_data(batch(pair))
+        model.optimize_parameters(1)
+        copied.clear()
+        for i in (2, 3):
+            model.optimize_parameters(i)
+        assert ["w" if o is getattr(model, "optimizer_w", None) else "other" for o in copied] == expected
+
+
+def test_without_the_guard_nothing_is_looked_at(photographs, tmp_path, pair, monkeypatch):
+    model = built(photographs, tmp_path, train__guard=False)
+    monkeypatch.setattr(guard, "is_small", lambda *_: pytest.fail("looked at"))
+    model.feed_data({**batch(pair), "gt": poisoned(pair[1])})
+    model.optimize_parameters(1)
+    assert model.guard.skipped == 0 and any(p.isnan().any() for p in model.net_g.parameters())
+
+
+def test_running_averages_of_a_refused_step_are_put_back(photographs, tmp_path, pair):
+    model = built(photographs, tmp_path)
+    model.net_g.add_module("norm", torch.nn.BatchNorm2d(3))
+    plain = model.net_g.forward
+    model.net_g.forward = lambda x: model.net_g.norm(plain(x))
+    model.feed_data(batch(pair))
+    model.optimize_parameters(1)
+    before = everything(model)
+    model.feed_data({**batch(pair), "gt": poisoned(pair[1])})
+    model.optimize_parameters(2)
+    assert same(everything(model), before) and before[0]["net_g"]["norm.num_batches_tracked"] == 1
+
+
+def test_a_loss_that_overflows_with_a_finite_gradient_is_refused(photographs, tmp_path, pair):
+    model = built(photographs, tmp_path)
+    model.tlw.register_forward_hook(lambda _, __, loss: loss + torch.tensor(math.inf))
+    model.feed_data(batch(pair))
+    before = everything(model)
+    model.optimize_parameters(1)
+    assert model.guard.skipped == 1 and same(everything(model)[0], before[0])

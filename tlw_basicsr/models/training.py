@@ -1,11 +1,10 @@
 """What a training needs of any BasicSR model and BasicSR's own lacks: files written whole, states that hold all."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cache, partial
 from pathlib import Path
-from types import MethodType
 from typing import Any
 
 import torch
@@ -15,9 +14,7 @@ from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import master_only
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
-from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader
 
 from tlw_basicsr import states
@@ -25,7 +22,8 @@ from tlw_basicsr.archs.tlw_weight_net_arch import paper_start_values
 from tlw_basicsr.compat import CudaMeans
 from tlw_basicsr.errors import UserError
 from tlw_basicsr.files import save_file
-from tlw_basicsr.models.guard import StepGuard
+from tlw_basicsr.models.guard import StepGuard, are_finite, is_small, list_parameters, watch_backward
+from tlw_basicsr.models.optimizer import TrainingOptimizer
 from tlw_basicsr.networks import check_fit, read_network, tell_fit
 from tlw_basicsr.optimizers import build_optimizer, build_schedulers
 from tlw_basicsr.validation import validate_alone
@@ -47,16 +45,16 @@ class TrainingMixin(BaseModel):
     ``val.save_best: METRIC`` keeps the networks that are best by this metric on the first validation set, as
     ``net_*_best.pth``.
 
-    A step in which the input, the output, a loss, a weight, a gradient or a network is not finite is undone and
-    logged, see :class:`tlw_basicsr.models.guard.StepGuard`; ``max_bad_steps`` (default 10) of them in a row end the
-    training.
+    A step in which the input, the output, a loss, a weight, a gradient or a buffer is not finite is refused and logged,
+    see :class:`tlw_basicsr.models.guard.StepGuard`; ``max_bad_steps`` (default 10) of them in a row end the training.
+    ``guard: false`` turns that off.
     """
 
     def __init__(self, opt: dict[str, Any]) -> None:
         train = opt.get("train") or {}
         device = "cpu" if opt["num_gpu"] == 0 else "cuda"
         self.amp = MixedPrecision(device, train.get("use_amp") if opt["is_train"] else False)
-        self.guard = StepGuard()
+        self.guard = StepGuard(self.agreed, train.get("guard", True))
         self.batch: dict[str, Any] = {}
         if train.get("use_tf32"):
             torch.set_float32_matmul_precision("high")
@@ -97,20 +95,20 @@ class TrainingMixin(BaseModel):
     own_optimizers = 0  # of a subclass, after those of the BasicSR model
 
     def get_optimizer(self, optim_type: str, params: Any, lr: float, **kwargs: Any) -> Optimizer:
-        """The model's own or torch's of the name, with gradient accumulation and clipping by the options."""
+        """The model's own, or torch's of the name."""
         try:
-            optimizer = super().get_optimizer(optim_type, params, lr, **kwargs)
+            return super().get_optimizer(optim_type, params, lr, **kwargs)
         except NotImplementedError:
-            optimizer = build_optimizer(optim_type, params, lr=lr, **kwargs)
-        self.amp.unscale_before(optimizer)
-        limit = self.opt["train"].get("clip_grad_norm")
-        if limit:
+            return build_optimizer(optim_type, params, lr=lr, **kwargs)
 
-            def clip(stepping: Optimizer, *_: Any) -> None:
-                clip_grad_norm_(parameters_of(stepping), limit)
-
-            optimizer.register_step_pre_hook(clip)
-        return accumulate(optimizer, self.opt["train"].get("accumulation_steps", 1))
+    def setup_optimizers(self) -> None:
+        """The model's own, each within a :class:`TrainingOptimizer`."""
+        super().setup_optimizers()
+        train = self.opt["train"]
+        every, limit = train.get("accumulation_steps", 1), train.get("clip_grad_norm")
+        wrapped = {id(o): TrainingOptimizer(o, self.guard, self.amp, every, limit) for o in self.optimizers}
+        self.optimizers = list(wrapped.values())
+        vars(self).update({name: wrapped[id(value)] for name, value in vars(self).items() if id(value) in wrapped})
 
     def setup_schedulers(self) -> None:
         """The model's own, or torch's of the name in ``train.scheduler``."""
@@ -121,45 +119,53 @@ class TrainingMixin(BaseModel):
             self.schedulers = build_schedulers(section, self.optimizers)
 
     def optimize_parameters(self, current_iter: int) -> None:
-        """As the model's own, in mixed precision by the options; undone if it is not finite.
+        """As the model's own, in mixed precision by the options; refused if it is not finite.
 
         Raises:
-            UserError: ``train.max_bad_steps`` steps in a row were not finite.
+            UserError: ``train.max_bad_steps`` iterations in a row were not finite.
         """
-        networks, guard = self.networks(), self.guard
-        guard.begin(networks.values(), self.optimizers)
-        tlw = getattr(self, "tlw", None)
+        tlw, failed = getattr(self, "tlw", None), None
         last_e_step = tlw and tlw.last_e_step
-        guard.note("lq", getattr(self, "lq", None))
-        guard.note("gt", getattr(self, "gt", None))
-        failed = None
-        try:
-            with self.amp.step():
-                super().optimize_parameters(current_iter)
-        except Exception as error:  # some losses check their input
-            failed = error
-        guard.note("output", getattr(self, "output", None))
-        for term, name in (("l_w", "l_w"), ("weights w", "w")) if tlw else ():
-            guard.note(term, tlw.log.get(name))
-        if not failed:
-            guard.note_losses({name: value for name, value in self.log_dict.items() if name.startswith("l")})
-        for number, optimizer in enumerate(self.optimizers):
-            name = next((k for k, v in vars(self).items() if v is optimizer), f"optimizer {number}")
-            guard.note_norm(f"gradient of {name}", [p.grad for p in parameters_of(optimizer)])
-        for name, net in networks.items():
-            guard.note_norm(f"state of {name}", [*net.parameters(), *net.buffers()])
-        if failed and self.opt["dist"]:
+        with self.guard.iteration(self.networks().values(), self.list_looked_at):
+            try:
+                with self.amp.step():
+                    super().optimize_parameters(current_iter)
+            except Exception as error:  # some losses check their input
+                failed = error
+        if failed and (self.opt["dist"] or not self.guard.enabled):
             raise failed  # the other processes may wait for this one in the middle of the step
-        bad, terms = guard.not_finite(self.agreed)
-        if not bad:
-            if failed:
-                raise failed
-            guard.in_row = 0
+        if not failed and not self.guard.refused:
+            self.guard.in_row = 0
             return
-        guard.undo()
+        terms = self.name_not_finite(failed is None)
+        if failed and not terms:
+            raise failed
+        self.guard.undo(self.optimizers)
         if tlw:
             tlw.last_e_step = last_e_step
         self.tell_bad_step(current_iter, terms)
+
+    def list_looked_at(self) -> list[Any]:
+        """What has to be finite for a step, beside losses, gradients and buffers."""
+        return [getattr(self, name, None) for name in ("lq", "gt", "output")]
+
+    def name_not_finite(self, logged: bool) -> list[str]:
+        """The terms of the refused iteration that are not finite; of ``logged`` ones the losses too."""
+        log = getattr(getattr(self, "tlw", None), "log", {})
+        terms = {name: [getattr(self, name, None)] for name in ("lq", "gt", "output")}
+        terms |= {"l_w": [log.get("l_w")], "weights w": [log.get("w")]}
+        if logged:
+            terms |= {n: [torch.tensor(float(v))] for n, v in self.log_dict.items() if n.startswith("l")}
+        names = [name for name, values in terms.items() if not are_finite(values)]
+        for number, optimizer in enumerate(self.optimizers):
+            if not is_small(optimizer):
+                name = next((k for k, v in vars(self).items() if v is optimizer), f"optimizer {number}")
+                finite = are_finite(p.grad for p in list_parameters(optimizer))
+                names.append(f"{'step' if finite else 'gradient'} of {name}")
+        for name, net in self.networks().items():
+            if not are_finite(net.buffers()):
+                names.append(f"state of {name}")
+        return names
 
     def networks(self) -> dict[str, nn.Module]:
         """``net_g``, ``net_g_ema`` and the others, by their names."""
@@ -212,8 +218,8 @@ class TrainingMixin(BaseModel):
         return log
 
     def model_ema(self, decay: float = 0.999) -> None:
-        """BasicSR's, but not in iterations that only add to the gradient."""
-        if decay == 0 or not getattr(self.optimizers[0], "accumulated", 0):
+        """BasicSR's, but not in iterations that are refused or only add to the gradient."""
+        if decay == 0 or not (self.guard.refused or getattr(self.optimizers[0], "accumulated", 0)):
             super().model_ema(decay)
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
@@ -289,25 +295,10 @@ class TrainingMixin(BaseModel):
         states.take_rest(self, resume_state)
 
 
-class ScaledBackward(TorchFunctionMode):
-    """Within it, ``loss.backward()`` is that of the loss scaled by ``scaler``: BasicSR's models call it themselves."""
-
-    def __init__(self, scaler: torch.amp.GradScaler) -> None:
-        super().__init__()
-        self.scaler = scaler
-
-    def __torch_function__(
-        self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func is torch.Tensor.backward:
-            args = (self.scaler.scale(args[0]), *args[1:])
-        return func(*args, **(kwargs or {}))
-
-
 class MixedPrecision:
     """Autocast around a model's training step, and the loss scaled for fp16.
 
-    A step whose gradients overflow is taken here, and undone by the :class:`StepGuard`; the scale falls.
+    A step whose gradients overflow is refused by the :class:`StepGuard`; the scale falls.
 
     Args:
         device_type: ``'cpu'`` or ``'cuda'``.
@@ -331,23 +322,25 @@ class MixedPrecision:
                 # without a cache: weights change within a training step
                 stack.enter_context(torch.autocast(self.device_type, self.dtype, cache_enabled=False))
                 if self.scaler.is_enabled():
-                    stack.enter_context(ScaledBackward(self.scaler))
+                    stack.enter_context(watch_backward(self.scaler.scale))
                 yield
         finally:
             if self.unscaled:
                 self.scaler.update()
                 self.unscaled = False
 
-    def unscale_before(self, optimizer: Optimizer) -> None:
-        """Let ``optimizer.step()`` unscale the gradients first, where the loss is scaled."""
-        if not self.scaler.is_enabled():
-            return
-
-        def unscale(stepping: Optimizer, *_: Any) -> None:
-            self.scaler.unscale_(stepping)
+    def unscale(self, optimizer: Optimizer) -> None:
+        """Divide the gradients by the scale, where the loss is scaled."""
+        if self.scaler.is_enabled():
+            self.scaler.unscale_(optimizer)
             self.unscaled = True
 
-        optimizer.register_step_pre_hook(unscale)
+    def take_step(self, optimizer: Optimizer, closure: Any = None) -> None:
+        """Step; where the loss is scaled, with a look at the gradients, which the guard may not have had."""
+        if self.scaler.is_enabled():
+            self.scaler.step(optimizer)
+        else:
+            optimizer.step(closure)
 
     def state_dict(self) -> dict[str, Any]:
         """The loss scale."""
@@ -370,40 +363,8 @@ def device_names(opt: dict[str, Any]) -> AbstractContextManager:
     return CudaMeans(torch.device("cpu")) if opt["num_gpu"] == 0 else nullcontext()
 
 
-def parameters_of(optimizer: Optimizer) -> list[Tensor]:
-    """All parameters of an optimiser."""
-    return [p for group in optimizer.param_groups for p in group["params"]]
-
-
 def channels_last(net: nn.Module) -> None:
     """Put the weights of 2-d convolutions in channels-last order; those of 3-d ones have another."""
     for p in net.parameters():
         if p.ndim == 4:
             p.data = p.data.contiguous(memory_format=torch.channels_last)
-
-
-def accumulate(optimizer: Optimizer, every: int) -> Optimizer:
-    """Let only every ``every``-th ``step()`` of ``optimizer`` step, with the mean of the gradients since the last.
-
-    In between ``zero_grad()`` keeps the gradients. ``optimizer.accumulated`` counts the gradients kept.
-    """
-    if every == 1:
-        return optimizer
-    plain_step, plain_zero_grad = optimizer.step, optimizer.zero_grad
-    optimizer.accumulated = 0
-
-    def step(self: Optimizer, closure: None = None) -> None:
-        self.accumulated = (self.accumulated + 1) % every
-        if self.accumulated == 0:
-            for p in parameters_of(self):
-                if p.grad is not None:
-                    p.grad.div_(every)
-            plain_step(closure)
-
-    def zero_grad(self: Optimizer, set_to_none: bool = True) -> None:
-        if self.accumulated == 0:
-            plain_zero_grad(set_to_none)
-
-    # the learning rate scheduler wants bound methods
-    optimizer.step, optimizer.zero_grad = MethodType(step, optimizer), MethodType(zero_grad, optimizer)
-    return optimizer

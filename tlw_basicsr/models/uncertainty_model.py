@@ -91,8 +91,7 @@ class UncertaintyModel(TrainingMixin, SRModel):
         """Copy the SR network and the head as they are, frozen, and forget the optimiser's moments and gradients."""
         self.freeze({name: self.get_bare_model(getattr(self, name)).state_dict() for name in STAGE_ONE_KEYS})
         self.optimizer_g.state.clear()
-        self.optimizer_g.accumulated = 0
-        self.optimizer_g.zero_grad()
+        self.optimizer_g.forget_gradients()
 
     def freeze(self, states: dict[str, dict[str, Tensor]]) -> None:
         """Keep stage one's networks, given by their state dicts, for s."""
