@@ -202,7 +202,7 @@ def test_a_number_that_is_not_finite_in_one_process_is_a_step_that_both_leave_ou
     (tmp_path / "bad.py").write_text(BAD)
     write_yaml(tmp_path, opt | {"plugins": ["watched", "bad"], "base_model": "BadOnce"})
     [told] = [line for line in torchrun(tmp_path).splitlines() if "not finite" in line]
-    assert "Iteration 3: not finite: gradient of optimizer_" in told  # of the first process, by the second one's
+    assert "Iteration 3: not finite: " in told and "gradient of optimizer_" in told  # of the first process, too
     assert "; lq, " in told
     places = [(i, rank) for i in (2, 3, 4, 6) for rank in (0, 1)]
     held = {place: load_file(tmp_path / "held_{}_{}.pth".format(*place), "") for place in places}

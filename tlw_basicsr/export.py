@@ -116,6 +116,7 @@ def _onnx_bytes(net: nn.Module, image: Tensor, dynamic: bool, about: dict[str, s
             dynamo=True,
             verbose=False,
         )
+    assert program is not None  # of dynamo
     model = program.model_proto
     for key, value in about.items():
         model.metadata_props.add(key=key, value=value)

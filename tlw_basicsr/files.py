@@ -134,7 +134,10 @@ class Section(dict):
     def __setstate__(self, _: Any) -> None: ...
 
 
-class Scan(pickle._Unpickler):  # Python's: the memo of C's is as large as a pickle of some bytes wants it
+PyUnpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]
+
+
+class Scan(PyUnpickler):  # Python's: the memo of C's is as large as a pickle of some bytes wants it
     """Reads a pickle without calling anything that it names; collects the bytes that its storages declare.
 
     What builds more than tensors of these storages and plain values is refused, also where torch would call it:
@@ -202,7 +205,7 @@ class Scan(pickle._Unpickler):  # Python's: the memo of C's is as large as a pic
         super().load_setitems()
 
     dispatch = {  # noqa: RUF012, as in the base class
-        **pickle._Unpickler.dispatch,
+        **PyUnpickler.dispatch,
         pickle.SETITEM[0]: load_setitem,
         pickle.SETITEMS[0]: load_setitems,
     }
@@ -229,7 +232,7 @@ def scan_file(file: BinaryIO, path: Path, size: int) -> None:
         if root is None or f"{root}constants.pkl" in members:
             raise Refused("a TorchScript archive" if root else "no file of torch.save")
         # torch has a reader of its own, which looks names up without case: both must see the same
-        reader = torch._C.PyTorchFileReader(str(path))
+        reader: Any = torch._C.PyTorchFileReader(str(path))
         names = {name.removeprefix(root) for name in members}
         if len({name.lower() for name in names}) < len(archive.infolist()) or names != set(reader.get_all_records()):
             raise Refused("its list of members is not one")

@@ -68,7 +68,7 @@ class NetworkUpscaler:
         self.channels = count_input_channels(options)
         self.multiple = get_size_multiple(options)
         self.tile = None if tile is None else -(-tile // self.multiple) * self.multiple
-        self.step = None if tile is None else max((self.tile - overlap) // self.multiple, 1) * self.multiple
+        self.step = 0 if self.tile is None else max((self.tile - overlap) // self.multiple, 1) * self.multiple
         side = -(-16 // self.multiple) * self.multiple
         try:
             height, width = self._run(torch.zeros(1, self.channels, side, side)).shape[-2:]
@@ -100,11 +100,12 @@ class NetworkUpscaler:
             return self.net(lq.to(self.device, copy=True)).float().cpu()
 
     def _run_tiles(self, lq: Tensor, progress: Callable[[Iterable], Iterable]) -> Tensor:
-        s, (height, width) = self.scale, lq.shape[-2:]
-        sides = [(length, min(self.tile, length)) for length in (height, width)]
+        assert self.tile is not None
+        s, tile_side, (height, width) = self.scale, self.tile, lq.shape[-2:]
+        sides = [(length, min(tile_side, length)) for length in (height, width)]
         starts = [tile_starts(length, tile, self.step, 0) for length, tile in sides]
         blend = [
-            [blend_weights(tile * s, (self.tile - self.step) * s, at > 0, at + tile < length) for at in ats]
+            [blend_weights(tile * s, (tile_side - self.step) * s, at > 0, at + tile < length) for at in ats]
             for (length, tile), ats in zip(sides, starts, strict=True)
         ]
         sr, total = torch.zeros(*lq.shape[:-2], height * s, width * s), torch.zeros(height * s, width * s)

@@ -43,7 +43,9 @@ def build_network(opt: Options, key: str, device: str = "meta") -> nn.Module:
         ) from error
 
 
-def load_network(options: Options, path: str | Path, param_key: str = "params", key: str = "network_g") -> nn.Module:
+def load_network(
+    options: Options | None, path: str | Path, param_key: str = "params", key: str = "network_g"
+) -> nn.Module:
     """The registered network of ``{type: …, …}`` with the weights of a file, in eval mode on the CPU.
 
     Args:
@@ -55,7 +57,9 @@ def load_network(options: Options, path: str | Path, param_key: str = "params", 
     Raises:
         UserError: the options or the file are wrong or don't fit each other.
     """
-    check_arguments(options, key, lookup(ARCH_REGISTRY, options, key))
+    arch = lookup(ARCH_REGISTRY, options, key)
+    options = options or {}
+    check_arguments(options, key, arch)
     net = build_network({key: options}, key, "cpu")
     state = read_network(path, param_key, "checkpoint")
     check_fit(state, net, True, path, "checkpoint")

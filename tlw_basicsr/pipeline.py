@@ -126,7 +126,7 @@ def train(opt: Options, resume_state: dict[str, Any] | None, notes: list[str]) -
         each.worker_init_fn = stop.leave_to_parent(each.worker_init_fn)
     total_iters = int(opt["train"]["total_iter"])
     logger.info(
-        f"Training: {len(loader.dataset):,} images, {len(loader):,} iterations an epoch, {total_iters:,} in all, "
+        f"Training: {len(sampler.dataset):,} images, {len(loader):,} iterations an epoch, {total_iters:,} in all, "
         f"batch of {opt['datasets']['train']['batch_size_per_gpu']} on each of {opt['world_size']} processes."
     )
     current_iter = 0
@@ -135,7 +135,7 @@ def train(opt: Options, resume_state: dict[str, Any] | None, notes: list[str]) -
         logger.info(f"Resuming after iteration {current_iter:,}.")
     # An epoch begins anew where another batch size or number of processes has changed its length.
     position = (resume_state or {}).get("position") or {"epoch": 0, "iter": 0, "iters_per_epoch": len(loader)}
-    if position["iters_per_epoch"] != len(loader):
+    if resume_state and position["iters_per_epoch"] != len(loader):
         epoch = resume_state["epoch"] + 1
         logger.warning(
             f"An epoch had {position['iters_per_epoch']} iterations, now {len(loader)}; epoch {epoch} begins."
@@ -151,7 +151,7 @@ def train(opt: Options, resume_state: dict[str, Any] | None, notes: list[str]) -
                 if opt["dist"]:
                     raise  # the other processes may wait for this one in the middle of it
                 reason = str(error) if isinstance(error, UserError) else first_line(error)
-                name = val_loader.dataset.opt["name"]
+                name = getattr(val_loader.dataset, "opt")["name"]  # noqa: B009, a torch Dataset has none
                 logger.error(f"The validation on {name} after iteration {current_iter:,} fails ({reason}); going on.")
 
     def save() -> None:
@@ -171,7 +171,7 @@ def train(opt: Options, resume_state: dict[str, Any] | None, notes: list[str]) -
         while current_iter < total_iters:
             epoch, done = divmod(current_iter - position["iter"], len(loader))
             epoch += position["epoch"]
-            sampler.set_position(epoch, done * loader.batch_size)
+            sampler.set_position(epoch, done * (loader.batch_size or 1))
             if hasattr(model, "set_epoch"):
                 model.set_epoch(epoch)
             data_timer.start()
@@ -275,7 +275,7 @@ def start_log(opt: Options, kind: str) -> logging.Logger:
     logger.addFilter(clean_record)
     for handler in logger.handlers:
         if isinstance(handler, logging.FileHandler):
-            handler.handleError = partial(fail_to_log, handler)
+            handler.handleError = partial(fail_to_log, handler)  # type: ignore[method-assign]
     logger.info(get_env_info())
     logger.info(tell_basicsr())
     logger.info(dict2str(opt))
@@ -299,7 +299,7 @@ def start_tensorboard(opt: Options) -> Any:
     if opt["rank"] or not opt["logger"]["use_tb_logger"] or "debug" in opt["name"]:
         return None
     if options := get_wandb_options(opt):
-        import wandb
+        import wandb  # type: ignore[import-not-found]
 
         run_id, project = options.get("resume_id"), options["project"]
         resume = "allow" if run_id else "never"
@@ -348,12 +348,12 @@ def close_tensorboard(tb_logger: Any) -> None:
             tb_logger.close()
 
 
-def fail_to_log(handler: logging.FileHandler, _: logging.LogRecord) -> None:
+def fail_to_log(handler: logging.FileHandler, record: logging.LogRecord) -> None:
     """Raise a :class:`UserError` for the error that a log's handler has met; the handler is taken away."""
-    error = sys.exc_info()[1]
+    error = sys.exc_info()[1] or OSError("unknown")
     with suppress(OSError, AttributeError):
-        handler.stream.close()
-    handler.stream = None
+        handler.stream.close()  # type: ignore[union-attr]
+    handler.stream = None  # type: ignore[assignment]
     logging.getLogger("basicsr").removeHandler(handler)
     raise UserError(f"{handler.baseFilename} can't be written ({reason_of(error)})") from error
 
@@ -447,7 +447,7 @@ def test_pipeline(root_path: str, argv: list[str] | None = None) -> None:
         dataset = CheckedDataset(dataset_opt, f"datasets.{key}")
         (dataset.names,) = names_of_sets([dataset], apart=False)
         loader = data_loader(dataset, dataset_opt, opt)
-        logger.info(f"Testing {dataset_opt['name']}: {len(loader.dataset)} images.")
+        logger.info(f"Testing {dataset_opt['name']}: {len(dataset)} images.")
         try:
             model.validation(loader, current_iter=opt["name"], tb_logger=None, save_img=opt["val"]["save_img"])
         except UserError:

@@ -73,6 +73,7 @@ def end_with_parent(init: Callable[[int], None] | None = None, worker: int = 0) 
     """First call of a worker, and then ``init(worker)``: it ends when the process that started it does, however that
     ends. For that it need not be waiting for work."""
     parent = multiprocessing.parent_process()
+    assert parent is not None  # a worker has one
 
     def watch() -> None:
         multiprocessing.connection.wait([parent.sentinel])

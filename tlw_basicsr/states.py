@@ -46,7 +46,7 @@ def is_random_state(value: Any) -> bool:
     """Whether generators take it: tried on new ones. numpy takes a position beyond its array, and reads there."""
     try:
         random.Random().setstate(value["python"])
-        np.random.RandomState().set_state((value["numpy"][0], np.array(value["numpy"][1], np.uint32), 0))
+        np.random.RandomState().set_state((value["numpy"][0], np.array(value["numpy"][1], np.uint32), 0, 0, 0.0))
         torch.Generator().set_state(value["torch"])
         return (
             len(value["numpy"]) == 5
@@ -541,10 +541,10 @@ def to_plain(value: Any) -> Any:
 
 def get_random_state() -> dict[str, Any]:
     """State of the random generators of python, numpy and torch, in types that ``weights_only`` loading knows."""
-    kind, keys, *rest = np.random.get_state()
+    kind, keys, *rest = np.random.get_state(legacy=True)
     return {
         "python": random.getstate(),
-        "numpy": (kind, keys.tolist(), *rest),
+        "numpy": (kind, np.asarray(keys).tolist(), *rest),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
@@ -768,7 +768,7 @@ def take_gradients(optimizer: Optimizer, kept: dict[str, Any] | None, every: int
         if gradient is not None and gradient.shape != p.shape:
             raise ValueError("a gradient is of another shape than its parameter")
         p.grad = None if gradient is None else gradient.to(p)
-    optimizer.accumulated = kept["count"]
+    optimizer.accumulated = kept["count"]  # type: ignore[attr-defined]  of TrainingOptimizer
 
 
 def take_best_results(model: Any, saved: dict[str, dict[str, Any]]) -> None:

@@ -5,7 +5,7 @@ images for not a number where one is.
 """
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import PurePosixPath
@@ -193,7 +193,7 @@ def calculate_metric(data: Mapping[str, Any], opt: Mapping[str, Any]) -> Any:
 # ------------------------------------------------------------------------------------------------- names
 
 
-def names_of_sets(datasets: list[Dataset], apart: bool) -> list[list[str] | None]:
+def names_of_sets(datasets: Sequence[Dataset], apart: bool) -> list[list[str] | None]:
     """A name for every item of the sets, all different; None for a set that does not tell its paths.
 
     Args:

@@ -36,6 +36,8 @@ class TLWVDSR(nn.Module):
         rgb_mean: see this module.
     """
 
+    mean: Tensor
+
     def __init__(
         self,
         num_in_ch: int = 3,

@@ -90,7 +90,7 @@ class CheckedDataset(Dataset):
         return getattr(self.dataset, name)
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.dataset)  # type: ignore[arg-type]  torch's Dataset has no length
 
     def __getitem__(self, index: int) -> Any:
         try:
@@ -126,7 +126,7 @@ class SeededDataset(Dataset):
         self.seed = seed
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.dataset)  # type: ignore[arg-type]  torch's Dataset has no length
 
     def __getitem__(self, draw: Draw) -> Any:
         python, numpy = random.getstate(), np.random.get_state()

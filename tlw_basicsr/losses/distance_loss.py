@@ -179,7 +179,7 @@ class LPIPSDistance(FeatureDistance):
 
     def compare(self, features_a: list[Tensor], features_b: list[Tensor]) -> Tensor:
         """Σ over the layers of the mean squared difference: (N,)."""
-        total: Tensor | int = 0
+        total = torch.zeros(len(features_a[0]), device=features_a[0].device)
         for layer, (a, b) in enumerate(zip(features_a, features_b, strict=True)):
             squared = nn.functional.mse_loss(a, b, reduction="none")
             summed = squared.sum(dim=1) if self.heads is None else self.heads[layer](squared)

@@ -1,6 +1,6 @@
 """The pixel loss with trainable weights, as a YAML names it."""
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
@@ -48,7 +48,7 @@ class TLWLoss(nn.Module):
             if "type" not in options:
                 raise UserError("TLWLoss: distance.type: missing; accepted is a registered loss, as SSIMDistance")
             distance = LOSS_REGISTRY.get(options.pop("type"))(**options)
-        self.distance = distance
+        self.distance = cast("nn.Module | None", distance)
         self.arguments = {
             "base": base,
             "weights": weights,

@@ -45,7 +45,7 @@ def mse(sr: Tensor, gt: Tensor) -> Tensor:
 
 
 @cache
-def lpips_model(net: str, weights: str | None = None) -> LPIPSDistance:
+def lpips_model(net: Any, weights: str | None = None) -> LPIPSDistance:
     """LPIPS with its linear heads; one a process, on the GPU where there is one."""
     model = LPIPSDistance(net=net, linear=True, weights=weights)
     return model.cuda() if torch.cuda.is_available() else model

@@ -69,7 +69,8 @@ class StepGuard:
             found = {id(b): b for net in networks for b in net.buffers() if are_finite([b])}  # a mask may hold -inf
             self.buffers = [(buffer, buffer.clone()) for buffer in found.values()]
         elif self.buffers:
-            torch._foreach_copy_([copy for _, copy in self.buffers], [buffer for buffer, _ in self.buffers])
+            for buffer, copy in self.buffers:
+                copy.copy_(buffer)
 
     @torch.no_grad()
     def allows(self, optimizer: Optimizer) -> bool:

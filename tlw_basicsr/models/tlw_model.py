@@ -87,10 +87,11 @@ class TLWMixin(BaseModel):
         self.epoch: int | None = None
 
         super().init_training_settings()
-        if not isinstance(getattr(self, "cri_pix", None), TLWLoss):
+        loss = getattr(self, "cri_pix", None)
+        if not isinstance(loss, TLWLoss):
             raise UserError("train.pixel_opt.type: TLWModel needs TLWLoss as the pixel loss")
         optimizer = (lambda _: self.optimizer_w) if learned else None
-        self.tlw = self.cri_pix.make_tlw(net_w=self.net_w, optimizer=optimizer, **arguments)
+        self.tlw = loss.make_tlw(net_w=self.net_w, optimizer=optimizer, **arguments)
         self.tlw.to(self.device)
         self.k = self.tlw.k(0)
         self.price = Price(self.device, self.tlw.weight_interval)
@@ -169,7 +170,7 @@ class TLWMixin(BaseModel):
         """The base model's; of the first validation set TensorBoard also gets the weights of its first image."""
         self.first_visuals = None
         super().validation(dataloader, current_iter, tb_logger, save_img)
-        opt = dataloader.dataset.opt
+        opt: dict[str, Any] = getattr(dataloader.dataset, "opt")  # noqa: B009, a torch Dataset has none
         visuals = {key: undo_normalization(image, opt) for key, image in (self.first_visuals or {}).items()}
         self.first_visuals = None
         first_set = next((d["name"] for d in self.opt["datasets"].values() if d["phase"] == "val"), None)
@@ -178,7 +179,7 @@ class TLWMixin(BaseModel):
             self.log_weight_map(tb_logger, name, current_iter, visuals["result"], visuals["gt"])
 
     @torch.no_grad()
-    def log_weight_map(self, tb_logger: Any, name: str, current_iter: int, sr: Tensor, gt: Tensor) -> None:
+    def log_weight_map(self, tb_logger: Any, name: str, current_iter: int | str, sr: Tensor, gt: Tensor) -> None:
         """Log x, x̂ and w of an image beside each other, its middle 512×512 pixels, and the histogram of w.
 
         Neither the weighting network's batch norm nor random numbers change. Of a video it is the first frame.

@@ -79,7 +79,7 @@ class TrainingMixin(BaseModel):
                 super().validation(dataloader, current_iter, *args, **kwargs)
         finally:
             self.net_g = wrapped
-        self.save_best(dataloader.dataset.opt["name"], current_iter)
+        self.save_best(getattr(dataloader.dataset, "opt")["name"], current_iter)  # noqa: B009, a torch Dataset has none
 
     @master_only
     def save_best(self, dataset: str, current_iter: int) -> None:
@@ -107,8 +107,10 @@ class TrainingMixin(BaseModel):
         train = self.opt["train"]
         every, limit = train.get("accumulation_steps", 1), train.get("clip_grad_norm")
         wrapped = {id(o): TrainingOptimizer(o, self.guard, self.amp, every, limit) for o in self.optimizers}
-        self.optimizers = list(wrapped.values())
-        vars(self).update({name: wrapped[id(value)] for name, value in vars(self).items() if id(value) in wrapped})
+        self.optimizers: list[Any] = list(wrapped.values())
+        for name, value in list(vars(self).items()):
+            if id(value) in wrapped:
+                setattr(self, name, wrapped[id(value)])
 
     def setup_schedulers(self) -> None:
         """The model's own, or torch's of the name in ``train.scheduler``."""
@@ -307,7 +309,7 @@ class MixedPrecision:
 
     def __init__(self, device_type: str, use_amp: str | bool | None) -> None:
         self.device_type = device_type
-        self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(use_amp or "")
+        self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(str(use_amp))
         self.scaler = torch.amp.GradScaler(device_type, enabled=self.dtype == torch.float16)
         self.unscaled = False
 

@@ -11,6 +11,7 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 
 from tlw_basicsr.errors import UserError
+from tlw_basicsr.losses.uncertainty_loss import UncertaintyLoss
 from tlw_basicsr.models.training import TrainingMixin
 from tlw_basicsr.networks import check_fit, read_network
 
@@ -80,7 +81,8 @@ class UncertaintyModel(TrainingMixin, SRModel):
         self.tap = FeatureTap(self.get_bare_model(self.net_g), self.features_name)
         self.stage_one: dict[str, nn.Module] | None = None
         super().init_training_settings()
-        self.cri_uncertainty, self.cri_pix = self.cri_pix, self.uncertainty_pixel_loss
+        self.cri_uncertainty: UncertaintyLoss = self.cri_pix
+        self.cri_pix: Any = self.uncertainty_pixel_loss
 
     def setup_optimizers(self) -> None:
         """SRModel's, with the head's parameters in the SR network's optimiser."""
