@@ -163,7 +163,7 @@ def test_lr_images_of_a_folder(gt_folder, tmp_path):
         (["--gt", "gt", "--scale", 9, "--bicubic"], "--scale: expected 1 to 8, got 9"),
         (["--gt", "gt", "--scale", 3, "--bicubic"], "--gt: gt/p0.png is 59×75 pixels"),
         (["--gt", "gt", "--scale", 2, "--opt", "x.yml"], "--checkpoint: missing"),
-        (["--gt", "gt", "--scale", 2, "--opt", "x.yml", "--checkpoint", "y"], "-opt x.yml: can't be read"),
+        (["--gt", "gt", "--scale", 2, "--opt", "x.yml", "--checkpoint", "y"], "-opt: x.yml does not exist"),
         (["--gt", "gt", "--scale", 2, "--bicubic", "--lq", "gt", "--protocol", "both"], "--protocol both: the paper's"),
         (["--gt", "gt", "--scale", 2, "--bicubic", "--lq", "gt"], "--lq: gt/p0.png is larger than gt/p0.png by 1/2"),
         (

@@ -303,7 +303,7 @@ def test_wrong_usage_is_one_line_and_exit_code_2(trained, script, tmp_path):
         for i, path in enumerate((["x"], {"pretrain_network_g": 5}, {"pretrain_network_g": "~nobody-here/g.pth"}))
     )
     for arguments, message in (
-        (("--opt", "none.yml"), "none.yml: can't be read"),
+        (("--opt", "none.yml"), "none.yml does not exist"),
         (("--opt", yaml, "--checkpoint", "none.pth"), "none.pth does not exist"),
         (("--opt", yaml, "--tile", 32, "--overlap", 17), "expected an overlap of 0 to half the tile, got 17 of 32"),
         (("--opt", yaml, "--tile", 0), "--tile"),
