@@ -306,7 +306,7 @@ def test_wrong_usage_is_one_line_and_exit_code_2(trained, script, tmp_path):
         (("--opt", "none.yml"), "none.yml does not exist"),
         (("--opt", yaml, "--checkpoint", "none.pth"), "none.pth does not exist"),
         (("--opt", yaml, "--tile", 32, "--overlap", 17), "expected an overlap of 0 to half the tile, got 17 of 32"),
-        (("--opt", yaml, "--tile", 0), "--tile"),
+        (("--opt", yaml, "--tile", -1), "--tile"),
         (("--opt", yaml, "--device", "cuda:99"), "--device: 'cuda:99' is not here"),
         (("--opt", yaml, "--device", "meta"), "--device: 'meta' is not here; accepted are auto, cpu"),
         (("--opt", yaml, "--suffix", "a/b"), "--suffix: expected a part of a file name"),
