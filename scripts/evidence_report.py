@@ -144,9 +144,12 @@ def save(figure: Figure, path: Path, dpi: int = 90) -> None:
 
 def scatter(values: Values, rows: Sequence[str], path: Path, title: str) -> None:
     """PSNR against every other metric, means of the test sets; a point with its spread for each row."""
-    metrics = [m for m in METRICS if m != "psnr_y"]
+    measured = next(iter(values["Set5"][rows[0]].values()))
+    metrics = [m for m in METRICS if m != "psnr_y" and m in measured]
     figure, axes = plt.subplots(2, 3, figsize=(13, 7.6), layout="constrained")
-    for axis, metric in zip(axes.ravel(), metrics, strict=True):
+    for axis in axes.ravel()[len(metrics) :]:
+        axis.set_visible(False)
+    for axis, metric in zip(axes.ravel(), metrics, strict=False):
         for row, colour in zip(rows, colours(rows), strict=True):
             seeds = values["Set5"][row]
             points = [[mean(values[s][row][seed][m] for s in values) for m in ("psnr_y", metric)] for seed in seeds]
