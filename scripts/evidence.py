@@ -229,10 +229,10 @@ class Uncertainty(nn.Module):
     See :class:`tlw_basicsr.UncertaintyModel`.
     """
 
-    def __init__(self, setting: Setting, net: nn.Module, half: int) -> None:
+    def __init__(self, setting: Setting, net: nn.Module, stage_one_iter: int) -> None:
         super().__init__()
         self.head = UncertaintyHead(setting.features[1], 3, 16, SCALE)
-        self.half, self.loss = half, UncertaintyLoss()
+        self.stage_one_iter, self.loss = stage_one_iter, UncertaintyLoss()
         self.tap = FeatureTap(net, setting.features[0])
         self.frozen, self.frozen_head = copy.deepcopy(net), copy.deepcopy(self.head)
         self.frozen_tap = FeatureTap(self.frozen, setting.features[0])
@@ -242,7 +242,7 @@ class Uncertainty(nn.Module):
     def forward(self, sr: Tensor, gt: Tensor, lq: Tensor, iteration: int) -> Tensor:
         """The loss of an iteration."""
         features = self.tap.take()
-        if iteration < self.half:
+        if iteration < self.stage_one_iter:
             return self.loss(sr, gt, self.head(features), 1)
         with torch.no_grad():
             self.frozen(lq)
@@ -300,7 +300,7 @@ class Training:
         if self.loss is None:
             loss = F.l1_loss(sr, gt) if one.loss == "L1" else F.mse_loss(sr, gt)
         elif isinstance(self.loss, Uncertainty):
-            if iteration == self.loss.half:
+            if iteration == self.loss.stage_one_iter:
                 self.loss.begin_stage_two(self.net)
                 self.optimizer.state.clear()
             loss = self.loss(sr, gt, lq, iteration)
@@ -322,10 +322,9 @@ class Training:
         lq, gt = (torch.cat(images) for images in zip(*pairs, strict=True))
         sr = self.net(lq).clamp(0, 1)
         found = {"psnr": (-10 * (sr - gt).square().mean((1, 2, 3)).log10()).mean().item()}
-        net_w = getattr(self.loss, "net_w", None)
-        if net_w is None or distance is None:
+        if not isinstance(self.loss, tlw_basicsr.TLW) or self.loss.net_w is None or distance is None:
             return found
-        k = self.loss.k(iteration)
+        net_w, k = self.loss.net_w, self.loss.k(iteration)
         w = copy.deepcopy(net_w)(sr, gt, k)  # of a copy: batch norm must not see these images
         error = (sr - gt).abs()
         both = [(m - m.mean((2, 3), keepdim=True)).flatten(2) for m in (w, error)]
@@ -359,7 +358,7 @@ class Training:
 # ------------------------------------------------------------------------------------------------- commands
 
 
-def load_distance(args: argparse.Namespace) -> nn.Module | None:
+def load_distance(args: argparse.Namespace) -> LPIPSDistance | None:
     """D, if its weights are named."""
     return LPIPSDistance("vgg", weights=str(args.distance)).to(args.device) if args.distance else None
 
@@ -394,7 +393,7 @@ def train(args: argparse.Namespace, one: Run) -> str:
             write_whole(saved, lambda part, state=state: torch.save(state, part))
     seconds += time.perf_counter() - begun
     write_whole(args.out / "nets" / f"{one.name}.pth", lambda part: torch.save(training.net.state_dict(), part))
-    if getattr(training.loss, "net_w", None) is not None:
+    if isinstance(training.loss, tlw_basicsr.TLW) and training.loss.net_w is not None:
         phi = training.loss.net_w.state_dict()
         write_whole(args.out / "nets" / f"{one.name}_phi.pth", lambda part: torch.save(phi, part))
     write_json(
@@ -464,7 +463,7 @@ class LiteDistance(nn.Module):
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Σ over the layers of the mean squared difference: (N,)."""
         layers = zip(self.features(a), self.features(b), strict=True)
-        return sum((f - g).square().sum(1).mean((1, 2)) for f, g in layers)
+        return torch.stack([(f - g).square().sum(1).mean((1, 2)) for f, g in layers]).sum(0)
 
 
 class Judge:
@@ -473,7 +472,8 @@ class Judge:
     def __init__(self, args: argparse.Namespace) -> None:
         # in TF32 VIF is wrong by up to 5% on some images: it takes small differences of large means
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-        self.device, self.distance = torch.device(args.device), load_distance(args)
+        self.device = torch.device(args.device)
+        self.distance = load_distance(args)
         self.lite = LiteDistance().to(self.device)
         self.nets: dict[str, nn.Module] = {}
         for file in sorted((args.out / "runs").glob("*.json")):
