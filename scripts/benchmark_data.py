@@ -10,11 +10,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import tlw_basicsr  # noqa: F401  comes first, see its compat.py
+
+# isort: split
+
 import numpy as np
 import torch
 from basicsr.utils.matlab_functions import imresize as basicsr_imresize
 
-import tlw_basicsr  # noqa: F401  comes first, see its compat.py
 from tlw_basicsr import BicubicSRDataset, imresize
 from tlw_basicsr.errors import UserError, run
 

@@ -19,13 +19,16 @@ from pathlib import Path
 from statistics import mean, median, quantiles
 from typing import Any
 
+import tlw_basicsr  # noqa: F401  comes first, see its compat.py
+
+# isort: split
+
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-import tlw_basicsr  # noqa: F401  comes first, see its compat.py
 from tlw_basicsr import TLW, LPIPSDistance, TLWWeightNet
 from tlw_basicsr.errors import UserError, run
 from tlw_basicsr.functional import relaxed_bernoulli

@@ -161,7 +161,7 @@ def flip_channels(state: dict[str, Tensor], published: Published) -> None:
 
 
 def convert_file(source: Path, target: Path, net: str, scale: int | None = None) -> Path:
-    """Write ``target`` as ``{'params': …}`` and beside it the YAML with the network's options; returns its path.
+    """Write ``target`` as ``{'params': …}`` and beside it a YAML that names it; returns the path of that.
 
     Raises:
         UserError: see :func:`convert`; or a file can't be written.
@@ -174,7 +174,8 @@ def convert_file(source: Path, target: Path, net: str, scale: int | None = None)
     options_path = target.with_suffix(".yml")
     with torch.no_grad():
         save_file({"params": state}, target)
-    write_text(text + yaml.safe_dump({section: options}, sort_keys=False), options_path)
+    content = {section: options, "path": {f"pretrain_{section}": str(target)}}
+    write_text(text + yaml.safe_dump(content, sort_keys=False), options_path)
     return options_path
 
 

@@ -179,6 +179,8 @@ def check_values(state: dict[str, torch.Tensor], own: dict[str, torch.Tensor], p
             raise UserError(f"{what}: {path}: {name} is of {theirs.dtype}, expected is {ours.dtype}")
         if ours.is_floating_point() and not torch.isfinite(theirs.to(ours.dtype)).all():
             raise UserError(f"{what}: {path}: {name} has values that are not finite (NaN or infinite in {ours.dtype})")
+        if name.endswith("running_var") and (theirs < 0).any():
+            raise UserError(f"{what}: {path}: {name} has values below 0, which no variance is")
 
 
 # ------------------------------------------------------------------------------------------------- what they take

@@ -40,7 +40,7 @@ from tlw_basicsr.files import hold_lock, remove_leftovers, write_text
 from tlw_basicsr.kinds import Options
 from tlw_basicsr.models import build_model
 from tlw_basicsr.options import parse_options
-from tlw_basicsr.preflight import check_batch, check_files, get_wandb_options
+from tlw_basicsr.preflight import check_batch, check_files, check_folders, get_wandb_options
 from tlw_basicsr.signals import StopSignals, end_with_parent
 from tlw_basicsr.states import DamagedState, find_best_iterations, find_state, list_states, prune, strip_options
 from tlw_basicsr.validation import names_of_sets
@@ -426,6 +426,21 @@ def batches(loader: DataLoader, opt: Options) -> Iterator[dict[str, Any]]:
         yield batch
 
 
+def leave_out_missing_sets(datasets: Options) -> list[str]:
+    """Take the test sets away whose folders are not there, unless that leaves none, as the tables do; says which."""
+    reasons = {}
+    for key, dataset_opt in datasets.items():
+        try:
+            check_folders(dataset_opt, f"datasets.{key}")
+        except UserError as error:
+            reasons[key] = str(error)
+    if len(reasons) == len(datasets):
+        return []  # which the check of the files tells
+    for key in reasons:
+        del datasets[key]
+    return list(reasons.values())
+
+
 @files_in_a_line()
 def test_pipeline(root_path: str, argv: list[str] | None = None) -> None:
     """BasicSR's testing: images, metrics and the log go to ``results/{name}`` in ``root_path``.
@@ -438,9 +453,12 @@ def test_pipeline(root_path: str, argv: list[str] | None = None) -> None:
         UserError: an option, image or checkpoint is wrong.
     """
     opt, _ = parse_options(root_path, is_train=False, argv=argv)
+    left_out = leave_out_missing_sets(opt["datasets"])
     check_files(opt)
     make_exp_dirs(opt)
     logger = start_log(opt, "test")
+    for reason in left_out:
+        logger.warning(f"{reason}; this test set is left out.")
 
     model = build_model(opt)
     for key, dataset_opt in sorted(opt["datasets"].items()):

@@ -3,7 +3,7 @@
 tlw convert SRModel_tlw1_best.pth EDSR_L1TLW_x4.pth --net edsr --scale 4
 
 writes EDSR_L1TLW_x4.pth as {'params': …} and EDSR_L1TLW_x4.yml with the network's options. For ``tlw evaluate``:
---opt EDSR_L1TLW_x4.yml --checkpoint EDSR_L1TLW_x4.pth.
+--opt EDSR_L1TLW_x4.yml, which names the checkpoint.
 """
 
 from collections.abc import Sequence
