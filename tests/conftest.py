@@ -24,6 +24,9 @@ from basicsr.utils import logger as basicsr_logger
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("TLW_TEST_DATA", ROOT.parent / "shared" / "data"))
 
+# what the equations, losses, networks, models and the guard are tested on: TLW_TEST_DEVICE, else a GPU if there is one
+DEVICE = torch.device(os.environ.get("TLW_TEST_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu"))
+
 if "PYTEST_XDIST_WORKER" in os.environ:  # the other process has the other core
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -79,12 +82,18 @@ def as_tensor(image):
     return torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
 
 
+@pytest.fixture(scope="session")
+def device():
+    return DEVICE
+
+
 @pytest.fixture
-def pair():
-    """x̂ and x of two photographs, (2, 3, 48, 48) in [0, 1]: x̂ is x, blurred."""
+def pair(device):
+    """x̂ and x of two photographs, (2, 3, 48, 48) in [0, 1], on the device: x̂ is x, blurred."""
     gt = torch.cat(
         [as_tensor(photograph("astronaut", 60, 180, 48, 48)), as_tensor(photograph("coffee", 100, 200, 48, 48))]
     )
+    gt = gt.to(device)
     sr = torch.nn.functional.avg_pool2d(gt, 3, 1, 1, count_include_pad=False)
     return sr, gt
 
@@ -106,7 +115,7 @@ def tiny_options(photographs, **changes):
         "name": "tiny",
         "model_type": "TLWModel",
         "scale": 2,
-        "num_gpu": 0,
+        "num_gpu": int(DEVICE.type == "cuda"),
         "manual_seed": 3,
         "datasets": {
             "train": {

@@ -10,7 +10,7 @@ import basicsr
 import pytest
 
 from tests.conftest import ROOT, write_yaml
-from tests.data.test_listing import write
+from tests.helpers import write
 from tlw_basicsr import UserError, compat
 
 LACKS = [

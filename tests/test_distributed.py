@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT, tiny_options, write_yaml
-from tests.test_pipeline import log_lines, same
+from tests.helpers import log_lines, same
 from tlw_basicsr.files import load_file
 
 PLUGIN = """

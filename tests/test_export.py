@@ -11,7 +11,7 @@ from basicsr.archs import build_network
 from safetensors import safe_open
 
 from tests.conftest import as_tensor, photograph
-from tests.test_inference import EDSR, SHUFFLED, SWINIR
+from tests.helpers import EDSR, SHUFFLED, SWINIR
 from tlw_basicsr import UserError, export
 from tlw_basicsr.files import load_file
 

@@ -16,7 +16,7 @@ import torch
 from basicsr.models.lr_scheduler import CosineAnnealingRestartLR, MultiStepRestartLR
 
 from tests.conftest import ROOT
-from tests.test_pipeline import same
+from tests.helpers import same
 from tlw_basicsr import UserError
 from tlw_basicsr.files import load_file
 from tlw_basicsr.states import (

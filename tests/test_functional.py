@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from tests.conftest import DEVICE
 from tlw_basicsr import (
     DistanceTo,
     error_weights,
@@ -31,14 +32,14 @@ def squared_distance(a, b):
     return (a - b).square().flatten(1).mean(1)
 
 
-def images(n=2, size=6, seed=0, dtype=torch.float64):
+def images(n=2, size=6, seed=0, dtype=torch.float64):  # drawn on the CPU, so that they are the same everywhere
     g = torch.Generator().manual_seed(seed)
     sr, gt = (torch.rand(n, 3, size, size, generator=g, dtype=dtype) for _ in range(2))
-    return sr, gt, torch.rand(n, 3, size, size, generator=g, dtype=dtype)
+    return tuple(t.to(DEVICE) for t in (sr, gt, torch.rand(n, 3, size, size, generator=g, dtype=dtype)))
 
 
 def on_paper_range(image):
-    return 2 * image.numpy() - 1
+    return 2 * image.cpu().numpy() - 1
 
 
 def plain_fixed_sum(z, k):
@@ -55,7 +56,7 @@ def plain_fixed_sum(z, k):
 
 @given(MAPS, KS)
 def test_fixed_sum_is_the_formula(z, k):
-    np.testing.assert_allclose(fixed_sum(torch.from_numpy(z), k).numpy(), plain_fixed_sum(z, k), atol=2e-6)
+    np.testing.assert_allclose(fixed_sum(torch.from_numpy(z), k).cpu().numpy(), plain_fixed_sum(z, k), atol=2e-6)
 
 
 @given(MAPS, KS)
@@ -63,7 +64,7 @@ def test_fixed_sum_has_mean_k_stays_in_bounds_and_keeps_the_order(z, k):
     out = fixed_sum(torch.from_numpy(z), k)
     assert torch.allclose(out.mean((2, 3)), torch.tensor(k), atol=2e-6)
     assert out.min() >= 0 and out.max() <= 1
-    for before, after in zip(z.reshape(2, -1), out.reshape(2, -1).numpy(), strict=True):
+    for before, after in zip(z.reshape(2, -1), out.reshape(2, -1).cpu().numpy(), strict=True):
         assert (np.diff(after[np.argsort(before, kind="stable")]) >= -1e-6).all()
 
 
@@ -98,7 +99,7 @@ def test_error_weights_are_the_formula(pair, k):
             if error[n, c].max() > 0:
                 relative[n, c] = error[n, c] / error[n, c].max()
     w = error_weights(torch.from_numpy(sr), torch.from_numpy(gt), k)
-    np.testing.assert_allclose(w.numpy(), plain_fixed_sum(relative, k), atol=1e-6)
+    np.testing.assert_allclose(w.cpu().numpy(), plain_fixed_sum(relative, k), atol=1e-6)
     # the images' range does not matter; a shift may round a tiny error away, so it is only scaled here
     assert torch.allclose(error_weights(torch.from_numpy(sr) / 2, torch.from_numpy(gt) / 2, k), w, atol=1e-6)
 
@@ -128,7 +129,7 @@ def test_fixed_sum_is_float32_under_autocast_and_for_half():
     arrays(np.float64, 8, elements=st.floats(0, 1, exclude_max=True)),
 )
 def test_relaxed_bernoulli_is_the_formula(p, u):
-    ours = relaxed_bernoulli(torch.from_numpy(p), torch.from_numpy(u)).numpy()
+    ours = relaxed_bernoulli(torch.from_numpy(p), torch.from_numpy(u)).cpu().numpy()
     p, u = 0.999 * p + 0.0005, 0.999 * u + 0.0005
     z = 10 * (np.log(p / (1 - p)) + np.log(u / (1 - u)))
     np.testing.assert_allclose(ours, 1 / (1 + np.exp(-z)), rtol=1e-9, atol=1e-12)
@@ -168,7 +169,7 @@ def test_weight_criterion_loss_is_the_formula(eps):
     sr, gt, w = images()
     total = 0.0
     for n in range(2):
-        x, y, v = gt[n].numpy(), sr[n].numpy(), w[n].numpy()  # D is of images in [0, 1]
+        x, y, v = gt[n].cpu().numpy(), sr[n].cpu().numpy(), w[n].cpu().numpy()  # D is of images in [0, 1]
         d_w = np.mean((v * x + (1 - v) * y - x) ** 2)
         d_1w = np.mean(((1 - v) * x + v * y - x) ** 2)
         total += (math.log(d_w + eps) - math.log(d_1w + eps)) / 2
@@ -189,7 +190,7 @@ def test_weighted_pixel_loss_is_the_formula(base):
     sr, gt, w = images()
     error = np.abs(on_paper_range(sr) - on_paper_range(gt))
     pixel = error if base == "l1" else error**2 / (error + 0.1)
-    expected = np.mean(w.numpy() * pixel)
+    expected = np.mean(w.cpu().numpy() * pixel)
     assert weighted_pixel_loss(sr, gt, w, base).item() == pytest.approx(expected, rel=1e-12)
 
 
@@ -197,13 +198,13 @@ def test_weighted_pixel_loss_is_the_formula(base):
 @pytest.mark.parametrize("importance", [True, False])
 def test_marginal_pixel_loss_is_the_formula(base, importance):
     sr, gt, _ = images()
-    ws = torch.rand(3, 2, 3, 6, 6, dtype=torch.float64)
+    ws = torch.rand(3, 2, 3, 6, 6, dtype=torch.float64, device=DEVICE)
     total = 0.0
     for n in range(2):
-        x, y = gt[n].numpy(), sr[n].numpy()
+        x, y = gt[n].cpu().numpy(), sr[n].cpu().numpy()
         above = below = 0.0
         for s in range(3):
-            v = ws[s, n].numpy()
+            v = ws[s, n].cpu().numpy()
             r = np.mean(((1 - v) * x + v * y - x) ** 2) / (np.mean((v * x + (1 - v) * y - x) ** 2) + 1e-3)
             r = r if importance else 1.0
             error = np.abs((2 * y - 1) - (2 * x - 1))
@@ -217,7 +218,7 @@ def test_marginal_pixel_loss_is_the_formula(base, importance):
 
 def test_marginal_pixel_loss_holds_for_errors_of_any_size():
     sr, gt, _ = images()
-    ws = torch.rand(3, 2, 3, 6, 6, dtype=torch.float64)
+    ws = torch.rand(3, 2, 3, 6, 6, dtype=torch.float64, device=DEVICE)
     loss = marginal_pixel_loss(None, sr * 1e4, gt, ws)
     e = torch.stack([(w * 2 * (sr * 1e4 - gt).abs()).mean((1, 2, 3)) for w in ws])
     assert loss.item() == pytest.approx((e.min(0).values + math.log(3)).mean().item(), rel=1e-3)
@@ -226,7 +227,7 @@ def test_marginal_pixel_loss_holds_for_errors_of_any_size():
 @pytest.mark.parametrize("base", ["l1", "mse"])
 def test_gradients_in_double(base):
     sr, gt, w = images(n=2, size=3)
-    ws = torch.rand(3, 2, 3, 3, 3, dtype=torch.float64)
+    ws = torch.rand(3, 2, 3, 3, 3, dtype=torch.float64, device=DEVICE)
     leaf = w.clone().requires_grad_()
     noise = torch.rand_like(w)
     assert torch.autograd.gradcheck(lambda z: fixed_sum(z, 0.3), leaf)

@@ -15,17 +15,11 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from tests.conftest import as_tensor, photograph, tiny_options, write_yaml
+from tests.helpers import EDSR, SHUFFLED, SWINIR
 from tlw_basicsr import UserError, imresize
 from tlw_basicsr.data.images import read_picture, turn
 from tlw_basicsr.inference import DTYPES, NetworkUpscaler, blend_weights, upscale_picture
 from tlw_basicsr.networks import count_input_channels, get_size_multiple
-
-EDSR = {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 4, "upscale": 2}
-SWINIR = {
-    "type": "SwinIR", "upscale": 2, "img_size": 32, "window_size": 8, "depths": [2], "embed_dim": 12, "num_heads": [2],
-    "mlp_ratio": 2, "upsampler": "pixelshuffle",
-}  # fmt: skip
-SHUFFLED = {"type": "RRDBNet", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 1, "scale": 2}
 
 
 def network(options):

@@ -6,7 +6,7 @@ from basicsr.archs import build_network
 from safetensors.torch import save_file
 
 from tests.conftest import plain_options, tiny_options, write_yaml
-from tests.data.test_listing import write
+from tests.helpers import write
 from tlw_basicsr import UserError
 from tlw_basicsr.networks import read_network
 

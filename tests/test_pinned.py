@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.conftest import control_options, plain_options, tiny_options
-from tests.models.test_base_models import GAN
+from tests.helpers import GAN
 from tlw_basicsr import files
 
 TRAININGS = {

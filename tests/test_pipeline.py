@@ -14,28 +14,9 @@ import torch
 from basicsr.archs import build_network
 
 from tests.conftest import ROOT, control_options, plain_options, tiny_options, write_yaml
+from tests.helpers import log_lines, same
 from tlw_basicsr import UserError, k_schedule
 from tlw_basicsr.files import load_file
-
-
-def same(a, b):
-    """Bit-equal, through dicts and lists."""
-    if torch.is_tensor(a):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    return a == b
-
-
-def log_lines(experiment):
-    """The iterations' values in the newest log."""
-    newest = max(experiment.glob("train_*.log"), key=lambda p: p.stat().st_mtime_ns)
-    lines = [line for line in newest.read_text().splitlines() if "iter:" in line and "epoch:" in line]
-    return [
-        dict(re.findall(r"(\w+): +([-\d.e+]+)", line.replace("iter:", " iter: ").replace(",", ""))) for line in lines
-    ]
 
 
 def test_a_training_writes_basicsrs_files_and_logs_tlws_values(photographs, train, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT, control_options, plain_options, tiny_options
-from tests.models.test_base_models import GAN
+from tests.helpers import GAN
 from tlw_basicsr import __version__, cli
 from tlw_basicsr.options import check_options, load_yaml
 

@@ -16,21 +16,11 @@ import pytest
 import torch
 
 from tests.conftest import ROOT, plain_options, reset_logger, tiny_options, write_yaml
-from tests.test_pipeline import log_lines, same
+from tests.helpers import log_lines, log_text, quick, same, start, wait_for
 from tlw_basicsr import UserError, files
 from tlw_basicsr.files import load_file, save_file
 from tlw_basicsr.options import parse_options
 from tlw_basicsr.states import compare_options, find_state, prune, strip_options
-
-
-def quick(photographs, **changes):
-    """A training without validation, saved in every second of six iterations."""
-    options = {"train__total_iter": 6, "logger__save_checkpoint_freq": 2, "datasets__val": ..., "val": ...}
-    return tiny_options(photographs, **{**options, **changes})
-
-
-def log_text(experiment):
-    return "".join(path.read_text() for path in sorted(experiment.glob("train_*.log")))
 
 
 def truncate(path):
@@ -323,23 +313,6 @@ def test_a_training_of_basicsrs_own_goes_on_with_tlw(photographs, train, tmp_pat
 
 
 # ------------------------------------------------------------------------------------------------- signals
-
-
-def start(folder, opt, *arguments, **env):
-    """Start a training as a program."""
-    write_yaml(folder, opt)
-    return subprocess.Popen(
-        [sys.executable, "-m", "tlw_basicsr.train", "-opt", "options.yml", *arguments],
-        cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT), **env}, stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-
-
-def wait_for(process, what):
-    for line in process.stderr:
-        if what in line:
-            return
-    raise AssertionError(f"ended before {what!r}")
 
 
 def test_a_signal_stops_after_the_iteration_and_the_run_goes_on_with_the_same_bits(photographs, train, tmp_path):

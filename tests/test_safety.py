@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from tests.conftest import ROOT, tiny_options, write_yaml
-from tests.test_resume import log_text, quick, start, wait_for
+from tests.helpers import log_text, quick, start, wait_for
 from tlw_basicsr import UserError
 from tlw_basicsr.data.images import image_size, read_picture
 from tlw_basicsr.errors import clean

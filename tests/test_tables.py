@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import ROOT, photograph
-from tests.test_pipeline import same
+from tests.helpers import same
 from tlw_basicsr import UserError
 from tlw_basicsr.commands.tables import choose_cells, parse
 from tlw_basicsr.files import load_file

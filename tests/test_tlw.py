@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.conftest import ROOT, as_tensor, photograph, tiny_options
+from tests.conftest import DEVICE, ROOT, tiny_options
+from tests.helpers import real_pairs
 from tlw_basicsr import (
     TLW,
     LPIPSDistance,
@@ -29,15 +30,6 @@ from tlw_basicsr import (
     weighted_pixel_loss,
 )
 from tlw_basicsr.tlw import PRESETS
-
-PHOTOGRAPHS = [
-    ("astronaut", 30, 180),
-    ("astronaut", 300, 100),
-    ("coffee", 100, 200),
-    ("chelsea", 80, 120),
-    ("rocket", 200, 250),
-]
-
 
 WITHOUT_EFFECT = ("conv.0.bias", "conv.3.bias", "conv.6.bias")  # a batch norm follows: their gradients are rounding
 
@@ -68,14 +60,7 @@ class CountingDistance(LPIPSDistance):
 def make_tlw(distance=None, num_feat=4, **options):
     """The object on a light distance and a small weighting network, the same every time."""
     torch.manual_seed(0)
-    return TLW(distance or SSIMDistance(5), net_w=TLWWeightNet(num_feat=num_feat), **options)
-
-
-def real_pairs():
-    """x̂ and x of five photographs: x̂ is the bicubic ×4."""
-    gt = torch.cat([as_tensor(photograph(name, top, left, 64, 64)) for name, top, left in PHOTOGRAPHS])
-    lq = nn.functional.interpolate(gt, scale_factor=0.25, mode="bicubic", antialias=True)
-    return nn.functional.interpolate(lq, scale_factor=4, mode="bicubic").clamp(0, 1), gt
+    return TLW(distance or SSIMDistance(5), net_w=TLWWeightNet(num_feat=num_feat), **options).to(DEVICE)
 
 
 def copy_numbers(net):
@@ -89,7 +74,7 @@ def are_same(net, numbers):
 def train_by_hand(tlw, steps, pair, net=None, first=0):
     """A loop of one's own; the network's numbers and the losses."""
     sr, gt = pair
-    net = net or Net()
+    net = (net or Net()).to(DEVICE)
     adam = torch.optim.Adam(net.parameters(), 1e-3)
     losses = []
     for step in range(first, first + steps):
@@ -106,7 +91,7 @@ def train_by_hand(tlw, steps, pair, net=None, first=0):
 
 
 def test_the_e_step_moves_phi_alone_and_the_loss_gives_theta_alone_a_gradient(pair):
-    tlw, net = make_tlw(), Net()
+    tlw, net = make_tlw(), Net().to(DEVICE)
     phi, theta = copy_numbers(tlw.net_w), copy_numbers(net)
     sr = net(pair[0])
     loss = tlw(sr, pair[1])
@@ -564,7 +549,7 @@ def test_any_module_that_gives_one_value_per_sample_is_a_distance(pair):
 @pytest.mark.parametrize("preset", ["exact", "fast"])
 def test_ten_iterations_of_the_model_are_the_objects(photographs, tmp_path, pair, preset):
     """Bit for bit: TLWModel adds nothing to the object but BasicSR."""
-    from tests.models.test_tlw_model import batch, built
+    from tests.helpers import batch, built
 
     model = built(photographs, tmp_path, train__tlw__preset=preset, train__tlw__k_unit="iter", train__ema_decay=0)
     data = batch(pair)

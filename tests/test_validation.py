@@ -7,7 +7,7 @@ from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, METRIC_REGIS
 from torch import nn
 
 from tests.conftest import photograph, plain_options, tiny_options
-from tests.data.test_listing import write, write_lmdb
+from tests.helpers import write, write_lmdb
 from tlw_basicsr import UserError
 from tlw_basicsr.validation import calculate_metric, names_of_sets
 

@@ -2,32 +2,16 @@
 
 from pathlib import Path
 
-import cv2
-import lmdb
 import pytest
 from basicsr.data import build_dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.conftest import photograph
+from tests.helpers import write, write_lmdb
 from tlw_basicsr import UserError
 from tlw_basicsr.data.listing import list_images, name_images, pair_names, read_names
 from tlw_basicsr.data.resumable import CheckedDataset
 from tlw_basicsr.preflight import check_images
-
-
-def write(path, side=32):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    assert cv2.imwrite(str(path), photograph("coffee", hash(path.name) % 90, 100, side, side))
-
-
-def write_lmdb(folder, keys, side=32):
-    image = cv2.imencode(".png", photograph("coffee", 100, 100, side, side))[1].tobytes()
-    with lmdb.open(str(folder), map_size=2**24) as env, env.begin(write=True) as transaction:
-        for key in keys:
-            transaction.put(key.encode(), image)
-    (folder / "meta_info.txt").write_text("".join(f"{key}.png ({side},{side},3) 1\n" for key in keys))
-    return folder
 
 
 def paired(gt, lq, **options):

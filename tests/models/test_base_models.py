@@ -7,7 +7,7 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import photograph, tiny_options
-from tests.test_pipeline import log_lines, same
+from tests.helpers import EVERY_BASE, GAN, log_lines, same
 from tlw_basicsr import UserError, with_tlw
 from tlw_basicsr.files import load_file
 from tlw_basicsr.models.guard import StepGuard, list_parameters
@@ -15,11 +15,6 @@ from tlw_basicsr.models.optimizer import TrainingOptimizer
 from tlw_basicsr.models.training import MixedPrecision
 
 EDSR = {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 4, "num_block": 1, "upscale": 4}
-GAN = {
-    "network_d": {"type": "UNetDiscriminatorSN", "num_in_ch": 3, "num_feat": 4},
-    "train__optim_d": {"type": "Adam", "lr": 1e-3},
-    "train__gan_opt": {"type": "GANLoss", "gan_type": "vanilla", "loss_weight": 0.1},
-}
 
 
 @pytest.fixture(scope="session")
@@ -156,7 +151,7 @@ def test_real_esrgan_models_degrade_on_the_fly_on_the_cpu(train, photographs, la
 
 def test_real_esrgan_weights_the_sharpened_target(photographs, tmp_path):
     """The target of TLW is what the base model gives its pixel loss, here the USM-sharpened image."""
-    from tests.models.test_tlw_model import built
+    from tests.helpers import built
 
     model = built(
         photographs, tmp_path, base_model="RealESRGANModel", l1_gt_usm=True, percep_gt_usm=True, gan_gt_usm=False, **GAN
@@ -238,7 +233,7 @@ def test_a_model_without_a_pixel_loss_is_a_clear_error(train, photographs):
 
 @pytest.mark.parametrize("base", ["SRModel", "ESRGANModel"])
 def test_accumulation_is_one_step_on_the_mean_of_the_gradients(photographs, tmp_path, base):
-    from tests.models.test_tlw_model import built
+    from tests.helpers import built
 
     more = GAN if base == "ESRGANModel" else {}
     model = built(photographs, tmp_path, base_model=base, train__accumulation_steps=2, **more)
@@ -284,7 +279,7 @@ def test_accumulated_gradients_equal_those_of_the_joined_batch():
 
 
 def test_clipping_bounds_the_gradient_of_every_optimiser(photographs, tmp_path):
-    from tests.models.test_tlw_model import built
+    from tests.helpers import built
 
     model = built(photographs, tmp_path, base_model="ESRGANModel", train__clip_grad_norm=1e-4, **GAN)
     norms = {}
@@ -316,7 +311,7 @@ def test_cuda_in_basicsrs_models_means_the_models_device():
 
 def test_phi_learns_whenever_the_generator_does(photographs, tmp_path):
     """net_d_iters 2 and weight_interval 2: counting iterations alone, the two would never meet."""
-    from tests.models.test_tlw_model import built
+    from tests.helpers import built
 
     model = built(
         photographs, tmp_path, base_model="ESRGANModel", train__tlw__preset="fast", train__net_d_iters=2, **GAN
@@ -358,28 +353,10 @@ def test_a_function_may_be_registered_as_a_model(train, photographs):
     train(plain)
 
 
-EVERY_BASE = {
-    "SRModel": {},
-    "SwinIRModel": {"network_g": {
-        "type": "SwinIR", "upscale": 2, "in_chans": 3, "img_size": 8, "window_size": 4, "img_range": 1.0, "depths": [1],
-        "embed_dim": 8, "num_heads": [2], "mlp_ratio": 2, "upsampler": "pixelshuffledirect", "resi_connection": "1conv",
-    }},
-    "SRGANModel": GAN,
-    "ESRGANModel": GAN,
-    "RealESRNetModel": {"gt_usm": True},
-    "RealESRGANModel": {**GAN, "l1_gt_usm": True, "percep_gt_usm": True, "gan_gt_usm": False},
-    "EDVRModel": {"scale": 4, "network_g": {
-        "type": "EDVR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_frame": 3, "deformable_groups": 1,
-        "num_extract_block": 1, "num_reconstruct_block": 1,
-    }},
-    "VideoRecurrentModel": {"scale": 4, "network_g": {"type": "BasicVSR", "num_feat": 8, "num_block": 1}},
-}  # fmt: skip
-
-
 @pytest.mark.parametrize("base", EVERY_BASE)
 def test_sizes_accumulation_and_clipping_on_every_base_model(photographs, tmp_path, base):
     """Batches of other sizes, two to a step, clipped, with EMA where the base has it."""
-    from tests.models.test_tlw_model import built
+    from tests.helpers import built
 
     model = built(
         photographs, tmp_path, base_model=base, train__accumulation_steps=2, train__clip_grad_norm=0.1,

@@ -7,9 +7,7 @@ import pytest
 import torch
 
 from tests.conftest import tiny_options
-from tests.models.test_base_models import EVERY_BASE, GAN
-from tests.models.test_tlw_model import batch, built
-from tests.test_pipeline import log_lines, same
+from tests.helpers import EVERY_BASE, GAN, batch, built, log_lines, same
 from tlw_basicsr import SSIMDistance, UserError
 from tlw_basicsr.files import load_file
 from tlw_basicsr.models import guard, training

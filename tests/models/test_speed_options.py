@@ -7,9 +7,7 @@ import pytest
 import torch
 
 from tests.conftest import tiny_options
-from tests.models.test_tlw_model import batch, built
-from tests.test_pipeline import log_lines
-from tests.test_tlw import real_pairs
+from tests.helpers import batch, built, log_lines, real_pairs
 from tlw_basicsr import SSIMDistance, UserError
 from tlw_basicsr.losses.distance_loss import _EagerGradient
 from tlw_basicsr.models.training import MixedPrecision
@@ -66,7 +64,7 @@ def test_an_option_goes_before_the_preset(photographs, tmp_path):
     ids=lambda c: " ".join(c),
 )
 def test_every_option_trains_nearly_as_without_it(photographs, tmp_path, pair, base, changes):
-    from tests.models.test_base_models import GAN
+    from tests.helpers import GAN
 
     more = GAN if base == "ESRGANModel" else {}
     logs = []
@@ -109,7 +107,7 @@ def test_without_amp_there_is_no_autocast():
 
 
 def test_a_run_with_amp_resumes_with_its_scale(photographs, train, tmp_path):
-    from tests.test_pipeline import same
+    from tests.helpers import same
     from tlw_basicsr.files import load_file
 
     changes = {"train__use_amp": "fp16", "logger__save_checkpoint_freq": 4}

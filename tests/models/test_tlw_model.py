@@ -7,26 +7,12 @@ from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import MODEL_REGISTRY
 
 from tests.conftest import control_options, tiny_options
+from tests.helpers import batch, built
 from tlw_basicsr import TLWMixin, TLWModel, UserError, error_weights, weighted_pixel_loss, with_tlw
 from tlw_basicsr.files import load_file
-from tlw_basicsr.models import build_model, tlw_model
+from tlw_basicsr.models import tlw_model
 from tlw_basicsr.models.training import TrainingMixin
 from tlw_basicsr.states import get_random_state, set_random_state
-
-
-def built(photographs, tmp_path, options=tiny_options, **changes):
-    opt = options(photographs, **changes)
-    opt |= {"is_train": True, "dist": False, "rank": 0, "world_size": 1}
-    opt["path"] |= {"models": str(tmp_path), "training_states": str(tmp_path)}
-    model = build_model(opt)
-    if isinstance(model, TLWMixin):
-        model.set_epoch(0)
-    return model
-
-
-def batch(pair):
-    sr, gt = pair
-    return {"lq": torch.nn.functional.avg_pool2d(sr, 2), "gt": gt}
 
 
 def parameters(net):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.conftest import plain_options, tiny_options
-from tests.test_pipeline import log_lines, same
+from tests.helpers import log_lines, same
 from tlw_basicsr import UserError
 from tlw_basicsr.files import load_file
 from tlw_basicsr.functional import uncertainty_driven_loss, uncertainty_loss
