@@ -177,7 +177,7 @@ def build_models(args: argparse.Namespace) -> dict[str, Kind]:
         network = dict(NETWORKS[args.network])
         model = build_model({
             "name": "benchmark", "model_type": name, "scale": 4, "num_gpu": int(args.device == "cuda"),
-            "is_train": True, "dist": False, "rank": 0, "world_size": 1, "path": {}, "datasets": {},
+            "is_train": True, "dist": False, "rank": 0, "world_size": 1, "path": {}, "datasets": {"train": {}},
             "network_g": network, "train": train,
         })  # fmt: skip
         counter = iter(range(1, 10**9))

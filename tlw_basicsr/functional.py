@@ -133,7 +133,7 @@ def sample_weights(w: Tensor, num_samples: int, noise: Tensor | None = None, tem
     shape = (num_samples, *w.shape)
     if noise is None:
         noise = torch.rand(shape, device=w.device, dtype=torch.float32)
-    return relaxed_bernoulli(w.expand(shape), noise, temperature)
+    return relaxed_bernoulli(w, noise, temperature)  # which takes the logit of w once for all samples
 
 
 @torch.no_grad()
