@@ -141,7 +141,9 @@ def test_gives_on_rgb_what_the_original_gives_on_bgr(tmp_path, net, scale):
     torch.save(original.state_dict(), tmp_path / "in.pth")
     options = convert_file(tmp_path / "in.pth", tmp_path / "out.pth", net, None if net in ("hat", "weight") else scale)
     assert options == tmp_path / "out.yml"
-    section = load_yaml(options.read_text("utf-8"), "out.yml")[PUBLISHED[net].section]
+    content = load_yaml(options.read_text("utf-8"), "out.yml")
+    section = content[PUBLISHED[net].section]
+    assert content["path"] == {f"pretrain_{PUBLISHED[net].section}": str(tmp_path / "out.pth")}
     ours = build_network(section).eval()
     ours.load_state_dict(load_file(tmp_path / "out.pth", "")["params"])
     image = torch.rand(1, 3, 12, 14)

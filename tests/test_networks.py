@@ -7,8 +7,8 @@ from safetensors.torch import save_file
 
 from tests.conftest import plain_options, tiny_options, write_yaml
 from tests.helpers import write
-from tlw_basicsr import UserError
-from tlw_basicsr.networks import read_network
+from tlw_basicsr import TLWWeightNet, UserError
+from tlw_basicsr.networks import load_network, read_network
 
 EDSR = {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 4, "num_block": 1, "upscale": 2}
 
@@ -68,6 +68,14 @@ def test_a_cut_safetensors_file_is_one_line(files, tmp_path):
     (tmp_path / "cut.safetensors").write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match=r"x: .*cut\.safetensors is no readable checkpoint"):
         read_network(tmp_path / "cut.safetensors", "params", "x")
+
+
+def test_a_variance_below_0_is_refused(tmp_path):
+    state = TLWWeightNet(num_feat=4).state_dict()
+    state["conv.4.running_var"][1] = -0.5
+    torch.save({"params": state}, tmp_path / "net_w.pth")
+    with pytest.raises(UserError, match=r"net_w.pth: conv.4.running_var has values below 0, which no variance is"):
+        load_network({"type": "TLWWeightNet", "num_feat": 4}, tmp_path / "net_w.pth", key="network_w")
 
 
 def test_what_does_not_fit_is_told(photographs, train, tmp_path):

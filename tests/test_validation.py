@@ -248,6 +248,24 @@ def test_files_of_the_keys_of_an_lmdb_in_a_test(photographs, tmp_path, monkeypat
     assert saved == {f"{name}_tiny.png" for name in ("DSC.0", "DSC.1", "000_x", "001_x")}
 
 
+def test_a_test_set_that_is_not_there_is_left_out_and_named(photographs, tmp_path, monkeypatch):
+    from tests.conftest import write_yaml
+    from tlw_basicsr.pipeline import test_pipeline as run_test
+
+    there = {"type": "BicubicSRDataset", "dataroot_gt": str(photographs), "io_backend": {"type": "disk"}}
+    gone = there | {"name": "gone", "dataroot_gt": str(tmp_path / "gone")}
+    opt = plain_options(photographs, train=..., logger=..., val__save_img=True, val__metrics=...)
+    opt["datasets"] = {"test_1": gone, "test_2": there | {"name": "there"}}
+    monkeypatch.chdir(tmp_path)
+    run_test(str(tmp_path), ["-opt", str(write_yaml(tmp_path, opt))])
+    assert {p.name for p in (tmp_path / "results/tiny/visualization").iterdir()} == {"there"}
+    log = next((tmp_path / "results/tiny").glob("test_*.log")).read_text()
+    assert f"datasets.test_1.dataroot_gt: {tmp_path / 'gone'} is not a folder; this test set is left out." in log
+    opt["datasets"].pop("test_2")
+    with pytest.raises(UserError, match="gone is not a folder"):
+        run_test(str(tmp_path), ["-opt", str(write_yaml(tmp_path, opt))])
+
+
 def test_a_set_that_tells_no_paths_keeps_its_names():
     class Other:
         def __len__(self):

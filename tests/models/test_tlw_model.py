@@ -116,6 +116,15 @@ def test_the_log_tells_the_price_and_when_weights_are_nearly_constant(photograph
     assert "The weights are nearly constant (standard deviation 0.0" in text
 
 
+@pytest.mark.parametrize("able", [True, False])
+def test_a_cpu_without_bf16_is_told(photographs, train, monkeypatch, able):
+    monkeypatch.setattr(tlw_model, "computes_bf16", lambda: able)
+    text = next(
+        train(tiny_options(photographs, train__tlw__use_amp="bf16", train__total_iter=1)).glob("*.log")
+    ).read_text()
+    assert ("bf16 will not help" in text) is not able
+
+
 def test_economy_needs_neither_a_network_nor_an_optimiser(photographs, train):
     opt = tiny_options(
         photographs, network_w=..., train__optim_w=..., train__tlw={"preset": "economy", "k_unit": "iter"}

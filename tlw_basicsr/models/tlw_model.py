@@ -98,6 +98,8 @@ class TLWMixin(BaseModel):
         self.cri_pix = self.tlw_pixel_loss
         if self.tlw.distance is None:
             return
+        if self.tlw.use_amp and self.device.type == "cpu" and not computes_bf16():
+            get_root_logger().info("train.tlw.use_amp: bf16 will not help: this CPU has no arithmetic of that kind.")
         if self.tlw_options.use_channels_last or train.get("use_channels_last"):
             channels_last(self.tlw.distance)
         if train.get("use_compile"):
@@ -268,6 +270,12 @@ class Price:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
+
+
+def computes_bf16() -> bool:
+    """Whether this CPU multiplies bf16 itself (AVX-512 BF16 or AMX), which is what makes it faster."""
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in names)
 
 
 def cut_middle(image: Tensor, side: int) -> Tensor:
