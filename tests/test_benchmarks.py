@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from tests.conftest import ROOT
 
 
@@ -14,6 +16,7 @@ def run_script(name, *arguments, cwd):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_speed_benchmark(tmp_path):
     arguments = ["--patch", 32, "--batch", 1, "--rounds", 1, "--kinds", "l1", "error", "economy", "--device", "cpu"]
     out = run_script("benchmark_speed.py", *arguments, "--json", tmp_path / "speed.json", cwd=tmp_path)
@@ -23,6 +26,7 @@ def test_the_speed_benchmark(tmp_path):
     assert rows["economy"]["p95_s"] > rows["economy"]["median_s"] > 0
 
 
+@pytest.mark.slow
 def test_the_data_benchmark(tmp_path, photographs):
     out = run_script("benchmark_data.py", "--gt", photographs, "--gt-size", 16, cwd=tmp_path)
     assert out.strip()

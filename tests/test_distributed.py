@@ -19,6 +19,8 @@ import os, pathlib, torch
 from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import MODEL_REGISTRY
 
+pytestmark = pytest.mark.slow  # each starts processes of its own
+
 @MODEL_REGISTRY.register()
 class Watched(SRModel):
     '''Writes what every process holds, and its process number.'''

@@ -520,8 +520,7 @@ def test_images_logs_and_tensorboard_on_a_full_disk(photographs, train, tmp_path
 
 
 # ------------------------------------------------------------------------------------------------- kills
-
-
+@pytest.mark.slow
 def test_a_training_killed_within_writes_ends_with_the_same_bits(tmp_path):
     """20 kills; some within a write is what the program asks of itself."""
     command = [sys.executable, str(ROOT / "scripts/kill_test.py"), "--kills", "20", "--iterations", "64"]
@@ -534,6 +533,7 @@ def test_a_training_killed_within_writes_ends_with_the_same_bits(tmp_path):
     assert figures["different_files"] == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="watches the process in /proc")
 def test_a_long_training_grows_nowhere(tmp_path):
     command = [sys.executable, str(ROOT / "scripts/soak_test.py"), "--iterations", "600", "--warm-up", "200"]

@@ -138,6 +138,7 @@ def alive(pid):
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
 def test_a_killed_training_leaves_no_workers(photographs, tmp_path):
     changes = {

@@ -611,6 +611,7 @@ def test_two_processes_of_a_plain_loop_have_the_same_phi(tmp_path):
 EXAMPLES = {"own_loop.py": None, "lightning.py": "lightning", "accelerate_loop.py": "accelerate"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_the_examples_run(tmp_path, name):
     if EXAMPLES[name]:

@@ -118,6 +118,7 @@ def test_a_run_with_amp_resumes_with_its_scale(photographs, train, tmp_path):
     assert same(a, b) and a["amp"]["scaler"]["scale"] > 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
 def test_compiled_networks_train_and_save_ordinary_files(photographs, train):
     from torch._dynamo.utils import counters
