@@ -14,12 +14,12 @@ from tests.conftest import ROOT, tiny_options, write_yaml
 from tests.helpers import log_lines, same
 from tlw_basicsr.files import load_file
 
+pytestmark = pytest.mark.slow  # each starts processes of its own
+
 PLUGIN = """
 import os, pathlib, torch
 from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import MODEL_REGISTRY
-
-pytestmark = pytest.mark.slow  # each starts processes of its own
 
 @MODEL_REGISTRY.register()
 class Watched(SRModel):
