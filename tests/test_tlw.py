@@ -269,10 +269,7 @@ def test_weight_interval_counts_calls(pair):
 @pytest.mark.parametrize("options", [{"weight_batch": 2}, {"weight_crop": 24}, {"weight_batch": 1, "weight_crop": 20}])
 def test_an_e_step_on_a_part_sees_the_same_places_of_both_images(options):
     sr, gt = real_pairs()
-    distance = CountingDistance("squeeze", weights="random")
-    distance.features(gt[:1, :, :32, :32])
-    distance.passes = 0
-    tlw = make_tlw(SSIMDistance(5), importance=False, **options)
+    tlw = make_tlw(importance=False, **options)
     seen = []
     tlw.net_w.register_forward_pre_hook(lambda _, args: seen.append(args))
     tlw(sr, gt, t=0)
