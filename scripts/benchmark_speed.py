@@ -3,16 +3,22 @@
 TLW is the object that trains (``tlw_basicsr.TLW``), by its presets. The published pattern (arXiv:2301.10575's
 implementation) is built here from its description: two forwards of the SR network, the features of x computed for every
 distance, 16 passes through VGG-16 with S = 3. VGG's weights are random: they cost the same. With ``--guard`` BasicSR's
-models are timed instead, SRModel and TLWModel, with and without the guard of their steps. Examples:
+models are timed instead, SRModel and TLWModel, with and without the guard of their steps. With ``--yaml`` whole
+trainings are, as ``tlw train`` runs them: data loading, logging and all, started in turn. Examples:
 
   python scripts/benchmark_speed.py --network edsr --batch 4 --patch 192 --rounds 5
   python scripts/benchmark_speed.py --network rrdb --batch 2 --patch 128 --kinds l1 economy
   python scripts/benchmark_speed.py --guard --rounds 20
+  python scripts/benchmark_speed.py --yaml EDSR_L1.yml EDSR_L1TLW.yml --rounds 3
 """
 
 import argparse
 import json
 import platform
+import re
+import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -190,6 +196,35 @@ def build_models(args: argparse.Namespace) -> dict[str, Kind]:
     return kinds
 
 
+def time_training(yaml: Path, iterations: int) -> float:
+    """Seconds of an iteration of ``tlw train``: by its log, without the start and the first eight iterations."""
+    changes = [f"train:total_iter={8 + iterations}", "logger:print_freq=8", "logger:use_tb_logger=false"]
+    command = [sys.executable, "-m", "tlw_basicsr", "train", str(yaml), "--force_yml", "name=benchmark_speed", *changes]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    folder = Path("experiments", "benchmark_speed")
+    (log,) = (file.read_text("utf-8") for file in folder.glob("train_*.log"))
+    shutil.rmtree(folder)
+    lines = re.findall(r"^(\S+ \S+),(\d+) INFO: \[.*iter: +([\d,]+),", log, re.M)
+    times = {int(number.replace(",", "")): time.mktime(time.strptime(at, "%Y-%m-%d %H:%M:%S")) + int(ms) / 1000
+             for at, ms, number in lines}  # fmt: skip
+    return (times[8 + iterations] - times[8]) / iterations
+
+
+def compare_trainings(yamls: list[Path], iterations: int, rounds: int) -> dict[str, dict[str, float]]:
+    """What an iteration of each YAML costs, to the first."""
+    seconds: dict[str, list[float]] = {yaml.stem: [] for yaml in yamls}
+    for _ in tqdm(range(rounds), desc="rounds", disable=None):
+        for yaml in yamls:
+            seconds[yaml.stem].append(time_training(yaml, iterations))
+    first = seconds[yamls[0].stem]
+    rows = {}
+    for name, values in seconds.items():
+        ratio = median(ours / plain for ours, plain in zip(values, first, strict=True))
+        rows[name] = {"s": median(values), "ratio": ratio}
+        print(f"{name}: {rows[name]['s']:.3f} s an iteration, {ratio:.3f} of the first")
+    return rows
+
+
 def time_call(work: Work, device: torch.device) -> float:
     """Seconds of one call."""
     if device.type == "cuda":
@@ -253,8 +288,15 @@ def main() -> None:
     default = ["l1", "published", *PRESETS]
     parser.add_argument("--kinds", nargs="+", choices=choices, default=default, help="iterations to time")
     parser.add_argument("--guard", action="store_true", help="time BasicSR's models with and without the guard instead")
+    parser.add_argument("--yaml", type=Path, nargs="+", help="time whole trainings of these YAMLs instead")
+    parser.add_argument("--iterations", type=int, default=48, help="of a training of --yaml; a multiple of 8")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     args = parser.parse_args()
+    if args.yaml:
+        rows = compare_trainings(args.yaml, args.iterations, args.rounds)
+        if args.json:
+            args.json.write_text(json.dumps({"rows": rows}, indent=2), "utf-8")
+        return
     multiple = 28 if args.network == "hat" else 4
     if args.patch % multiple:
         raise UserError(f"--patch: {args.patch} is not a multiple of {multiple}, which {args.network} ×4 needs")

@@ -127,8 +127,13 @@ def test_two_processes_resume_with_the_same_bits(photographs, tmp_path):
     for folder in (whole, cut):
         folder.mkdir()
     changes = {"train__total_iter": 10, "logger__save_checkpoint_freq": 5, "val__val_freq": 100}
+    changes["train__tlw"] = {"preset": "economy", "weight_interval": 3, "weight_crop": 12, "k_unit": "iter"}
     options(photographs, whole, **changes)
     torchrun(whole)
+    net_w = [load_file(whole / f"held_10_{rank}.pth", "")["net_w"] for rank in (0, 1)]
+    assert all(torch.equal(value, net_w[1][key]) for key, value in net_w[0].items() if "running" not in key)
+    means = [h["conv.1.running_mean"] for h in net_w]
+    assert not torch.equal(*means)  # each had its E steps on a part of its own images
     options(photographs, cut, **{**changes, "train__total_iter": 5})
     torchrun(cut)
     options(photographs, cut, **changes)

@@ -38,7 +38,7 @@ from tlw_basicsr.kinds import (
     one_of,
     or_none,
 )
-from tlw_basicsr.models.tlw_model import describe_options, with_tlw
+from tlw_basicsr.models.tlw_model import complete_economy, describe_options, with_tlw
 from tlw_basicsr.optimizers import check_optimizer, check_scheduler
 from tlw_basicsr.parts import (
     BASICSR,
@@ -302,6 +302,8 @@ TLW = {name: option.kind for name, option in describe_options().items()}
 def check_options(opt: Options, is_train: bool) -> list[str]:
     """Check all options against what BasicSR, this package and loaded plugins have.
 
+    What ``preset: economy`` may leave out of a training is put in, see :func:`tlw_basicsr.models.tlw_model.complete_economy`.
+
     Returns:
         A line for each option that is legal and without effect.
 
@@ -310,6 +312,8 @@ def check_options(opt: Options, is_train: bool) -> list[str]:
             not fit each other. One line that names the key and says what is accepted.
     """
     notes: list[str] = []
+    if is_train:
+        complete_economy(opt)
     networks = [key for key in opt if str(key).startswith("network_")]
     required = ["name", "model_type", "num_gpu", "datasets", "network_g", "path"]
     required += ["train", "logger"] if is_train else ["val"]
@@ -529,14 +533,12 @@ def _check_tlw(opt: Options, train: Options) -> None:
             if key in section:
                 raise UserError(f"{place}{key}: not used with train.pixel_opt.weights: {weights}; delete it")
         return
-    if (train.get("tlw") or {}).get("preset") != "economy":  # which has both
-        if "network_w" not in opt:
-            raise UserError("network_w: missing; TLWModel needs the weighting network, such as {type: TLWWeightNet}")
-        if "optim_w" not in train:
-            raise UserError(
-                "train.optim_w: missing; TLWModel needs the weighting network's optimiser, such as "
-                "{type: Adam, lr: 1e-4}"
-            )
+    if "network_w" not in opt:
+        raise UserError("network_w: missing; TLWModel needs the weighting network, such as {type: TLWWeightNet}")
+    if "optim_w" not in train:
+        raise UserError(
+            "train.optim_w: missing; TLWModel needs the weighting network's optimiser, such as {type: Adam, lr: 1e-4}"
+        )
     distance = train["pixel_opt"].get("distance")
     if distance is not None:
         place = "train.pixel_opt.distance"

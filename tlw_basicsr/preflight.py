@@ -19,7 +19,6 @@ from tlw_basicsr.data.listing import ImageEntry, list_images, pair_names
 from tlw_basicsr.errors import UserError, first_line
 from tlw_basicsr.kinds import Options
 from tlw_basicsr.losses.tlw_loss import TLWLoss
-from tlw_basicsr.models.tlw_model import get_network_w
 from tlw_basicsr.models.training import device_names
 from tlw_basicsr.models.uncertainty_model import FeatureTap
 from tlw_basicsr.networks import build_network, check_fit, read_network
@@ -109,7 +108,7 @@ def check_weighting(opt: Options) -> None:
     """Check that the weighting network gives weights of the images' channels."""
     channels = count_channels(opt["datasets"]["train"])
     shape = (2, channels, 32, 32)
-    net = build_network({"network_w": get_network_w(opt)}, "network_w", "cpu")
+    net = build_network(opt, "network_w", "cpu")
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             w = net(torch.zeros(shape), torch.ones(shape), 0.5)

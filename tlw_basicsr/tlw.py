@@ -35,7 +35,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 ECONOMY_NET_W: dict[str, Any] = {"num_feat": 16, "prior": "error"}
 """Of ``preset: economy``: options of the weighting network and, below, of its Adam."""
-ECONOMY_OPTIM_W = {"lr": 1e-3, "betas": (0.5, 0.999)}
+ECONOMY_OPTIM_W: dict[str, Any] = {"lr": 1e-3, "betas": (0.5, 0.999)}
 NEARLY_CONSTANT = 0.01  # standard deviation of weights that tell pixels hardly apart
 
 # what stands in a YAML's pixel_opt too

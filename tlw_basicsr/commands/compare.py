@@ -24,7 +24,7 @@ from tlw_basicsr.evaluation import bicubic
 from tlw_basicsr.functional import Distance
 from tlw_basicsr.inference import NetworkUpscaler
 from tlw_basicsr.kinds import Options
-from tlw_basicsr.models.tlw_model import get_network_w
+from tlw_basicsr.models.tlw_model import complete_economy
 from tlw_basicsr.networks import find_checkpoint, find_device, load_network
 from tlw_basicsr.options import load_yaml, read_options
 from tlw_basicsr.parts import check_arguments, lookup
@@ -32,10 +32,10 @@ from tlw_basicsr.parts import check_arguments, lookup
 
 def find_weights(opt: Options, models: Path) -> Callable[[Tensor, Tensor], Tensor] | None:
     """The newest weighting network in a training's folder, with the k of its iteration; None if there is none."""
-    if not any(models.glob("net_w_*.pth")):
+    if "network_w" not in opt or not any(models.glob("net_w_*.pth")):
         return None
     iteration = iterations_of(models)[-1]
-    net_w = load_network(get_network_w(opt), models / f"net_w_{iteration}.pth", key="network_w")
+    net_w = load_network(opt["network_w"], models / f"net_w_{iteration}.pth", key="network_w")
     return partial(net_w, k=k_of(argparse.Namespace(k=None), opt, models, iteration))
 
 
@@ -56,6 +56,7 @@ def find_result(source: str, device: str) -> tuple[Result, int | None]:
     if path.suffix.lower() not in (".yml", ".yaml"):
         raise UserError(f"{source}: expected bicubic, a folder of SR images or a YAML (.yml)")
     opt = read_options(str(path))
+    complete_economy(opt)
     checkpoint = find_checkpoint(opt, "g")
     upscale = NetworkUpscaler(
         load_network(opt["network_g"], checkpoint, "params_ema"), opt["network_g"], device=find_device(device)

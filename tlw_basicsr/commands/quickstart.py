@@ -19,7 +19,7 @@ from tlw_basicsr.cli import parser_of
 from tlw_basicsr.data.bicubic_sr_dataset import BicubicSRDataset
 from tlw_basicsr.evaluation import bicubic, field_metrics
 from tlw_basicsr.functional import k_schedule
-from tlw_basicsr.models.tlw_model import get_network_w
+from tlw_basicsr.models.tlw_model import complete_economy
 from tlw_basicsr.networks import load_network
 from tlw_basicsr.options import force_options, load_yaml
 from tlw_basicsr.pictures import weights_figure
@@ -78,7 +78,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         net_g = load_network(opt["network_g"], models / "net_g_latest.pth", "params_ema")
         rows[label] = (field_metrics(net_g, items, 4), seconds)
 
-    net_w = load_network(get_network_w(opt), models / "net_w_latest.pth", key="network_w")
+    complete_economy(opt)
+    net_w = load_network(opt["network_w"], models / "net_w_latest.pth", key="network_w")
     schedule = opt["train"]["tlw"]
     k = k_schedule(opt["train"]["total_iter"] - 1, schedule["k_start"], schedule["k_end"], schedule["k_decay"])
     picture = out / "learned_weights.png"

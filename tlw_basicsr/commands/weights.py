@@ -27,7 +27,7 @@ from tlw_basicsr.files import load_file
 from tlw_basicsr.functional import k_schedule
 from tlw_basicsr.inference import NetworkUpscaler
 from tlw_basicsr.kinds import FRACTION, Options, check_section
-from tlw_basicsr.models.tlw_model import get_network_w, split_options
+from tlw_basicsr.models.tlw_model import complete_economy, split_options
 from tlw_basicsr.networks import get_section, load_network
 from tlw_basicsr.options import TLW, load_yaml, read_options
 from tlw_basicsr.parts import check_arguments, lookup
@@ -37,12 +37,11 @@ from tlw_basicsr.pictures import ALL, Frame, method_figure, strip_figure
 def options_of(args: argparse.Namespace) -> Options:
     """The options of the two networks, ``train.tlw`` and the distance, from the YAML and the arguments."""
     opt = read_options(args.opt) if args.opt else {"name": "", "train": {}}
+    complete_economy(opt)
     for key in ("network_g", "network_w"):
         text = getattr(args, key)
         if text:
             opt[key] = load_yaml(text, f"--{key}")
-        if key == "network_w" and get_section(get_section(opt, "train"), "tlw", "train").get("preset") == "economy":
-            opt[key] = get_network_w(opt)
         if key not in opt:
             missing = "--opt or " if not args.opt else f"{args.opt} has none; it may be of a control or without TLW; "
             raise UserError(f"--{key}: missing; {missing}--{key} gives the network's options")

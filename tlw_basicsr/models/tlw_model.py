@@ -23,6 +23,7 @@ from tlw_basicsr.errors import UserError
 from tlw_basicsr.kinds import Option, describe_parameters
 from tlw_basicsr.losses.tlw_loss import TLWLoss
 from tlw_basicsr.models.training import channels_last, with_training
+from tlw_basicsr.networks import get_section
 from tlw_basicsr.tlw import ECONOMY_NET_W, ECONOMY_OPTIM_W, NEARLY_CONSTANT, PRESETS, TLW
 
 
@@ -54,11 +55,25 @@ def split_options(section: dict[str, Any] | None) -> tuple[YamlOptions, dict[str
     return own, {**PRESETS[own.preset], **arguments}
 
 
-def get_network_w(opt: dict[str, Any]) -> dict[str, Any]:
-    """The options of the weighting network: those given, else of ``preset: economy``, for the images' channels."""
-    one = opt["datasets"].get("train", {}).get("color") == "y"
-    channels = 1 if one else opt["network_g"].get("num_out_ch", 3)
-    return opt.get("network_w") or {"type": "TLWWeightNet", "num_in_ch": channels, **ECONOMY_NET_W}
+def complete_economy(opt: dict[str, Any]) -> None:
+    """Put ``network_w`` and ``train.optim_w``, which ``preset: economy`` may leave out, into the options.
+
+    From there on they are like any other: resumed, found by ``path.pretrain_network_w`` and the tools.
+
+    Raises:
+        UserError: a section that tells which they are is none.
+    """
+    train = get_section(opt, "train")
+    loss, tlw = (get_section(train, key, "train") for key in ("pixel_opt", "tlw"))
+    learned = loss.get("type") == "TLWLoss" and loss.get("weights", "learned") == "learned"
+    if not learned or tlw.get("preset") != "economy":
+        return
+    data = get_section(get_section(opt, "datasets"), "train", "datasets")
+    channels = 1 if data.get("color") == "y" else get_section(opt, "network_g").get("num_out_ch", 3)
+    if opt.get("network_w") is None:
+        opt["network_w"] = {"type": "TLWWeightNet", "num_in_ch": channels, **ECONOMY_NET_W}
+    if train.get("optim_w") is None:
+        train["optim_w"] = {"type": "Adam", **ECONOMY_OPTIM_W, "betas": list(ECONOMY_OPTIM_W["betas"])}
 
 
 class TLWMixin(BaseModel):
@@ -78,6 +93,7 @@ class TLWMixin(BaseModel):
 
     def init_training_settings(self) -> None:
         """Build the weighting network, then what the base model builds, then take the place of its pixel loss."""
+        complete_economy(self.opt)
         train = self.opt["train"]
         self.tlw_options, arguments = split_options(train.get("tlw"))
         learned = train["pixel_opt"].get("weights", "learned") == "learned"
@@ -111,7 +127,7 @@ class TLWMixin(BaseModel):
         TLW averages its gradients over processes itself, so that it is not wrapped for that.
         """
         train, path = self.opt["train"], self.opt["path"]
-        net_w = build_network(get_network_w(self.opt))
+        net_w = build_network(self.opt["network_w"])
         if self.tlw_options.sync_bn:
             if not self.opt["dist"] or self.device.type != "cuda":
                 raise UserError("train.tlw.sync_bn: true needs a distributed training on GPUs; accepted here is false")
@@ -132,7 +148,7 @@ class TLWMixin(BaseModel):
         super().setup_optimizers()
         if self.net_w is None:
             return
-        optim_opt = dict(self.opt["train"].get("optim_w") or {"type": "Adam", **ECONOMY_OPTIM_W})
+        optim_opt = dict(self.opt["train"]["optim_w"])
         self.optimizer_w = self.get_optimizer(optim_opt.pop("type"), self.net_w.parameters(), **optim_opt)
         self.optimizers.append(self.optimizer_w)
         self.own_optimizers = 1
