@@ -204,6 +204,7 @@ def time_training(yaml: Path, iterations: int) -> float:
     folder = Path("experiments", "benchmark_speed")
     (log,) = (file.read_text("utf-8") for file in folder.glob("train_*.log"))
     shutil.rmtree(folder)
+    folder.with_name(f".{folder.name}.lock").unlink(missing_ok=True)
     lines = re.findall(r"^(\S+ \S+),(\d+) INFO: \[.*iter: +([\d,]+),", log, re.M)
     times = {int(number.replace(",", "")): time.mktime(time.strptime(at, "%Y-%m-%d %H:%M:%S")) + int(ms) / 1000
              for at, ms, number in lines}  # fmt: skip

@@ -5,8 +5,9 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, plain_options, tiny_options
 
 
 def run_script(name, *arguments, cwd):
@@ -30,3 +31,14 @@ def test_the_speed_benchmark(tmp_path):
 def test_the_data_benchmark(tmp_path, photographs):
     out = run_script("benchmark_data.py", "--gt", photographs, "--gt-size", 16, cwd=tmp_path)
     assert out.strip()
+
+
+@pytest.mark.slow
+def test_whole_trainings_are_timed_and_leave_nothing(tmp_path, photographs):
+    changes = {"network_w": ..., "train__optim_w": ..., "train__tlw": {"preset": "economy", "k_unit": "iter"}}
+    files = {"plain.yml": plain_options(photographs), "economy.yml": tiny_options(photographs, **changes)}
+    for name, opt in files.items():
+        (tmp_path / name).write_text(yaml.safe_dump(opt))
+    out = run_script("benchmark_speed.py", "--yaml", *files, "--iterations", 8, "--rounds", 1, cwd=tmp_path)
+    assert "plain: 0." in out and ", 1.000 of the first" in out and "economy: 0." in out
+    assert [path.name for path in (tmp_path / "experiments").iterdir()] == []

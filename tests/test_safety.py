@@ -102,7 +102,7 @@ def test_a_temporary_name_is_no_other_processs(tmp_path):
 # ------------------------------------------------------------------------------------------------- processes
 
 SLOW = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
 import tlw_basicsr
 from tlw_basicsr.data import prepare
@@ -110,6 +110,7 @@ def work(item):
     Path(f"worker{os.getpid()}").touch()
     time.sleep(100)
 if __name__ == "__main__":
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored
     prepare.in_parallel(work, range(2), 2, "slow")
 """
 
