@@ -83,7 +83,7 @@ def weights_figure(
     axes[0].set_title("HR image x")
     axes[1].imshow(shown(sr))
     axes[1].set_title("SR image x̂")
-    drawn = draw_error(axes[2], error, np.percentile(error, 99))
+    drawn = draw_error(axes[2], error, float(np.percentile(error, 99)))
     axes[2].set_title("error |x̂ − x|, mean of RGB")
     figure.colorbar(drawn, ax=axes[2], label="levels of 255", extend="max", orientation="horizontal", shrink=0.7)
     drawn = draw_weights(axes[3], w)
@@ -185,7 +185,7 @@ def method_figure(
             r"error $|x_{1-w} - x| = w\,|\hat{x} - x|$",
         ),
     )
-    limit = np.percentile(levels(sr[part][0], gt[part][0]), 99)
+    limit = float(np.percentile(levels(sr[part][0], gt[part][0]), 99))
     height, width = gt[part].shape[-2:]
     cell = 3.5 * min(height / width, 1.3)  # inches
     figure, axes = plt.subplots(
@@ -248,7 +248,7 @@ def strip_figure(gt: Tensor, frames: Sequence[Frame], path: Path, title: str = "
         title: of the figure.
     """
     errors = [levels(frame.sr.clamp(0, 1), gt) for frame in frames]
-    limit = np.percentile(errors[-1], 99)
+    limit = float(np.percentile(errors[-1], 99))
     cell = 2.8 * min(gt.shape[1] / gt.shape[2], 1.5)
     figure, axes = plt.subplots(
         2, len(frames) + 1, figsize=(2.8 * (len(frames) + 1) + 1, 2 * (cell + 0.3) + 0.6), layout="constrained"
