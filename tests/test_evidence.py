@@ -3,6 +3,7 @@
 import json
 import sys
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -12,6 +13,7 @@ import skimage.data
 import torch
 
 from tests.conftest import ROOT
+from tlw_basicsr import SSIMDistance
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import evidence
@@ -64,6 +66,19 @@ def test_a_run_goes_on_to_the_same_bits(args, monkeypatch, loss):
     resumed = torch.load(args.out / "nets" / f"{one.name}.pth", weights_only=True)
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
     assert "done before" in evidence.train(args, one)
+
+
+def test_a_run_may_start_from_the_network_of_another(args):
+    evidence.train(args, evidence.Run("L1", "L1", {}, 8, 3))
+    trained = args.out / "nets/L1_8_seed3.pth"
+    start = str(trained).replace("seed3", "seed{seed}")
+    photographs = evidence.Photographs(args.photographs, args.out / "photographs.pt", torch.device("cpu"))
+    setting, args.distance = replace(args.setting, start=start, use_amp="bf16"), Path("ssim")
+    one = evidence.Run("TLW", "TLW", {}, 8, 3)
+    training = evidence.Training(setting, one, photographs, evidence.load_distance(args), torch.device("cpu"))
+    state = torch.load(trained, weights_only=True)
+    assert all(torch.equal(value, training.net.state_dict()[key]) for key, value in state.items())
+    assert isinstance(training.loss.distance, SSIMDistance) and training.loss.use_amp == "bf16"
 
 
 def test_equal_time_gives_cheap_losses_more_iterations(args):
