@@ -200,7 +200,9 @@ def time_training(yaml: Path, iterations: int) -> float:
     """Seconds of an iteration of ``tlw train``: by its log, without the start and the first eight iterations."""
     changes = [f"train:total_iter={8 + iterations}", "logger:print_freq=8", "logger:use_tb_logger=false"]
     command = [sys.executable, "-m", "tlw_basicsr", "train", str(yaml), "--force_yml", "name=benchmark_speed", *changes]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"{yaml}: {done.stderr.strip().splitlines()[-1]}")
     folder = Path("experiments", "benchmark_speed")
     (log,) = (file.read_text("utf-8") for file in folder.glob("train_*.log"))
     shutil.rmtree(folder)

@@ -44,6 +44,8 @@ PALETTE = (  # readable without seeing colours
 VARIANTS = {  # of the search
     "prior": "φ from the error, one image, lr 3e-4", "prior_lr1e-3": "φ from the error, one image",
     "n4": "plain φ, E step in 4", "fast": "plain φ, E work of fast",
+    "D_random": "D of random VGG features", "D_ssim": "D = 1 − SSIM", "prior_none": "φ without prior",
+    "k0.9": "k = 0.9 throughout",
 }  # fmt: skip
 METRICS = {  # heading, digits, whether higher is better
     "psnr_y": ("PSNR (dB)", 3, True),
