@@ -296,6 +296,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     args = parser.parse_args()
     if args.yaml:
+        if args.iterations < 8 or args.iterations % 8:
+            raise UserError(f"--iterations: expected a multiple of 8, got {args.iterations}")
         rows = compare_trainings(args.yaml, args.iterations, args.rounds)
         if args.json:
             args.json.write_text(json.dumps({"rows": rows}, indent=2), "utf-8")

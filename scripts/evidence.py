@@ -71,7 +71,7 @@ class Setting:
         lr: start of the cosine, which ends at 1e-5.
         start: path of a network to start from, with ``{seed}`` for the seed: one trained to the end shows what is left
             to a loss when more iterations are worth nothing.
-        use_amp: of the TLW objects: bf16 halves the time of D on processors that have it.
+        use_amp: of the TLW objects: bf16 takes a third off D's time on processors that have it.
     """
 
     network: dict[str, Any]
