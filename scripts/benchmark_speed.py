@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from statistics import mean, median, quantiles
 from typing import Any
@@ -207,10 +208,9 @@ def time_training(yaml: Path, iterations: int) -> float:
     (log,) = (file.read_text("utf-8") for file in folder.glob("train_*.log"))
     shutil.rmtree(folder)
     folder.with_name(f".{folder.name}.lock").unlink(missing_ok=True)
-    lines = re.findall(r"^(\S+ \S+),(\d+) INFO: \[.*iter: +([\d,]+),", log, re.M)
-    times = {int(number.replace(",", "")): time.mktime(time.strptime(at, "%Y-%m-%d %H:%M:%S")) + int(ms) / 1000
-             for at, ms, number in lines}  # fmt: skip
-    return (times[8 + iterations] - times[8]) / iterations
+    lines = re.findall(r"^(\S+ \S+) INFO: \[.*iter: +([\d,]+),", log, re.M)
+    times = {int(n.replace(",", "")): datetime.strptime(at, "%Y-%m-%d %H:%M:%S,%f") for at, n in lines}
+    return (times[8 + iterations] - times[8]).total_seconds() / iterations
 
 
 def compare_trainings(yamls: list[Path], iterations: int, rounds: int) -> dict[str, dict[str, float]]:

