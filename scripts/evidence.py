@@ -48,7 +48,7 @@ from tlw_basicsr.functional import mix
 from tlw_basicsr.losses.distance_loss import FeatureDistance, LPIPSDistance, SSIMDistance
 from tlw_basicsr.losses.uncertainty_loss import UncertaintyLoss
 from tlw_basicsr.models.uncertainty_model import FeatureTap
-from tlw_basicsr.tlw import ECONOMY_NET_W, ECONOMY_OPTIM_W
+from tlw_basicsr.tlw import ECONOMY_NET_W, make_adam
 
 SCALE = 4
 BETAS = (0.9, 0.99)
@@ -89,15 +89,12 @@ def edsr(num_feat: int, num_block: int) -> dict[str, Any]:
     return {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": num_feat, "num_block": num_block}
 
 
-# Real-ESRGAN's compact network, with four convolutions of 16 channels: few parameters, soon trained to the end
+# Real-ESRGAN's compact network with few convolutions of few channels: soon trained to the end
 COMPACT = {"type": "SRVGGNetCompact_basicsr", "num_feat": 16, "num_conv": 4}
 TINY = {"type": "SRVGGNetCompact_basicsr", "num_feat": 8, "num_conv": 2}
 RRDB = {"type": "RRDBNet", "num_in_ch": 3, "num_out_ch": 3, "scale": 4, "num_feat": 64, "num_block": 23}
 SETTINGS = {
-    # Real-ESRGAN's compact network with four convolutions of 16 channels: few parameters, soon trained to the end
-    "small": Setting(
-        {"type": "SRVGGNetCompact_basicsr", "num_feat": 16, "num_conv": 4}, ("body.10", 16), 4, 64, 12000, 1e-3
-    ),
+    "small": Setting(COMPACT, ("body.10", 16), 4, 64, 12000, 1e-3),
     "tiny": Setting(TINY, ("body.6", 8), 4, 48, 4000, 2e-3),
     "middle": Setting(edsr(16, 4), ("upsample", 16), 4, 96, 1500, 1e-3),
     "paper": Setting(edsr(64, 16), ("upsample", 64), 16, 96, 3000, 4e-4),
@@ -105,7 +102,7 @@ SETTINGS = {
     "toy": Setting(edsr(8, 1), ("upsample", 8), 2, 32, 8, 1e-3),
 }
 
-PHI = {key: (ECONOMY_NET_W | ECONOMY_OPTIM_W)[key] for key in ("num_feat", "prior", "lr")}
+PHI = ("num_feat", "prior", "lr")  # the arguments of a loss that are those of φ and of its Adam
 # φ with the published start, and one image of the batch in an E step
 PLAIN = {"preset": "economy", "weight_batch": 1, "weight_crop": None, "prior": "none", "lr": 3e-4}
 # what each loss is: the arguments of the TLW object and of φ, or none for a plain loss
@@ -260,18 +257,24 @@ class Uncertainty(nn.Module):
         self.frozen_head.load_state_dict(self.head.state_dict())
 
 
+def build_net_w(loss: str, changes: dict[str, Any]) -> TLWWeightNet:
+    """The weighting network of a loss with these changes."""
+    options = LOSSES[loss] | changes
+    options = (ECONOMY_NET_W if options["preset"] == "economy" else {}) | options
+    return TLWWeightNet(**{key: options[key] for key in ("num_feat", "prior") if key in options})
+
+
 def build_tlw(setting: Setting, one: Run, distance: nn.Module | None, device: torch.device) -> nn.Module:
     """The TLW object of a run."""
     common = {"k_decay": float(one.iterations), "use_amp": setting.use_amp}
-    arguments = common | LOSSES[one.loss] | one.changes
-    preset = arguments.pop("preset", None)
-    if preset is None:
+    options = common | LOSSES[one.loss] | one.changes
+    arguments = {key: value for key, value in options.items() if key not in ("preset", *PHI)}
+    if "preset" not in options:
         return tlw_basicsr.TLW(**arguments).to(device)
-    phi = {key: arguments.pop(key, value) for key, value in PHI.items()}
-    if preset == "economy":
-        arguments["net_w"] = TLWWeightNet(num_feat=phi["num_feat"], prior=phi["prior"])
-        arguments["optimizer"] = lambda parameters: torch.optim.Adam(parameters, phi["lr"], betas=(0.5, 0.999))
-    return tlw_basicsr.TLW.from_preset(preset, distance, **arguments).to(device)
+    arguments["net_w"] = build_net_w(one.loss, one.changes)
+    if "lr" in options:
+        arguments["optimizer"] = lambda parameters: make_adam(parameters, options["lr"])
+    return tlw_basicsr.TLW.from_preset(options["preset"], distance, **arguments).to(device)
 
 
 class Training:

@@ -45,7 +45,9 @@ VARIANTS = {  # of the search
     "prior": "φ from the error, one image, lr 3e-4", "prior_lr1e-3": "φ from the error, one image",
     "n4": "plain φ, E step in 4", "fast": "plain φ, E work of fast",
     "D_random": "D of random VGG features", "D_ssim": "D = 1 − SSIM", "prior_none": "φ without prior",
-    "k0.9": "k = 0.9 throughout",
+    "k0.9": "k = 0.9 throughout", "k0.5": "k = 0.5 throughout", "lr1e-4": "φ's lr 1e-4", "lr3e-3": "φ's lr 3e-3",
+    "n2": "E step in 2", "n32": "E step in 32", "S1": "S = 1", "det": "no sampling", "imp": "with r_s",
+    "fp32": "D in fp32",
 }  # fmt: skip
 METRICS = {  # heading, digits, whether higher is better
     "psnr_y": ("PSNR (dB)", 3, True),
@@ -223,8 +225,7 @@ def photographs() -> dict[str, tuple[Tensor, Tensor]]:
 
 def weighting_network(out: Path, name: str, records: dict[str, dict[str, Any]]) -> TLWWeightNet:
     """The weighting network of a run."""
-    changes = evidence.PHI | evidence.LOSSES[records[name]["loss"]] | records[name]["changes"]
-    net_w = TLWWeightNet(num_feat=changes["num_feat"], prior=changes["prior"])
+    net_w = evidence.build_net_w(records[name]["loss"], records[name]["changes"])
     net_w.load_state_dict(torch.load(out / "nets" / f"{name}_phi.pth", map_location="cpu", weights_only=True))
     return net_w.eval()
 
@@ -290,6 +291,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder of scripts/evidence.py")
     parser.add_argument("--figures", type=Path, help="folder of the figures")
     parser.add_argument("--rows", nargs="*", help="rows of the plots, NAME_ITERATIONS; default: all")
+    parser.add_argument("--against", nargs="*", help="rows to take differences to; default: those of L1 and Error")
     parser.add_argument("--weights", nargs="*", help="runs whose weights to draw, NAME_ITERATIONS_seedN")
     parser.add_argument("--title", default="Means of Set5, Set14 and BSD100")
     args = parser.parse_args()
@@ -300,6 +302,8 @@ def main() -> None:
     order = sorted(of_set5, key=lambda row: (names.index(row.rsplit(" ", 1)[0]), int(row.rsplit(" ", 1)[1])))
     values = {s: {row: values[s][row] for row in order} for s in evidence.SETS if s in values}
     against = [row for row in order if row.rsplit(" ", 1)[0] in ("L1", "Error")]
+    if args.against is not None:
+        against = [" ".join(row.rsplit("_", 1)) for row in args.against]
     (args.out / "report.md").write_text(tables(values, against), "utf-8")
     chosen = [" ".join(row.rsplit("_", 1)) for row in args.rows] if args.rows else order
     scatter(values, chosen, figures / "scatter.png", args.title)

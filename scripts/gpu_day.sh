@@ -6,9 +6,10 @@
 #   PHOTOGRAPHS="BSDS400" DATA=datasets DISTANCE=vgg16_hed.pth bash scripts/gpu_day.sh OUT
 #
 # DISTANCE is the file of scripts/make_hed_vgg.py. Further variables: DEVICE (cuda), SETTING (paper: EDSR 16/64),
-# ITERATIONS, BATCH and PATCH of a TLW training (the others get as much time), SEEDS ("0 1 2"), PROCESSES (5: one
-# training of this size does not fill a large GPU), ROUNDS of price (3), IMAGES of each test set, PYTHON, and STAGES
-# ("tests price train measure"). At toy size: DEVICE=cpu SETTING=toy PROCESSES=1 ROUNDS=1 IMAGES=1 SEEDS=0.
+# ITERATIONS, BATCH (16) and PATCH (HR 96; 192 fills a large GPU better) of a TLW training (the others get as much
+# time), SEEDS ("0 1 2"), PROCESSES (5: one training of this size does not fill a large GPU), ROUNDS of price (3), IMAGES
+# of each test set, PYTHON, and STAGES ("tests price train measure").
+# At toy size: DEVICE=cpu SETTING=toy PROCESSES=1 ROUNDS=1 IMAGES=1 SEEDS=0.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 out=${1:?the folder of the results is missing}

