@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tlw_basicsr.archs.tlw_weight_net_arch import TLWWeightNet
+from tlw_basicsr.errors import UserError, run
 from tlw_basicsr.functional import error_weights, k_schedule
 from tlw_basicsr.pictures import levels, shown
 
@@ -80,6 +81,11 @@ def load(out: Path) -> tuple[dict[str, dict[str, Any]], Values]:
     return records, values
 
 
+def named(row: str) -> str:
+    """A row's name, of NAME_ITERATIONS."""
+    return " ".join(row.rsplit("_", 1))
+
+
 def label(row: str) -> str:
     """A row's name for people."""
     variant, iterations = row.rsplit(" ", 1)
@@ -129,6 +135,19 @@ def tables(values: Values, against: Sequence[str]) -> str:
                     cells.append(f"**{cell}**" if outside else cell)
                 lines.append("| " + " | ".join([label(row), *cells, str(len(common))]) + " |")
         lines.append("")
+    return "\n".join(lines)
+
+
+def learned(records: dict[str, dict[str, Any]], rows: Sequence[str]) -> str:
+    """A table of what the weights are at the end of the trainings, on two held-out photographs."""
+    lines = ["### Weights at the end", ""]
+    lines += ["| loss, iterations | WC / constant's | correlation with the error | standard deviation | seeds |"]
+    lines += ["|---|---:|---:|---:|---:|"]
+    for row in rows:
+        ends = [r["log"][-1] for r in records.values() if f"{r['variant']} {r['iterations']}" == row]
+        if any("wc_ratio" in end for end in ends):
+            cells = [text([end[key] for end in ends], 2) for key in ("wc_ratio", "correlation", "w_std")]
+            lines.append("| " + " | ".join([label(row), *cells, str(len(ends))]) + " |")
     return "\n".join(lines)
 
 
@@ -290,7 +309,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder of scripts/evidence.py")
     parser.add_argument("--figures", type=Path, help="folder of the figures")
-    parser.add_argument("--rows", nargs="*", help="rows of the plots, NAME_ITERATIONS; default: all")
+    parser.add_argument("--rows", nargs="*", help="rows to tell and plot, NAME_ITERATIONS; default: all")
     parser.add_argument("--against", nargs="*", help="rows to take differences to; default: those of L1 and Error")
     parser.add_argument("--weights", nargs="*", help="runs whose weights to draw, NAME_ITERATIONS_seedN")
     parser.add_argument("--title", default="Means of Set5, Set14 and BSD100")
@@ -300,17 +319,22 @@ def main() -> None:
     of_set5 = values["Set5"]
     names = [*LABELS, *(record["variant"] for record in records.values())]
     order = sorted(of_set5, key=lambda row: (names.index(row.rsplit(" ", 1)[0]), int(row.rsplit(" ", 1)[1])))
-    values = {s: {row: values[s][row] for row in order} for s in evidence.SETS if s in values}
-    against = [row for row in order if row.rsplit(" ", 1)[0] in ("L1", "Error")]
+    chosen = [named(row) for row in args.rows] if args.rows else order
+    against = [row for row in chosen if row.rsplit(" ", 1)[0] in ("L1", "Error")]
     if args.against is not None:
-        against = [" ".join(row.rsplit("_", 1)) for row in args.against]
-    (args.out / "report.md").write_text(tables(values, against), "utf-8")
-    chosen = [" ".join(row.rsplit("_", 1)) for row in args.rows] if args.rows else order
+        against = [named(row) for row in args.against]
+    for rows, known in ((chosen, order), (against, chosen)):
+        for row in (row for row in rows if row not in known):
+            accepted = ", ".join(row.replace(" ", "_") for row in known)
+            raise UserError(f"{row.replace(' ', '_')} is not among the measured rows that are told: {accepted}")
+    values = {s: {row: values[s][row] for row in chosen} for s in evidence.SETS if s in values}
+    report = f"{tables(values, against)}\n{learned(records, chosen)}\n"
+    (args.out / "report.md").write_text(report, "utf-8")
     scatter(values, chosen, figures / "scatter.png", args.title)
-    learned = [row for row in chosen if any((args.out / "nets").glob(f"{'_'.join(row.rsplit(' ', 1))}_seed*_phi.pth"))]
-    if learned:
-        learning(records, learned, figures / "learning.png")
-        names = args.weights or [f"{'_'.join(learned[0].rsplit(' ', 1))}_seed{min(values['Set5'][learned[0]])}"]
+    with_phi = [row for row in chosen if any((args.out / "nets").glob(f"{row.replace(' ', '_')}_seed*_phi.pth"))]
+    if with_phi:
+        learning(records, with_phi, figures / "learning.png")
+        names = args.weights or [f"{with_phi[0].replace(' ', '_')}_seed{min(values['Set5'][with_phi[0]])}"]
         weights(args.out, names, records, figures / "weights.png")
     first = {r["variant"]: n for n, r in reversed(records.items()) if (args.out / "nets" / f"{n}.pth").is_file()}
     three = ("L1", "TLW" if "TLW" in first else "Plain", "MSE")
@@ -320,4 +344,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

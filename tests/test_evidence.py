@@ -18,6 +18,7 @@ import torch
 from tests.conftest import ROOT
 from tlw_basicsr import SSIMDistance
 from tlw_basicsr.archs.tlw_weight_net_arch import TLWWeightNet
+from tlw_basicsr.errors import UserError
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import evidence
@@ -125,6 +126,28 @@ def test_differences_are_taken_seed_by_seed_and_marked_outside_twice_their_sprea
     assert "| L1, 8 | 25.000 ± 5.000 |" in text
     values["Set5"]["TLW 8"][0]["psnr_y"] = 19.0
     assert "**" not in evidence_report.tables(values, ["L1 8"])
+
+
+def test_a_report_tells_the_rows_asked_for_and_refuses_others(args, monkeypatch):
+    for loss in ("L1", "TLW", "Exact"):
+        one = evidence.Run(loss, loss, {}, 8, 0)
+        args.distance = Path("ssim")
+        evidence.train(args, one)
+        for name in evidence.SETS:
+            file = args.out / "measures" / name / "image.json"
+            known = json.loads(file.read_text()) if file.is_file() else {}
+            evidence.write_json(file, known | {one.name: dict.fromkeys(evidence_report.METRICS, 1.0)})
+    command = ["evidence_report.py", str(args.out), "--rows", "L1_8", "Exact_8", "--against"]
+    monkeypatch.setattr(sys, "argv", [*command, "Exact_8"])
+    evidence_report.main()
+    report = (args.out / "report.md").read_text()
+    assert "Difference to L1+TLW, exact, 8:" in report and "Difference to L1, 8" not in report
+    assert "| L1+TLW, 8 |" not in report and (args.out / "weights.png").is_file()
+    at_the_end = json.loads((args.out / "runs/Exact_8_seed0.json").read_text())["log"][-1]
+    assert f"| L1+TLW, exact, 8 | {at_the_end['wc_ratio']:.2f} | {at_the_end['correlation']:.2f} |" in report
+    monkeypatch.setattr(sys, "argv", [*command, "TLW_8"])
+    with pytest.raises(UserError, match=r"TLW_8 is not among .*: L1_8, Exact_8"):
+        evidence_report.main()
 
 
 def test_resolutions_of_the_independent_metric():
