@@ -22,7 +22,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -390,7 +390,7 @@ def train(args: argparse.Namespace, one: Run) -> str:
     )
     start, seconds, rows = 0, 0.0, []
     if saved.is_file():
-        state = torch.load(saved, map_location=device, weights_only=True)
+        state = torch.load(saved, map_location="cpu", weights_only=True)  # where random states must be
         training.load_state_dict(state["training"])
         start, seconds, rows = state["iteration"], state["seconds"], state["rows"]
     looks = {round(i) for i in np.geomspace(min(50, one.iterations), one.iterations, PROBES)}
@@ -423,23 +423,24 @@ def price(args: argparse.Namespace) -> None:
     device, setting = torch.device(args.device), args.setting
     distance = load_distance(args)
     photographs = Photographs(args.photographs, args.out / "photographs.pt", device)
-    trainings = {
-        one.variant: Training(setting, one, photographs, distance, device) for one in runs(args, [args.seeds[0]])
-    }
+    block = 32  # iterations at a time: whole rounds of every weight_interval
+    trainings = {}
+    for one in runs(args, [args.seeds[0]]):
+        whole = replace(one, iterations=args.rounds * block)  # so that both stages of the uncertainty baseline count
+        trainings[one.variant] = Training(setting, whole, photographs, distance, device)
     seconds: dict[str, list[float]] = {name: [] for name in trainings}
-    block, done = 32, 0  # iterations at a time: whole rounds of every weight_interval
-    for number in range(args.rounds + 1):
+    for number in range(-1, args.rounds):
+        first = max(number, 0) * block
         for name, training in trainings.items():
             if device.type == "cuda":
                 torch.cuda.synchronize()
             begun = time.perf_counter()
-            for iteration in range(done, done + block):
+            for iteration in range(first, first + block):
                 training.step(iteration)
             if device.type == "cuda":
                 torch.cuda.synchronize()
-            if number:  # the first warms up
+            if number >= 0:  # one before them warms up
                 seconds[name].append((time.perf_counter() - begun) / block)
-        done += block
     found = {name: median(values) for name, values in seconds.items()}
     write_json(args.out / "price.json", {"seconds": found, "all": seconds, "device": args.device})
     base = found.get("L1", min(found.values()))
@@ -600,7 +601,7 @@ def main() -> None:
         parser.add_argument(f"--{option}", type=int, help="default: the setting's")
     parser.add_argument("--start", metavar="PATH", help="networks to start from, with {seed} for the seed")
     parser.add_argument("--use-amp", choices=["bf16"], help="of D in the TLW objects")
-    parser.add_argument("--rounds", type=int, default=5, help="of price")
+    parser.add_argument("--rounds", type=int, default=6, help="of price; even, so that stages count alike")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()

@@ -7,7 +7,7 @@
 #
 # DISTANCE is the file of scripts/make_hed_vgg.py. Further variables: DEVICE (cuda), SETTING (paper: EDSR 16/64),
 # ITERATIONS, BATCH (16) and PATCH (HR 96; 192 fills a large GPU better) of a TLW training (the others get as much
-# time), SEEDS ("0 1 2"), PROCESSES (5: one training of this size does not fill a large GPU), ROUNDS of price (3), IMAGES
+# time), SEEDS ("0 1 2"), PROCESSES (5: one training of this size does not fill a large GPU), ROUNDS of price (4), IMAGES
 # of each test set, PYTHON, and STAGES ("tests price train measure").
 # At toy size: DEVICE=cpu SETTING=toy PROCESSES=1 ROUNDS=1 IMAGES=1 SEEDS=0.
 set -euo pipefail
@@ -33,7 +33,7 @@ for stage in ${STAGES:-tests price train measure}; do
     tests) (cd "$here" && TLW_TEST_DEVICE=$DEVICE "$PYTHON" -m pytest tests/test_tlw.py -q) ;;
     price)
         evidence price --setting "$SETTING" --photographs $PHOTOGRAPHS --losses $losses Exact "${size[@]}" \
-            --rounds "${ROUNDS:-3}"
+            --rounds "${ROUNDS:-4}"
         ;;
     train)
         evidence train --setting "$SETTING" --photographs $PHOTOGRAPHS --losses $losses --seeds $SEEDS \

@@ -63,6 +63,10 @@ def make_tlw(distance=None, num_feat=4, **options):
     return TLW(distance or SSIMDistance(5), net_w=TLWWeightNet(num_feat=num_feat), **options).to(DEVICE)
 
 
+# on a GPU the gradient of SSIM's reflected borders is summed in any order
+same_bits = pytest.mark.skipif(DEVICE.type != "cpu", reason="bits of two trainings are compared on a CPU")
+
+
 def copy_numbers(net):
     return [value.detach().clone() for value in net.state_dict().values()]
 
@@ -107,8 +111,8 @@ def test_the_e_step_moves_phi_alone_and_the_loss_gives_theta_alone_a_gradient(pa
 @pytest.mark.parametrize("base", ["l1", "mse"])
 @pytest.mark.parametrize("stochastic", [True, False])
 def test_both_steps_are_the_equations(pair, base, stochastic):
-    sr, gt = pair
-    tlw = make_tlw(base=base, stochastic=stochastic, loss_weight=2.0, k_decay=4)
+    sr, gt = (image.double() for image in pair)  # Adam's first step is a sign: in fp32 rounding decides some of them
+    tlw = make_tlw(base=base, stochastic=stochastic, loss_weight=2.0, k_decay=4).double()
     net_w, k = copy.deepcopy(tlw.net_w), k_schedule(3, k_decay=4)
     adam = torch.optim.Adam(net_w.parameters(), 1e-4, (0.5, 0.999))
 
@@ -126,10 +130,10 @@ def test_both_steps_are_the_equations(pair, base, stochastic):
         expected = marginal_pixel_loss(SSIMDistance(5), sr, gt, sample_weights(w, 3), base)
     else:
         expected = weighted_pixel_loss(sr, gt, w, base)
-    assert tlw.log["l_w"].item() == pytest.approx(l_phi.item(), rel=1e-5)
-    assert l_theta.item() == pytest.approx(2 * expected.item(), rel=1e-5)
+    assert tlw.log["l_w"].item() == pytest.approx(l_phi.item(), rel=1e-9)
+    assert l_theta.item() == pytest.approx(2 * expected.item(), rel=1e-9)
     for (name, ours), theirs in zip(tlw.net_w.named_parameters(), net_w.parameters(), strict=True):
-        assert torch.allclose(ours, theirs, atol=1e-6) or name in WITHOUT_EFFECT
+        assert torch.allclose(ours, theirs, atol=1e-9) or name in WITHOUT_EFFECT
 
 
 def published_iteration(net_g, net_w, distance, lq, gt, k, noise_w, noises):
@@ -384,6 +388,7 @@ def test_controls_are_the_equations_without_a_distance(pair, base, monkeypatch):
 # ------------------------------------------------------------------------------------------------- a module like others
 
 
+@same_bits
 def test_a_state_in_the_middle_of_a_run_goes_on_with_the_same_bits(pair):
     whole, cut = make_tlw(weight_interval=2), make_tlw(weight_interval=2)
     _, losses = train_by_hand(whole, 6, pair)
@@ -406,6 +411,7 @@ def test_a_state_in_the_middle_of_a_run_goes_on_with_the_same_bits(pair):
     assert first == losses[:3]
 
 
+@same_bits
 def test_copies_and_pickles_train_on_alike_and_apart(pair):
     tlw = make_tlw()
     train_by_hand(tlw, 2, pair)
@@ -543,6 +549,7 @@ def test_any_module_that_gives_one_value_per_sample_is_a_distance(pair):
 # ------------------------------------------------------------------------------------------------- with BasicSR, with others
 
 
+@same_bits
 @pytest.mark.parametrize("preset", ["exact", "fast"])
 def test_ten_iterations_of_the_model_are_the_objects(photographs, tmp_path, pair, preset):
     """Bit for bit: TLWModel adds nothing to the object but BasicSR."""

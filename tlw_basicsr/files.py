@@ -233,6 +233,7 @@ def scan_file(file: BinaryIO, path: Path, size: int) -> None:
             raise Refused("a TorchScript archive" if root else "no file of torch.save")
         # torch has a reader of its own, which looks names up without case: both must see the same
         reader: Any = torch._C.PyTorchFileReader(str(path))
+        read_size = getattr(reader, "get_record_size", lambda record: len(reader.get_record(record)))  # torch 2.11
         names = {name.removeprefix(root) for name in members}
         if len({name.lower() for name in names}) < len(archive.infolist()) or names != set(reader.get_all_records()):
             raise Refused("its list of members is not one")
@@ -240,7 +241,7 @@ def scan_file(file: BinaryIO, path: Path, size: int) -> None:
             if member.compress_type != zipfile.ZIP_STORED:
                 raise Refused("its members are compressed, torch writes them plain")
             if (
-                reader.get_record_size(name.removeprefix(root)) != member.file_size
+                read_size(name.removeprefix(root)) != member.file_size
                 or reader.get_record_header_offset(name.removeprefix(root)) != member.header_offset
             ):
                 raise Refused("its list of members is not one")
