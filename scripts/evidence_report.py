@@ -336,7 +336,11 @@ def main() -> None:
         learning(records, with_phi, figures / "learning.png")
         names = args.weights or [f"{with_phi[0].replace(' ', '_')}_seed{min(values['Set5'][with_phi[0]])}"]
         weights(args.out, names, records, figures / "weights.png")
-    first = {r["variant"]: n for n, r in reversed(records.items()) if (args.out / "nets" / f"{n}.pth").is_file()}
+    first = {
+        record["variant"]: name
+        for name, record in reversed(records.items())
+        if named(name.rsplit("_seed", 1)[0]) in chosen and (args.out / "nets" / f"{name}.pth").is_file()
+    }
     three = ("L1", "TLW" if "TLW" in first else "Plain", "MSE")
     if all(variant in first for variant in three):
         crops(args.out, [first[variant] for variant in three], records, figures / "crops.png")
