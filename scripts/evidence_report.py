@@ -77,8 +77,13 @@ def load(out: Path) -> tuple[dict[str, dict[str, Any]], Values]:
         record = records[name]
         for of_set, rows in sets.items():
             means = {metric: mean(row[metric] for row in rows) for metric in rows[0]}
-            values[of_set][f"{record['variant']} {record['iterations']}"][record["seed"]] = means
+            values[of_set][row_of(record)][record["seed"]] = means
     return records, values
+
+
+def row_of(record: dict[str, Any]) -> str:
+    """The row that a run belongs to."""
+    return f"{record['variant']} {record['iterations']}"
 
 
 def named(row: str) -> str:
@@ -144,7 +149,7 @@ def learned(records: dict[str, dict[str, Any]], rows: Sequence[str]) -> str:
     lines += ["| loss, iterations | WC / constant's | correlation with the error | standard deviation | seeds |"]
     lines += ["|---|---:|---:|---:|---:|"]
     for row in rows:
-        ends = [r["log"][-1] for r in records.values() if f"{r['variant']} {r['iterations']}" == row]
+        ends = [r["log"][-1] for r in records.values() if row_of(r) == row]
         if any("wc_ratio" in end for end in ends):
             cells = [text([end[key] for end in ends], 2) for key in ("wc_ratio", "correlation", "w_std")]
             lines.append("| " + " | ".join([label(row), *cells, str(len(ends))]) + " |")
@@ -196,7 +201,7 @@ def learning(records: dict[str, dict[str, Any]], rows: Sequence[str], path: Path
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.6), layout="constrained")
     by_error: dict[int, list[float]] = defaultdict(list)
     for row, colour in zip(rows, colours(rows), strict=True):
-        chosen = [record for record in records.values() if f"{record['variant']} {record['iterations']}" == row]
+        chosen = [record for record in records.values() if row_of(record) == row]
         name = label(row)
         for log in ([look for look in record["log"] if "wc_ratio" in look] for record in chosen):
             for axis, key in zip(axes, ("correlation", "wc_ratio"), strict=True):
@@ -269,7 +274,7 @@ def weights(out: Path, names: Sequence[str], records: dict[str, dict[str, Any]],
         for axis, w in zip(row[3:], maps, strict=True):
             drawn = axis.imshow(w, cmap="PuOr_r", vmin=2 * k - 1, vmax=1)
         figure.colorbar(drawn, ax=row[-1], shrink=0.7, extend="min")
-    titles = [label(f"{records[name]['variant']} {records[name]['iterations']}") for name in names]
+    titles = [label(row_of(records[name])) for name in names]
     titles = ["HR image x", "SR image x̂", "error |x̂ − x|, levels of 255", "error's weights", *titles]
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=11)
@@ -339,7 +344,7 @@ def main() -> None:
     first = {
         record["variant"]: name
         for name, record in reversed(records.items())
-        if named(name.rsplit("_seed", 1)[0]) in chosen and (args.out / "nets" / f"{name}.pth").is_file()
+        if row_of(record) in chosen and (args.out / "nets" / f"{name}.pth").is_file()
     }
     three = ("L1", "TLW" if "TLW" in first else "Plain", "MSE")
     if all(variant in first for variant in three):

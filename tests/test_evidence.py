@@ -49,6 +49,14 @@ def test_lr_patches_are_those_of_the_hr_patches(args, tmp_path):
     assert not torch.equal(again[1], photographs.batch(1, 3, 2, 32)[1])
 
 
+def test_a_price_is_of_every_part_of_a_training(args, monkeypatch):
+    args.rounds, args.losses, steps = 2, ["Uncertainty"], []
+    monkeypatch.setattr(evidence.Training, "step", lambda training, i: steps.append(i >= training.loss.stage_one_iter))
+    evidence.price(args)
+    timed = steps[-64:]
+    assert len(steps) == 96 and timed == [False] * 32 + [True] * 32  # both stages, alike; a round before warms up
+
+
 @pytest.mark.parametrize("loss", ["L1", "TLW", "Uncertainty"])
 def test_a_run_goes_on_to_the_same_bits(args, monkeypatch, loss):
     one = evidence.Run(loss, loss, {}, 8, 0)
@@ -129,7 +137,7 @@ def test_differences_are_taken_seed_by_seed_and_marked_outside_twice_their_sprea
 
 
 def test_a_report_tells_the_rows_asked_for_and_refuses_others(args, monkeypatch):
-    for loss in ("L1", "TLW", "Exact"):
+    for loss in ("L1", "TLW", "MSE", "Exact"):
         one = evidence.Run(loss, loss, {}, 8, 0)
         args.distance = Path("ssim")
         evidence.train(args, one)
@@ -143,6 +151,7 @@ def test_a_report_tells_the_rows_asked_for_and_refuses_others(args, monkeypatch)
     report = (args.out / "report.md").read_text()
     assert "Difference to L1+TLW, exact, 8:" in report and "Difference to L1, 8" not in report
     assert "| L1+TLW, 8 |" not in report and (args.out / "weights.png").is_file()
+    assert not (args.out / "crops.png").exists()  # of L1, TLW and MSE, two of which are not asked for
     at_the_end = json.loads((args.out / "runs/Exact_8_seed0.json").read_text())["log"][-1]
     assert f"| L1+TLW, exact, 8 | {at_the_end['wc_ratio']:.2f} | {at_the_end['correlation']:.2f} |" in report
     monkeypatch.setattr(sys, "argv", [*command, "TLW_8"])

@@ -233,7 +233,7 @@ def scan_file(file: BinaryIO, path: Path, size: int) -> None:
             raise Refused("a TorchScript archive" if root else "no file of torch.save")
         # torch has a reader of its own, which looks names up without case: both must see the same
         reader: Any = torch._C.PyTorchFileReader(str(path))
-        read_size = getattr(reader, "get_record_size", lambda record: len(reader.get_record(record)))  # torch 2.11
+        read_size = getattr(reader, "get_record_size", lambda record: len(reader.get_record(record)))  # not in 2.11
         names = {name.removeprefix(root) for name in members}
         if len({name.lower() for name in names}) < len(archive.infolist()) or names != set(reader.get_all_records()):
             raise Refused("its list of members is not one")
