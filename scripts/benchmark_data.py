@@ -19,7 +19,7 @@ import torch
 from basicsr.utils.matlab_functions import imresize as basicsr_imresize
 
 from tlw_basicsr import BicubicSRDataset, imresize
-from tlw_basicsr.errors import UserError, run
+from tlw_basicsr.util.errors import UserError, run
 
 
 def compare(image: np.ndarray, factor: float, rounds: int) -> dict[str, float]:

@@ -37,9 +37,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from tlw_basicsr import TLW, LPIPSDistance, TLWWeightNet
-from tlw_basicsr.errors import UserError, run
-from tlw_basicsr.functional import relaxed_bernoulli
+from tlw_basicsr.core.functional import relaxed_bernoulli
 from tlw_basicsr.models import build_model
+from tlw_basicsr.util.errors import UserError, run
 
 SAMPLES = 3
 NETWORKS = {

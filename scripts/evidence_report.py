@@ -29,9 +29,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tlw_basicsr.archs.tlw_weight_net_arch import TLWWeightNet
-from tlw_basicsr.errors import UserError, run
-from tlw_basicsr.functional import error_weights, k_schedule
+from tlw_basicsr.core.functional import error_weights, k_schedule
 from tlw_basicsr.pictures import levels, shown
+from tlw_basicsr.util.errors import UserError, run
 
 LABELS = {
     "L1": "L1", "MSE": "MSE", "Random": "L1, random weights", "Error": "L1, error's weights",

@@ -4,8 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from tlw_basicsr.option_tables import write_tables
-from tlw_basicsr.recipes import list_files
+from tlw_basicsr.tools.option_tables import write_tables
+from tlw_basicsr.tools.recipes import list_files
 
 ROOT = Path(__file__).resolve().parents[1]
 

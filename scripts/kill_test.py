@@ -27,11 +27,11 @@ import torch
 import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from tlw_basicsr.files import load_file
+from tlw_basicsr.util.files import load_file
 
 # a server that has imported everything and run nothing: every training is a fork of it
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tlw_basicsr.pipeline"])
+CONTEXT.set_forkserver_preload(["tlw_basicsr.engine.pipeline"])
 
 
 def options(folder: Path, iterations: int, num_feat: int, workers: int) -> dict[str, Any]:
@@ -74,8 +74,8 @@ def options(folder: Path, iterations: int, num_feat: int, workers: int) -> dict[
 
 def run(folder: str, log: str) -> None:
     """One training in this process, which goes on from what it finds."""
-    from tlw_basicsr.errors import run as told
-    from tlw_basicsr.pipeline import train_pipeline
+    from tlw_basicsr.engine.pipeline import train_pipeline
+    from tlw_basicsr.util.errors import run as told
 
     # a data loader's workers are children of the training, as ordinarily: they end when it is killed
     multiprocessing.set_start_method("fork", force=True)

@@ -281,8 +281,8 @@ def make_cases(number: int, seed: int, files: dict[str, Any]) -> list[tuple[str,
 
 def resume(folder: str, log: str) -> None:
     """In a process of its own: go on with the training in ``folder``, within the memory."""
-    from tlw_basicsr.errors import run
-    from tlw_basicsr.pipeline import train_pipeline
+    from tlw_basicsr.engine.pipeline import train_pipeline
+    from tlw_basicsr.util.errors import run
 
     torch.set_num_threads(1)
     os.chdir(folder)

@@ -193,7 +193,7 @@ def write_yaml(folder, opt, name="options.yml"):
 @pytest.fixture
 def train(tmp_path, monkeypatch):
     """Run a training by its options in this process, in ``tmp_path``; returns the experiment's folder."""
-    from tlw_basicsr.pipeline import train_pipeline
+    from tlw_basicsr.engine.pipeline import train_pipeline
 
     def run(opt, *arguments, root=tmp_path):
         reset_logger()

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from tests.conftest import ROOT
 from tlw_basicsr import UserError
-from tlw_basicsr.add_tlw import add_tlw, describe_changes
-from tlw_basicsr.functional import k_schedule
-from tlw_basicsr.options import check_options, load_yaml
+from tlw_basicsr.core.functional import k_schedule
+from tlw_basicsr.engine.options import check_options
+from tlw_basicsr.tools.add_tlw import add_tlw, describe_changes
+from tlw_basicsr.util.yaml_options import load_yaml
 
 PSNR = """\
 # general settings

@@ -15,12 +15,12 @@ import torch
 from tests.bad_input import base_options, cases, generator_of
 from tests.conftest import ROOT, reset_logger, tiny_options, write_yaml
 from tlw_basicsr import UserError
-from tlw_basicsr.errors import run, short
-from tlw_basicsr.files import load_file
+from tlw_basicsr.engine.options import parse_options
+from tlw_basicsr.engine.pipeline import train_pipeline
+from tlw_basicsr.engine.preflight import check_files
 from tlw_basicsr.losses.distance_loss import LPIPSDistance
-from tlw_basicsr.options import parse_options
-from tlw_basicsr.pipeline import train_pipeline
-from tlw_basicsr.preflight import check_files
+from tlw_basicsr.util.errors import run, short
+from tlw_basicsr.util.files import load_file
 
 CASES = cases()
 EITHER = [case.name for case in CASES if case.must_fail is None]  # either ending is right

@@ -8,11 +8,12 @@ import yaml
 
 from tests.conftest import photograph, plain_options, reset_logger, set_option, tiny_options, write_yaml
 from tlw_basicsr import UserError
-from tlw_basicsr.files import load_file
-from tlw_basicsr.inference import NetworkUpscaler
+from tlw_basicsr.engine.options import check_options, parse_options, read_options
+from tlw_basicsr.engine.preflight import check_files
 from tlw_basicsr.networks import load_network
-from tlw_basicsr.options import check_options, load_yaml, parse_options, read_options
-from tlw_basicsr.preflight import check_files
+from tlw_basicsr.tools.inference import NetworkUpscaler
+from tlw_basicsr.util.files import load_file
+from tlw_basicsr.util.yaml_options import load_yaml
 
 
 def check(tmp_path, opt, is_train=True):

@@ -82,7 +82,7 @@ def test_a_script_is_a_command(monkeypatch, capfd, name):
     ],
 )
 def test_a_module_that_can_be_run_does_the_work(monkeypatch, capfd, name):
-    """``python -m tlw_basicsr.inference`` is ``tlw infer``, and does not end silently."""
+    """``python -m tlw_basicsr.tools.inference`` is ``tlw infer``, and does not end silently."""
     code, out, _ = call(
         monkeypatch,
         capfd,

@@ -15,8 +15,8 @@ from PIL import Image
 from tests.browser import PROGRAM, Browser
 from tests.conftest import photograph, tiny_options, write_yaml
 from tlw_basicsr import SSIMDistance
-from tlw_basicsr.comparison import HR, Shot, data_url, most_different, write_page
-from tlw_basicsr.evaluation import field_row
+from tlw_basicsr.tools.comparison import HR, Shot, data_url, most_different, write_page
+from tlw_basicsr.tools.evaluation import field_row
 
 needs_browser = pytest.mark.skipif(PROGRAM is None, reason="needs Chromium")
 

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from tests.conftest import DATA, ROOT
 from tlw_basicsr import UserError, fixed_sum
-from tlw_basicsr.convert import PUBLISHED, convert_file
-from tlw_basicsr.files import load_file
-from tlw_basicsr.options import load_yaml
+from tlw_basicsr.tools.convert import PUBLISHED, convert_file
+from tlw_basicsr.util.files import load_file
+from tlw_basicsr.util.yaml_options import load_yaml
 
 
 def conv3(cin, cout, bias=True):

@@ -12,7 +12,7 @@ import torch
 
 from tests.conftest import ROOT, tiny_options, write_yaml
 from tests.helpers import log_lines, same
-from tlw_basicsr.files import load_file
+from tlw_basicsr.util.files import load_file
 
 pytestmark = pytest.mark.slow  # each starts processes of its own
 
@@ -246,7 +246,7 @@ WORKER = """
 import os, sys, time, torch, torch.distributed as dist
 import tlw_basicsr, yaml
 from tlw_basicsr.models import build_model
-from tlw_basicsr.distributed import init_distributed
+from tlw_basicsr.engine.distributed import init_distributed
 
 opt = yaml.safe_load(open("options.yml"))
 distributed = sys.argv[1] == "two"

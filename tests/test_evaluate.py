@@ -15,7 +15,7 @@ from basicsr.utils.matlab_functions import imresize as basicsr_imresize
 
 from tests.conftest import ROOT, photograph, write_yaml
 from tlw_basicsr import UserError
-from tlw_basicsr.evaluation import bicubic, evaluate, field_row, means
+from tlw_basicsr.tools.evaluation import bicubic, evaluate, field_row, means
 
 EDSR = {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 4, "num_block": 1, "upscale": 2}
 
@@ -200,7 +200,7 @@ def test_wrong_arguments_are_one_line(gt_folder, tmp_path, program, arguments, m
 
 
 def test_the_folders_to_write_to_are_looked_for_before_measuring(gt_folder, program, monkeypatch):
-    from tlw_basicsr import evaluation
+    from tlw_basicsr.tools import evaluation
 
     monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: pytest.fail("has measured"))
     assert program("--gt", gt_folder, "--scale", 2, "--bicubic", "--csv", "no/x.csv")[0] == 2
@@ -255,8 +255,8 @@ def test_bicubic_rows_are_the_published_ones(benchmark_images, name, scale):
 
 def test_lpips_of_both_networks(gt_folder, monkeypatch):
     """On seeded random weights, which need no download; 8-bit images in the field's protocol."""
-    from tlw_basicsr import evaluation
     from tlw_basicsr.metrics.paper_metrics import lpips
+    from tlw_basicsr.tools import evaluation
 
     compared = []
 

@@ -12,8 +12,9 @@ from safetensors import safe_open
 
 from tests.conftest import as_tensor, photograph
 from tests.helpers import EDSR, SHUFFLED, SWINIR
-from tlw_basicsr import UserError, export
-from tlw_basicsr.files import load_file
+from tlw_basicsr import UserError
+from tlw_basicsr.tools import export
+from tlw_basicsr.util.files import load_file
 
 
 def saved(folder, options):

@@ -18,8 +18,7 @@ from basicsr.models.lr_scheduler import CosineAnnealingRestartLR, MultiStepResta
 from tests.conftest import ROOT
 from tests.helpers import same
 from tlw_basicsr import UserError
-from tlw_basicsr.files import load_file
-from tlw_basicsr.states import (
+from tlw_basicsr.models.states import (
     DamagedState,
     check_state,
     fit_entries,
@@ -29,6 +28,7 @@ from tlw_basicsr.states import (
     to_plain,
     try_state,
 )
+from tlw_basicsr.util.files import load_file
 
 
 def archive_of(data):
@@ -71,7 +71,7 @@ def test_a_small_file_takes_little_memory_and_is_refused(tmp_path, name):
     """In a process whose memory is limited to a gigabyte more than it has with everything imported."""
     (tmp_path / "a.pth").write_bytes(archive_of(bombs()[name]))
     program = (
-        "import resource\nfrom tlw_basicsr.files import load_file\nfrom tlw_basicsr.errors import run\n"
+        "import resource\nfrom tlw_basicsr.util.files import load_file\nfrom tlw_basicsr.util.errors import run\n"
         "size = int(open('/proc/self/statm').read().split()[0]) * 4096\n"
         "resource.setrlimit(resource.RLIMIT_AS, (size + 2**30,) * 2)\n"
         "run(lambda: load_file('a.pth', 'it'))\n"

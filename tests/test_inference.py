@@ -18,8 +18,8 @@ from tests.conftest import as_tensor, photograph, tiny_options, write_yaml
 from tests.helpers import EDSR, SHUFFLED, SWINIR
 from tlw_basicsr import UserError, imresize
 from tlw_basicsr.data.images import read_picture, turn
-from tlw_basicsr.inference import DTYPES, NetworkUpscaler, blend_weights, upscale_picture
 from tlw_basicsr.networks import count_input_channels, get_size_multiple
+from tlw_basicsr.tools.inference import DTYPES, NetworkUpscaler, blend_weights, upscale_picture
 
 
 def network(options):

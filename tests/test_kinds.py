@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 
 import pytest
 
-from tlw_basicsr.errors import UserError
-from tlw_basicsr.kinds import (
+from tlw_basicsr.util.errors import UserError
+from tlw_basicsr.util.kinds import (
     BOOL,
     FRACTION,
     POSITIVE,

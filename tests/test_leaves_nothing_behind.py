@@ -14,7 +14,7 @@ from spandrel import ModelLoader
 from spandrel.architectures.RCAN import RCAN
 
 from tests.conftest import as_tensor, photograph, tiny_options, write_yaml
-from tlw_basicsr.files import load_file
+from tlw_basicsr.util.files import load_file
 
 # spandrel knows RRDBNet with num_grow_ch 32, the published one
 RRDB = {

@@ -5,8 +5,8 @@ import torch
 
 from tests.conftest import plain_options, tiny_options, write_yaml
 from tlw_basicsr import UserError
-from tlw_basicsr.files import load_file
-from tlw_basicsr.options import check_options, read_options
+from tlw_basicsr.engine.options import check_options, read_options
+from tlw_basicsr.util.files import load_file
 
 OPTIMIZERS = [
     {"type": "AdamW", "lr": 1e-3, "weight_decay": 0.01},
@@ -82,7 +82,7 @@ def test_what_can_not_train_is_one_line(photographs, tmp_path, place, value, mes
 def test_an_optimiser_of_the_installed_basicsr_comes_first(monkeypatch):
     from basicsr.models.base_model import BaseModel
 
-    from tlw_basicsr.optimizers import build_optimizer
+    from tlw_basicsr.models.optimizers import build_optimizer
 
     def get_optimizer(self, optim_type, params, lr, **options):
         if optim_type != "Own":

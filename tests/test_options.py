@@ -12,15 +12,16 @@ from hypothesis import strategies as st
 
 from tests.conftest import ROOT, control_options, photograph, plain_options, set_option, tiny_options, write_yaml
 from tlw_basicsr import UserError
-from tlw_basicsr.kinds import describe_parameters
+from tlw_basicsr.engine.options import check_options, parse_options, read_options
+from tlw_basicsr.engine.preflight import check_files
+from tlw_basicsr.engine.schema import TrainOptions
 from tlw_basicsr.losses.tlw_loss import TLWLoss
 from tlw_basicsr.models import build_model
 from tlw_basicsr.models.tlw_model import describe_options
-from tlw_basicsr.option_tables import write_tables
-from tlw_basicsr.options import check_options, force_options, load_yaml, parse_options, read_options
-from tlw_basicsr.preflight import check_files
-from tlw_basicsr.recipes import PRACTICES, list_cells, list_recipes, recipe
-from tlw_basicsr.sections import TrainOptions
+from tlw_basicsr.tools.option_tables import write_tables
+from tlw_basicsr.tools.recipes import PRACTICES, list_cells, list_recipes, recipe
+from tlw_basicsr.util.kinds import describe_parameters
+from tlw_basicsr.util.yaml_options import force_options, load_yaml
 
 YAMLS = sorted((ROOT / "options").rglob("*.yml"))
 

@@ -12,8 +12,8 @@ from PIL import Image
 from tests.conftest import ROOT, as_tensor, control_options, photograph, tiny_options, write_yaml
 from tlw_basicsr import SSIMDistance, TLWWeightNet, UserError, k_schedule
 from tlw_basicsr.networks import load_network
-from tlw_basicsr.options import load_yaml
 from tlw_basicsr.pictures import method_figure, weights_beside
+from tlw_basicsr.util.yaml_options import load_yaml
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import torch
 
 from tests.conftest import control_options, plain_options, tiny_options
 from tests.helpers import GAN
-from tlw_basicsr import files
+from tlw_basicsr.util import files
 
 TRAININGS = {
     "l1": (tiny_options, {}),

@@ -16,7 +16,7 @@ from basicsr.archs import build_network
 from tests.conftest import ROOT, control_options, plain_options, tiny_options, write_yaml
 from tests.helpers import log_lines, same
 from tlw_basicsr import UserError, k_schedule
-from tlw_basicsr.files import load_file
+from tlw_basicsr.util.files import load_file
 
 
 def test_a_training_writes_basicsrs_files_and_logs_tlws_values(photographs, train, tmp_path):
@@ -226,7 +226,7 @@ def test_wandb_is_started_before_tensorboard(photographs, train, tmp_path, monke
 
 
 def test_wandb_that_is_not_installed_is_told_first(photographs, train, tmp_path, monkeypatch):
-    monkeypatch.setattr("tlw_basicsr.preflight.find_spec", lambda name: None)
+    monkeypatch.setattr("tlw_basicsr.engine.preflight.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"^logger\.wandb\.project: wandb is not installed"):
         train(with_wandb(photographs))
     assert not (tmp_path / "experiments").exists()

@@ -12,7 +12,8 @@ import yaml
 from tests.conftest import ROOT, control_options, plain_options, tiny_options
 from tests.helpers import GAN
 from tlw_basicsr import __version__, cli
-from tlw_basicsr.options import check_options, load_yaml
+from tlw_basicsr.engine.options import check_options
+from tlw_basicsr.util.yaml_options import load_yaml
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXTS = {str(page.relative_to(ROOT)): page.read_text("utf-8") for page in PAGES}

@@ -17,10 +17,11 @@ import torch
 
 from tests.conftest import ROOT, plain_options, reset_logger, tiny_options, write_yaml
 from tests.helpers import log_lines, log_text, quick, same, start, wait_for
-from tlw_basicsr import UserError, files
-from tlw_basicsr.files import load_file, save_file
-from tlw_basicsr.options import parse_options
-from tlw_basicsr.states import compare_options, find_state, prune, strip_options
+from tlw_basicsr import UserError
+from tlw_basicsr.engine.options import parse_options
+from tlw_basicsr.models.states import compare_options, find_state, prune, strip_options
+from tlw_basicsr.util import files
+from tlw_basicsr.util.files import load_file, save_file
 
 
 def truncate(path):
@@ -79,7 +80,7 @@ def finished(photographs, tmp_path_factory):
     """The files of a finished training, to be damaged in copies."""
     import shutil
 
-    from tlw_basicsr.pipeline import train_pipeline
+    from tlw_basicsr.engine.pipeline import train_pipeline
 
     root = tmp_path_factory.mktemp("finished")
     train_pipeline(str(root), ["-opt", str(write_yaml(root, quick(photographs)))])
@@ -348,7 +349,7 @@ def test_a_signal_in_the_last_validation_lets_it_end(photographs, tmp_path):
 
 def test_a_second_signal_ends_at_once():
     script = (
-        "import signal, sys, time\nfrom tlw_basicsr.signals import StopSignals\n"
+        "import signal, sys, time\nfrom tlw_basicsr.util.signals import StopSignals\n"
         "with StopSignals() as stop:\n    print('ready', flush=True)\n    time.sleep(0)\n"
         "    while not stop.agreed(): time.sleep(0.01)\n    print(stop.received, flush=True)\n    time.sleep(60)\n"
     )
@@ -368,7 +369,7 @@ def test_a_program_ends_while_something_still_holds_a_data_loaders_worker(photog
     changes = {"dataroot_gt": str(tmp_path / "photos"), "num_worker_per_gpu": 2}
     write_yaml(tmp_path, tiny_options(photographs, **{f"datasets__train__{k}": v for k, v in changes.items()}))
     script = (
-        "import multiprocessing\nfrom tlw_basicsr.pipeline import train_pipeline\n"
+        "import multiprocessing\nfrom tlw_basicsr.engine.pipeline import train_pipeline\n"
         f"try: train_pipeline({str(tmp_path)!r}, ['-opt', 'options.yml'])\n"
         "except Exception as e: held = e\n"
         "print(len(multiprocessing.active_children()), held)\n"
@@ -439,7 +440,7 @@ def test_a_full_disk_ends_the_training_in_one_line_and_damages_nothing(photograp
     opt = quick(photographs, train__total_iter=100)
     write_yaml(tmp_path, opt)
     script = (
-        "import resource, signal, sys\nfrom tlw_basicsr.errors import run\nfrom tlw_basicsr import files, pipeline, states\n"
+        "import resource, signal, sys\nfrom tlw_basicsr.util.errors import run\nfrom tlw_basicsr.util import files\nfrom tlw_basicsr.engine import pipeline\nfrom tlw_basicsr.models import states\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nsave, calls = files.save_file, []\n"
         "import tlw_basicsr.models.training as training\n"
         "def limited(content, path):\n    calls.append(path)\n"
@@ -478,7 +479,7 @@ def test_no_space_leaves_the_earlier_file(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a folder that not even root can write to")
 def test_a_folder_that_cant_be_written_to_is_one_line(photographs, tmp_path):
-    from tlw_basicsr.pipeline import train_pipeline
+    from tlw_basicsr.engine.pipeline import train_pipeline
 
     with pytest.raises(UserError, match=r"/proc/.* can't be read or written \(") as error:
         train_pipeline("/proc", ["-opt", str(write_yaml(tmp_path, quick(photographs)))])

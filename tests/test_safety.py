@@ -19,11 +19,11 @@ from tests.conftest import ROOT, tiny_options, write_yaml
 from tests.helpers import log_text, quick, start, wait_for
 from tlw_basicsr import UserError
 from tlw_basicsr.data.images import image_size, read_picture
-from tlw_basicsr.errors import clean
-from tlw_basicsr.files import hold_lock, load_file, open_regular, temporary_name
-from tlw_basicsr.inference import check_memory
-from tlw_basicsr.options import read_options
-from tlw_basicsr.states import take_gradients
+from tlw_basicsr.engine.options import read_options
+from tlw_basicsr.models.states import take_gradients
+from tlw_basicsr.tools.inference import check_memory
+from tlw_basicsr.util.errors import clean
+from tlw_basicsr.util.files import hold_lock, load_file, open_regular, temporary_name
 
 ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
@@ -60,7 +60,7 @@ def test_where_there_are_no_locks_it_is_a_warning(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr("tlw_basicsr.files.fcntl.flock", fail)
+    monkeypatch.setattr("tlw_basicsr.util.files.fcntl.flock", fail)
     told = []
     with hold_lock(tmp_path / "x.lock", "it", told.append) as held:
         assert held == () and told == [
@@ -270,7 +270,7 @@ def test_tensorboards_full_disk_names_its_folder_without_a_traceback(photographs
     """Its thread meets it; the next value that is written tells."""
     write_yaml(tmp_path, quick(photographs, logger__use_tb_logger=True, train__total_iter=60, logger__print_freq=1))
     script = (
-        "import errno, os\nfrom tlw_basicsr.errors import run\nfrom tlw_basicsr import pipeline\n"
+        "import errno, os\nfrom tlw_basicsr.util.errors import run\nfrom tlw_basicsr.engine import pipeline\n"
         "begin = pipeline.init_tb_logger\ndef fail(_): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))\n"
         "def full(**more):\n    writer = begin(**more)\n"
         "    writer.file_writer.event_writer._async_writer._worker._record_writer.write = fail\n    return writer\n"

@@ -20,8 +20,8 @@ from tests.conftest import ROOT, photograph
 from tests.helpers import same
 from tlw_basicsr import UserError
 from tlw_basicsr.commands.tables import choose_cells, parse
-from tlw_basicsr.files import load_file
-from tlw_basicsr.tables import Cell, Run, Variant, cell_options, first_difference, latex, markdown, table_rows
+from tlw_basicsr.tools.tables import Cell, Run, Variant, cell_options, first_difference, latex, markdown, table_rows
+from tlw_basicsr.util.files import load_file
 
 FORCED = [
     *("network_g:num_feat=4", "network_g:num_block=1", "network_w:num_feat=4"),
@@ -320,7 +320,7 @@ def test_first_difference():
 def test_a_damaged_record_is_named(folders, photographs):
     (folders / "out/cells").mkdir(parents=True)
     (folders / "out/cells/EDSR_L1_x4_seed0.json").write_text("{")
-    from tlw_basicsr.tables import is_trained
+    from tlw_basicsr.tools.tables import is_trained
 
     run = Run(folders / "out", folders / "data", sets=["Set5"])
     with pytest.raises(UserError, match=r"EDSR_L1_x4_seed0.json: damaged; delete it"):

@@ -29,7 +29,7 @@ from tlw_basicsr import (
     weight_criterion_loss,
     weighted_pixel_loss,
 )
-from tlw_basicsr.tlw import PRESETS
+from tlw_basicsr.core.tlw import PRESETS
 
 WITHOUT_EFFECT = ("conv.0.bias", "conv.3.bias", "conv.6.bias")  # a batch norm follows: their gradients are rounding
 

@@ -9,7 +9,7 @@ from torch import nn
 from tests.conftest import photograph, plain_options, tiny_options
 from tests.helpers import write, write_lmdb
 from tlw_basicsr import UserError
-from tlw_basicsr.validation import calculate_metric, names_of_sets
+from tlw_basicsr.models.validation import calculate_metric, names_of_sets
 
 PSNR = {"type": "calculate_psnr", "crop_border": 2, "test_y_channel": True}
 SSIM = {"type": "calculate_ssim", "crop_border": 4, "test_y_channel": True}
@@ -236,7 +236,7 @@ def test_files_of_images_of_one_name(photographs, train, tmp_path):
 
 def test_files_of_the_keys_of_an_lmdb_in_a_test(photographs, tmp_path, monkeypatch):
     from tests.conftest import write_yaml
-    from tlw_basicsr.pipeline import test_pipeline as run_test
+    from tlw_basicsr.engine.pipeline import test_pipeline as run_test
 
     keys = ["DSC.0", "DSC.1", "000/x", "001/x"]
     root = write_lmdb(tmp_path / "lq.lmdb", keys, 24)
@@ -250,7 +250,7 @@ def test_files_of_the_keys_of_an_lmdb_in_a_test(photographs, tmp_path, monkeypat
 
 def test_a_test_set_that_is_not_there_is_left_out_and_named(photographs, tmp_path, monkeypatch):
     from tests.conftest import write_yaml
-    from tlw_basicsr.pipeline import test_pipeline as run_test
+    from tlw_basicsr.engine.pipeline import test_pipeline as run_test
 
     there = {"type": "BicubicSRDataset", "dataroot_gt": str(photographs), "io_backend": {"type": "disk"}}
     gone = there | {"name": "gone", "dataroot_gt": str(tmp_path / "gone")}

@@ -14,8 +14,8 @@ from tlw_basicsr.archs.sr_archs import TLWHAT, TLWRCAN, TLWVDSR, UncertaintyHead
 from tlw_basicsr.archs.tlw_weight_net_arch import TLWWeightNet
 from tlw_basicsr.data.bicubic import imresize
 from tlw_basicsr.data.bicubic_sr_dataset import BicubicSRDataset
-from tlw_basicsr.errors import UserError
-from tlw_basicsr.functional import (
+from tlw_basicsr.util.errors import UserError
+from tlw_basicsr.core.functional import (
     DistanceTo,
     error_weights,
     fixed_sum,
@@ -34,11 +34,10 @@ from tlw_basicsr.losses.uncertainty_loss import UncertaintyLoss
 from tlw_basicsr.metrics import paper_metrics  # noqa: F401  registers the metrics
 from tlw_basicsr.models.tlw_model import TLWMixin, TLWModel, with_tlw
 from tlw_basicsr.models.uncertainty_model import UncertaintyModel
-from tlw_basicsr.tlw import TLW
+from tlw_basicsr.core.tlw import TLW
+from tlw_basicsr.version import __version__
 
 compat.replace_functions()
-
-__version__ = "0.2.0"
 
 __all__ = [
     "TLW",
@@ -58,6 +57,7 @@ __all__ = [
     "UncertaintyLoss",
     "UncertaintyModel",
     "UserError",
+    "__version__",
     "compat",
     "error_weights",
     "fixed_sum",

@@ -1,13 +1,12 @@
 """``tlw``, also ``python -m tlw_basicsr``: the programs of this package as one command."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
 
-from tlw_basicsr import __version__
-from tlw_basicsr.errors import UserError, run
+from tlw_basicsr.util.errors import UserError, run
+from tlw_basicsr.version import __version__
 
 COMMANDS = {  # name: (module with the main function, what it does)
     "quickstart": ("tlw_basicsr.commands.quickstart", "train a small network with L1 and with TLW, and compare them"),
@@ -34,13 +33,6 @@ tlw COMMAND --help shows the arguments of a command and an example. To begin:
   tlw quickstart"""
 
 
-def parser_of(name: str, text: str | None) -> argparse.ArgumentParser:
-    """The parser of ``tlw NAME``, with a text that keeps its lines."""
-    return argparse.ArgumentParser(
-        prog=f"tlw {name}", description=text, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command that the arguments name."""
     name, *rest = [*(sys.argv[1:] if argv is None else argv)] or ["--help"]
@@ -54,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run_command(name: str, argv: Sequence[str] | None = None) -> None:
-    """Run one command with its own arguments, ``sys.argv[1:]`` if None; see :func:`tlw_basicsr.errors.run`."""
+    """Run one command with its own arguments, ``sys.argv[1:]`` if None; see :func:`tlw_basicsr.util.errors.run`."""
 
     def execute() -> None:
         if name not in COMMANDS:

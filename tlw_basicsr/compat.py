@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from tlw_basicsr.errors import UserError, first_line
+from tlw_basicsr.util.errors import UserError, first_line
 
 # What BasicSR imports of other libraries, and where these have it now: torchvision since 0.17, SciPy.
 MOVED_OUTSIDE = {
@@ -38,7 +38,7 @@ MOVED_INSIDE = [
 REPLACED = {
     "basicsr.utils.img_util.imwrite": "tlw_basicsr.data.images.imwrite",  # files whole or not at all
     "basicsr.utils.img_process_util.filter2D": "tlw_basicsr.compat.filter2D",  # today's torch pads to other strides
-    "basicsr.metrics.calculate_metric": "tlw_basicsr.validation.calculate_metric",  # NaN told; both names of an image
+    "basicsr.metrics.calculate_metric": "tlw_basicsr.models.validation.calculate_metric",  # refuses NaN
     # one rule for images, names and pairs, see tlw_basicsr.data.listing
     "basicsr.data.data_util.paired_paths_from_folder": "tlw_basicsr.data.listing.paired_paths_from_folder",
     "basicsr.data.data_util.paired_paths_from_lmdb": "tlw_basicsr.data.listing.paired_paths_from_lmdb",

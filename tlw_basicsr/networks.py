@@ -1,7 +1,6 @@
 """Networks: built from their options, loaded from files, and what they take."""
 
 import inspect
-from argparse import ArgumentParser, Namespace
 from contextlib import suppress
 from math import lcm
 from pathlib import Path
@@ -11,10 +10,10 @@ import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 
-from tlw_basicsr.errors import UserError, expanded, first_line, short
-from tlw_basicsr.files import load_file
-from tlw_basicsr.kinds import DICT, STR, Options
-from tlw_basicsr.parts import check_arguments, find_doubts, keep_arguments, lookup
+from tlw_basicsr.registry import check_arguments, find_doubts, keep_arguments, lookup
+from tlw_basicsr.util.errors import UserError, first_line, short
+from tlw_basicsr.util.files import load_file
+from tlw_basicsr.util.kinds import DICT, Options
 
 
 def build_network(opt: Options, key: str, device: str = "meta") -> nn.Module:
@@ -207,65 +206,6 @@ def count_input_channels(options: dict[str, Any]) -> int:
     """Channels of the images that a network of these options takes."""
     options = fill_defaults(options)
     return options.get("num_in_ch") or options.get("in_chans") or 3
-
-
-# ------------------------------------------------------------------------------------------------- arguments
-
-
-def add_network_arguments(parser: ArgumentParser) -> None:
-    """The arguments that name an SR network and its checkpoint."""
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--opt", metavar="YAML", help="training or test YAML with the network's options (network_g)")
-    source.add_argument("--network", metavar="OPTIONS", help="or the options, such as '{type: EDSR, num_in_ch: 3, …}'")
-    parser.add_argument(
-        "--checkpoint",
-        metavar="PTH",
-        help="default: the YAML's path.pretrain_network_g, else experiments/NAME/models/net_g_latest.pth",
-    )
-    parser.add_argument(
-        "--param_key",
-        default="params_ema",
-        help="entry of the checkpoint; default params_ema, or params where there is no such; of no concern for a file "
-        "that is a state dict, such as safetensors",
-    )
-    add_plugins_argument(parser)
-
-
-def add_plugins_argument(parser: ArgumentParser) -> None:
-    """The argument that lets a YAML run code."""
-    parser.add_argument("--allow-plugins", action="store_true", help="import the plugins, code, that the YAML names")
-
-
-def load_sr_network(args: Namespace) -> tuple[nn.Module, Options]:
-    """The SR network that the arguments name, in eval mode on the CPU, and its options.
-
-    Raises:
-        UserError: the YAML, the options or the checkpoint are wrong, or no checkpoint is named.
-    """
-    from tlw_basicsr.options import load_yaml, read_options
-
-    if args.network is not None:
-        opt = {"network_g": load_yaml(args.network, "--network")}
-    else:
-        opt = read_options(args.opt, allow_plugins=args.allow_plugins)
-    path = args.checkpoint or find_checkpoint(opt, "g")
-    return load_network(opt.get("network_g"), path, args.param_key), opt["network_g"]
-
-
-def find_checkpoint(opt: Options, label: str) -> Path:
-    """The checkpoint that a YAML names for ``network_{label}``, else the newest of its training in this folder.
-
-    Raises:
-        UserError: there is none.
-    """
-    key = f"pretrain_network_{label}"
-    named = get_section(opt, "path").get(key)
-    if named is not None and not STR.accepts(named):
-        raise UserError(f"path.{key}: expected the path of a checkpoint, or ~, got {short(named)}")
-    path = Path("experiments", str(opt.get("name")), "models", f"net_{label}_latest.pth")
-    if not named and not path.is_file():
-        raise UserError(f"--checkpoint: missing; the options name no path.{key}, and {path} does not exist")
-    return expanded(named, f"path.{key}") if named else path
 
 
 def get_section(opt: Options, key: str, where: str = "") -> Options:

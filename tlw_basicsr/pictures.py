@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tlw_basicsr.errors import UserError
-from tlw_basicsr.functional import Distance, at_least_fp32, fix_reference, fixed_sum, mix, sample_weights
-from tlw_basicsr.tlw import NEARLY_CONSTANT
+from tlw_basicsr.core.functional import Distance, at_least_fp32, fix_reference, fixed_sum, mix, sample_weights
+from tlw_basicsr.core.tlw import NEARLY_CONSTANT
+from tlw_basicsr.util.errors import UserError
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -310,9 +310,3 @@ def spread_figure(
     for axis in axes.ravel()[len(panels) :]:
         axis.set_visible(False)
     save(figure, path)
-
-
-if __name__ == "__main__":
-    from tlw_basicsr.cli import run_command
-
-    run_command("weights")

@@ -10,8 +10,8 @@ from pathlib import Path
 if not __package__:  # run as a file: make the package importable, and its modules not top-level ones
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from tlw_basicsr.errors import run
-from tlw_basicsr.pipeline import test_pipeline
+from tlw_basicsr.engine.pipeline import test_pipeline
+from tlw_basicsr.util.errors import run
 
 
 def main(argv: Sequence[str] | None = None) -> None:

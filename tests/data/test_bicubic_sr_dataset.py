@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 from tests.conftest import photograph
 from tlw_basicsr import UserError, imresize
 from tlw_basicsr.data.bicubic_sr_dataset import lq_of_crop
-from tlw_basicsr.data.prepare import prepare
-from tlw_basicsr.evaluation import bicubic, field_metrics
+from tlw_basicsr.tools.evaluation import bicubic, field_metrics
+from tlw_basicsr.tools.prepare import prepare
 
 
 def options(folder, phase="train", **more):

@@ -14,9 +14,9 @@ from tests.conftest import photograph
 from tlw_basicsr import UserError, compat
 from tlw_basicsr.data import images
 from tlw_basicsr.data.images import image_size, read_8bit, read_picture
-from tlw_basicsr.data.prepare import prepare
-from tlw_basicsr.evaluation import bicubic, evaluate
-from tlw_basicsr.preflight import check_images
+from tlw_basicsr.engine.preflight import check_images
+from tlw_basicsr.tools.evaluation import bicubic, evaluate
+from tlw_basicsr.tools.prepare import prepare
 
 KINDS = ["PNG", "late PNG", "TIFF", "JPEG", "WEBP", "AVIF", "JPEG2000"]
 HEIGHT, WIDTH = 64, 96

@@ -11,7 +11,7 @@ from tests.helpers import write, write_lmdb
 from tlw_basicsr import UserError
 from tlw_basicsr.data.listing import list_images, name_images, pair_names, read_names
 from tlw_basicsr.data.resumable import CheckedDataset
-from tlw_basicsr.preflight import check_images
+from tlw_basicsr.engine.preflight import check_images
 
 
 def paired(gt, lq, **options):

@@ -17,8 +17,8 @@ from tlw_basicsr import UserError, imresize
 from tlw_basicsr.data import prepare as module
 from tlw_basicsr.data.images import write_image
 from tlw_basicsr.data.listing import list_images
-from tlw_basicsr.data.prepare import check_folder, prepare
 from tlw_basicsr.data.tiles import tile_starts
+from tlw_basicsr.tools.prepare import check_folder, prepare
 
 
 @given(st.integers(1, 500), st.integers(1, 100), st.integers(0, 100))

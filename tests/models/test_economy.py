@@ -5,7 +5,7 @@ import torch
 
 from tests.conftest import tiny_options
 from tests.helpers import EVERY_BASE, GAN, built, same
-from tlw_basicsr.files import load_file
+from tlw_basicsr.util.files import load_file
 
 TLW = {"preset": "economy", "weight_interval": 3, "weight_batch": 1, "weight_crop": 16, "k_unit": "iter"}
 ECONOMY = {"network_w": ..., "train__optim_w": ..., "train__tlw": TLW}

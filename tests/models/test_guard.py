@@ -9,9 +9,9 @@ import torch
 from tests.conftest import tiny_options
 from tests.helpers import EVERY_BASE, GAN, batch, built, log_lines, same
 from tlw_basicsr import SSIMDistance, UserError
-from tlw_basicsr.files import load_file
 from tlw_basicsr.models import guard, training
 from tlw_basicsr.models.guard import Snapshot
+from tlw_basicsr.util.files import load_file
 
 
 def everything(model):

@@ -108,7 +108,7 @@ def test_without_amp_there_is_no_autocast():
 
 def test_a_run_with_amp_resumes_with_its_scale(photographs, train, tmp_path):
     from tests.helpers import same
-    from tlw_basicsr.files import load_file
+    from tlw_basicsr.util.files import load_file
 
     changes = {"train__use_amp": "fp16", "logger__save_checkpoint_freq": 4}
     whole = train(tiny_options(photographs, **changes), root=tmp_path / "whole")
@@ -123,7 +123,7 @@ def test_a_run_with_amp_resumes_with_its_scale(photographs, train, tmp_path):
 def test_compiled_networks_train_and_save_ordinary_files(photographs, train):
     from torch._dynamo.utils import counters
 
-    from tlw_basicsr.files import load_file
+    from tlw_basicsr.util.files import load_file
 
     counters.clear()
     opt = tiny_options(photographs, train__use_compile=True, train__total_iter=12, datasets__val=..., val=...)

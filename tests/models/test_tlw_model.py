@@ -9,10 +9,10 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from tests.conftest import control_options, tiny_options
 from tests.helpers import batch, built
 from tlw_basicsr import TLWMixin, TLWModel, UserError, error_weights, weighted_pixel_loss, with_tlw
-from tlw_basicsr.files import load_file
 from tlw_basicsr.models import tlw_model
+from tlw_basicsr.models.states import get_random_state, set_random_state
 from tlw_basicsr.models.training import TrainingMixin
-from tlw_basicsr.states import get_random_state, set_random_state
+from tlw_basicsr.util.files import load_file
 
 
 def parameters(net):

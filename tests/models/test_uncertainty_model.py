@@ -9,8 +9,8 @@ import torch
 from tests.conftest import plain_options, tiny_options
 from tests.helpers import log_lines, same
 from tlw_basicsr import UserError
-from tlw_basicsr.files import load_file
-from tlw_basicsr.functional import uncertainty_driven_loss, uncertainty_loss
+from tlw_basicsr.core.functional import uncertainty_driven_loss, uncertainty_loss
+from tlw_basicsr.util.files import load_file
 
 NETWORKS = {
     "EDSR": {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 1, "upscale": 2},

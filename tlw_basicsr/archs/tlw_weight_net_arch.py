@@ -5,7 +5,7 @@ from typing import Any, Literal, cast
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Generator, Tensor, cat, nn
 
-from tlw_basicsr.functional import at_least_fp32, fixed_sum, relative_error
+from tlw_basicsr.core.functional import at_least_fp32, fixed_sum, relative_error
 
 PRIOR_FLOOR = 0.003  # keeps the logit of the smallest and the largest error finite
 

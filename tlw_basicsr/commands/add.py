@@ -8,10 +8,10 @@ told.
 from collections.abc import Sequence
 from pathlib import Path
 
-from tlw_basicsr.add_tlw import add_tlw, describe_changes
-from tlw_basicsr.cli import parser_of
-from tlw_basicsr.errors import UserError
-from tlw_basicsr.files import write_text
+from tlw_basicsr.commands import parser_of
+from tlw_basicsr.tools.add_tlw import add_tlw, describe_changes
+from tlw_basicsr.util.errors import UserError
+from tlw_basicsr.util.files import write_text
 
 
 def main(argv: Sequence[str] | None = None) -> None:

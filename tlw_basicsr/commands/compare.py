@@ -16,18 +16,20 @@ from pathlib import Path
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor
 
-from tlw_basicsr.cli import parser_of
+from tlw_basicsr.commands import parser_of
 from tlw_basicsr.commands.weights import iterations_of, k_of
-from tlw_basicsr.comparison import HR, Result, shoot, write_page
-from tlw_basicsr.errors import UserError
-from tlw_basicsr.evaluation import bicubic
-from tlw_basicsr.functional import Distance
-from tlw_basicsr.inference import NetworkUpscaler
-from tlw_basicsr.kinds import Options
+from tlw_basicsr.core.functional import Distance
+from tlw_basicsr.engine.options import read_options
 from tlw_basicsr.models.tlw_model import complete_economy
-from tlw_basicsr.networks import find_checkpoint, find_device, load_network
-from tlw_basicsr.options import load_yaml, read_options
-from tlw_basicsr.parts import check_arguments, lookup
+from tlw_basicsr.networks import find_device, load_network
+from tlw_basicsr.registry import check_arguments, lookup
+from tlw_basicsr.tools.comparison import HR, Result, shoot, write_page
+from tlw_basicsr.tools.evaluation import bicubic
+from tlw_basicsr.tools.experiment import find_checkpoint
+from tlw_basicsr.tools.inference import NetworkUpscaler
+from tlw_basicsr.util.errors import UserError
+from tlw_basicsr.util.kinds import Options
+from tlw_basicsr.util.yaml_options import load_yaml
 
 
 def find_weights(opt: Options, models: Path) -> Callable[[Tensor, Tensor], Tensor] | None:

@@ -9,9 +9,9 @@ writes EDSR_L1TLW_x4.pth as {'params': …} and EDSR_L1TLW_x4.yml with the netwo
 from collections.abc import Sequence
 from pathlib import Path
 
-from tlw_basicsr.cli import parser_of
-from tlw_basicsr.convert import PUBLISHED, convert_file
-from tlw_basicsr.errors import UserError
+from tlw_basicsr.commands import parser_of
+from tlw_basicsr.tools.convert import PUBLISHED, convert_file
+from tlw_basicsr.util.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> None:

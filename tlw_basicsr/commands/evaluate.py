@@ -10,12 +10,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tlw_basicsr.cli import parser_of
-from tlw_basicsr.errors import UserError
-from tlw_basicsr.evaluation import PROTOCOLS, Upscaler, bicubic, csv_text, evaluate, json_text, means
-from tlw_basicsr.files import write_text
-from tlw_basicsr.inference import upscaler_of
-from tlw_basicsr.networks import add_plugins_argument
+from tlw_basicsr.commands import add_plugins_argument, parser_of
+from tlw_basicsr.tools.evaluation import PROTOCOLS, Upscaler, bicubic, csv_text, evaluate, json_text, means
+from tlw_basicsr.tools.inference import upscaler_of
+from tlw_basicsr.util.errors import UserError
+from tlw_basicsr.util.files import write_text
 
 
 def upscalers(args: argparse.Namespace, protocols: list[str]) -> dict[str, Upscaler]:

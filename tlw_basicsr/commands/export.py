@@ -8,10 +8,10 @@ Both say in their metadata what the network is. Needed for it: pip install '.[ex
 from collections.abc import Sequence
 from pathlib import Path
 
-from tlw_basicsr.cli import parser_of
-from tlw_basicsr.errors import UserError
-from tlw_basicsr.export import NEEDED, check_installed, export_onnx, export_safetensors
-from tlw_basicsr.networks import add_network_arguments, load_sr_network
+from tlw_basicsr.commands import add_network_arguments, parser_of
+from tlw_basicsr.tools.experiment import load_sr_network
+from tlw_basicsr.tools.export import NEEDED, check_installed, export_onnx, export_safetensors
+from tlw_basicsr.util.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> None:

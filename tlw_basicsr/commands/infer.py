@@ -17,12 +17,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from tlw_basicsr.cli import parser_of
+from tlw_basicsr.commands import add_network_arguments, parser_of
 from tlw_basicsr.data.images import COMPRESSION, SUFFIXES, read_picture, write_image
 from tlw_basicsr.data.listing import name_images
-from tlw_basicsr.errors import UserError, clean, first_line, reason_of
-from tlw_basicsr.inference import DTYPES, NetworkUpscaler, check_memory, upscale_picture
-from tlw_basicsr.networks import add_network_arguments, find_device, load_sr_network
+from tlw_basicsr.networks import find_device
+from tlw_basicsr.tools.experiment import load_sr_network
+from tlw_basicsr.tools.inference import DTYPES, NetworkUpscaler, check_memory, upscale_picture
+from tlw_basicsr.util.errors import UserError, clean, first_line, reason_of
 
 TILE = 512  # LR pixels
 

@@ -10,8 +10,8 @@ Change its name and its paths; every option is explained in docs/options.md.
 
 from collections.abc import Sequence
 
-from tlw_basicsr.cli import parser_of
-from tlw_basicsr.recipes import list_recipes, recipe
+from tlw_basicsr.commands import parser_of
+from tlw_basicsr.tools.recipes import list_recipes, recipe
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -12,9 +12,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tlw_basicsr.cli import parser_of
-from tlw_basicsr.data.prepare import check_folder, prepare
-from tlw_basicsr.errors import UserError
+from tlw_basicsr.commands import parser_of
+from tlw_basicsr.tools.prepare import check_folder, prepare
+from tlw_basicsr.util.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> None:

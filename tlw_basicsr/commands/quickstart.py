@@ -15,15 +15,15 @@ import cv2
 import skimage.data
 from skimage.color import gray2rgb
 
-from tlw_basicsr.cli import parser_of
+from tlw_basicsr.commands import parser_of
+from tlw_basicsr.core.functional import k_schedule
 from tlw_basicsr.data.bicubic_sr_dataset import BicubicSRDataset
-from tlw_basicsr.evaluation import bicubic, field_metrics
-from tlw_basicsr.functional import k_schedule
 from tlw_basicsr.models.tlw_model import complete_economy
 from tlw_basicsr.networks import load_network
-from tlw_basicsr.options import force_options, load_yaml
 from tlw_basicsr.pictures import weights_figure
-from tlw_basicsr.recipes import recipe
+from tlw_basicsr.tools.evaluation import bicubic, field_metrics
+from tlw_basicsr.tools.recipes import recipe
+from tlw_basicsr.util.yaml_options import force_options, load_yaml
 
 TRAIN = ("brick", "camera", "coffee", "coins", "grass", "gravel", "moon", "rocket", "stereo_motorcycle")
 HELD_OUT = ("astronaut", "chelsea")

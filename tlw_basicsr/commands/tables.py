@@ -26,15 +26,14 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from tlw_basicsr.cli import parser_of
+from tlw_basicsr.commands import parser_of
 from tlw_basicsr.commands.compare import build_distance, find_weights
-from tlw_basicsr.comparison import Result, shoot, write_page
-from tlw_basicsr.errors import UserError
-from tlw_basicsr.evaluation import bicubic
-from tlw_basicsr.inference import upscaler_of
-from tlw_basicsr.options import load_yaml, read_options
-from tlw_basicsr.recipes import list_cells
-from tlw_basicsr.tables import (
+from tlw_basicsr.engine.options import read_options
+from tlw_basicsr.tools.comparison import Result, shoot, write_page
+from tlw_basicsr.tools.evaluation import bicubic
+from tlw_basicsr.tools.inference import upscaler_of
+from tlw_basicsr.tools.recipes import list_cells
+from tlw_basicsr.tools.tables import (
     TEST_SETS,
     Cell,
     Run,
@@ -49,6 +48,8 @@ from tlw_basicsr.tables import (
     train,
     write_tables,
 )
+from tlw_basicsr.util.errors import UserError
+from tlw_basicsr.util.yaml_options import load_yaml
 
 NETWORKS = ("EDSR", "VDSR", "RCAN", "HAT")  # the paper's; RRDB can be named
 PAPER_LOSSES = ("L1", "MSE", "L1TLW", "MSETLW", "L1Uncertainty")

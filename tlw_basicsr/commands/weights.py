@@ -19,19 +19,20 @@ from basicsr.utils import FileClient, img2tensor
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor
 
-from tlw_basicsr.cli import parser_of
+from tlw_basicsr.commands import parser_of
+from tlw_basicsr.core.functional import k_schedule
 from tlw_basicsr.data.bicubic_sr_dataset import lq_of_crop
 from tlw_basicsr.data.images import read_image
-from tlw_basicsr.errors import UserError, short
-from tlw_basicsr.files import load_file
-from tlw_basicsr.functional import k_schedule
-from tlw_basicsr.inference import NetworkUpscaler
-from tlw_basicsr.kinds import FRACTION, Options, check_section
+from tlw_basicsr.engine.options import TLW, read_options
 from tlw_basicsr.models.tlw_model import complete_economy, split_options
 from tlw_basicsr.networks import get_section, load_network
-from tlw_basicsr.options import TLW, load_yaml, read_options
-from tlw_basicsr.parts import check_arguments, lookup
 from tlw_basicsr.pictures import ALL, Frame, method_figure, strip_figure
+from tlw_basicsr.registry import check_arguments, lookup
+from tlw_basicsr.tools.inference import NetworkUpscaler
+from tlw_basicsr.util.errors import UserError, short
+from tlw_basicsr.util.files import load_file
+from tlw_basicsr.util.kinds import FRACTION, Options, check_section
+from tlw_basicsr.util.yaml_options import load_yaml
 
 
 def options_of(args: argparse.Namespace) -> Options:

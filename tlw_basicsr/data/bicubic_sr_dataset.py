@@ -12,7 +12,7 @@ from torch.utils import data
 from tlw_basicsr.data.bicubic import KERNEL_WIDTH, imresize, to_8_bits
 from tlw_basicsr.data.images import read_image
 from tlw_basicsr.data.listing import ImageEntry, list_images
-from tlw_basicsr.errors import UserError
+from tlw_basicsr.util.errors import UserError
 
 
 def lq_of_crop(gt: np.ndarray, top: int, left: int, height: int, width: int, scale: int, quantize: bool) -> np.ndarray:

@@ -16,8 +16,8 @@ from basicsr.utils import FileClient, imfrombytes
 from PIL import ExifTags, Image
 from torch import Tensor
 
-from tlw_basicsr.errors import UserError
-from tlw_basicsr.files import open_regular, read_bytes, whole_file
+from tlw_basicsr.util.errors import UserError
+from tlw_basicsr.util.files import open_regular, read_bytes, whole_file
 
 # what OpenCV reads; which of the rarer ones depends on its build
 SUFFIXES = tuple(

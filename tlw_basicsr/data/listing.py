@@ -19,7 +19,7 @@ import lmdb
 from basicsr.utils import scandir as basicsr_scandir
 
 from tlw_basicsr.data.images import SUFFIXES, image_size
-from tlw_basicsr.errors import UserError, expanded, short
+from tlw_basicsr.util.errors import UserError, expanded, short
 
 # a name of a list ends before the size that follows it, else at the first suffix of an image, else at the first space
 NAME = [

@@ -17,8 +17,8 @@ from basicsr.data.data_sampler import EnlargedSampler
 from torch.utils.data import Dataset
 
 from tlw_basicsr.data.listing import mend_paths
-from tlw_basicsr.errors import UserError, first_line
-from tlw_basicsr.parts import OTHER, find_origin
+from tlw_basicsr.registry import OTHER, find_origin
+from tlw_basicsr.util.errors import UserError, first_line
 
 
 class Draw(NamedTuple):

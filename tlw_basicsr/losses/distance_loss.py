@@ -18,10 +18,10 @@ from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 from torchvision import models as tv
 
-from tlw_basicsr.errors import UserError, expanded, first_line
-from tlw_basicsr.files import load_file
-from tlw_basicsr.functional import DistanceTo, at_least_fp32
+from tlw_basicsr.core.functional import DistanceTo, at_least_fp32
 from tlw_basicsr.networks import check_values
+from tlw_basicsr.util.errors import UserError, expanded, first_line
+from tlw_basicsr.util.files import load_file
 
 TRUNK_WEIGHTS = {
     "vgg": tv.VGG16_Weights.IMAGENET1K_V1,

@@ -5,8 +5,8 @@ from typing import Any, Literal, cast
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 
-from tlw_basicsr.errors import UserError, short
-from tlw_basicsr.tlw import TLW, Base, LossWeight, NumSamples, Stochastic, Weights
+from tlw_basicsr.core.tlw import TLW, Base, LossWeight, NumSamples, Stochastic, Weights
+from tlw_basicsr.util.errors import UserError, short
 
 
 @LOSS_REGISTRY.register()

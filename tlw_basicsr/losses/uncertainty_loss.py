@@ -3,7 +3,7 @@
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 
-from tlw_basicsr.functional import uncertainty_driven_loss, uncertainty_loss
+from tlw_basicsr.core.functional import uncertainty_driven_loss, uncertainty_loss
 
 
 @LOSS_REGISTRY.register()

@@ -7,9 +7,9 @@ from basicsr.models.base_model import BaseModel
 from basicsr.utils import get_root_logger
 from basicsr.utils.registry import MODEL_REGISTRY
 
-from tlw_basicsr.errors import UserError, first_line
 from tlw_basicsr.models.tlw_model import TLWMixin, TLWModel, with_tlw
 from tlw_basicsr.models.training import TrainingMixin, with_training
+from tlw_basicsr.util.errors import UserError, first_line
 
 __all__ = ["TLWMixin", "TLWModel", "TrainingMixin", "build_model", "with_tlw", "with_training"]
 

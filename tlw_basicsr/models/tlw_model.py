@@ -18,13 +18,13 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from tlw_basicsr.core.tlw import ECONOMY_NET_W, ECONOMY_OPTIM_W, NEARLY_CONSTANT, PRESETS, TLW
 from tlw_basicsr.data.images import undo_normalization
-from tlw_basicsr.errors import UserError
-from tlw_basicsr.kinds import Option, describe_parameters
 from tlw_basicsr.losses.tlw_loss import TLWLoss
 from tlw_basicsr.models.training import channels_last, with_training
 from tlw_basicsr.networks import get_section
-from tlw_basicsr.tlw import ECONOMY_NET_W, ECONOMY_OPTIM_W, NEARLY_CONSTANT, PRESETS, TLW
+from tlw_basicsr.util.errors import UserError
+from tlw_basicsr.util.kinds import Option, describe_parameters
 
 
 @dataclass(frozen=True, kw_only=True)

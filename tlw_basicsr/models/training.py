@@ -17,16 +17,16 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from tlw_basicsr import states
 from tlw_basicsr.archs.tlw_weight_net_arch import paper_start_values
 from tlw_basicsr.compat import CudaMeans
-from tlw_basicsr.errors import UserError
-from tlw_basicsr.files import save_file
+from tlw_basicsr.models import states
 from tlw_basicsr.models.guard import StepGuard, are_finite, is_small, list_parameters, watch_backward
 from tlw_basicsr.models.optimizer import TrainingOptimizer
+from tlw_basicsr.models.optimizers import build_optimizer, build_schedulers
+from tlw_basicsr.models.validation import validate_alone
 from tlw_basicsr.networks import check_fit, read_network, tell_fit
-from tlw_basicsr.optimizers import build_optimizer, build_schedulers
-from tlw_basicsr.validation import validate_alone
+from tlw_basicsr.util.errors import UserError
+from tlw_basicsr.util.files import save_file
 
 
 class TrainingMixin(BaseModel):

@@ -10,10 +10,10 @@ from basicsr.utils import get_root_logger
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 
-from tlw_basicsr.errors import UserError
 from tlw_basicsr.losses.uncertainty_loss import UncertaintyLoss
 from tlw_basicsr.models.training import TrainingMixin
 from tlw_basicsr.networks import check_fit, read_network
+from tlw_basicsr.util.errors import UserError
 
 STAGE_ONE_KEYS = {"net_g": "stage_one_g", "net_u": "stage_one_u"}
 

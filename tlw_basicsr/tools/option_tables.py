@@ -9,12 +9,8 @@ import yaml
 
 from tlw_basicsr.archs.sr_archs import TLWHAT, TLWRCAN, TLWVDSR, UncertaintyHead
 from tlw_basicsr.archs.tlw_weight_net_arch import TLWWeightNet
-from tlw_basicsr.kinds import Option, describe_parameters
-from tlw_basicsr.losses.distance_loss import LPIPSDistance, SSIMDistance
-from tlw_basicsr.losses.tlw_loss import TLWLoss
-from tlw_basicsr.losses.uncertainty_loss import UncertaintyLoss
-from tlw_basicsr.models.tlw_model import describe_options
-from tlw_basicsr.sections import (
+from tlw_basicsr.core.tlw import ECONOMY_NET_W, ECONOMY_OPTIM_W, PRESETS
+from tlw_basicsr.engine.schema import (
     BasicSROptions,
     BicubicSROptions,
     DistOptions,
@@ -26,7 +22,11 @@ from tlw_basicsr.sections import (
     UncertaintyOptions,
     ValOptions,
 )
-from tlw_basicsr.tlw import ECONOMY_NET_W, ECONOMY_OPTIM_W, PRESETS
+from tlw_basicsr.losses.distance_loss import LPIPSDistance, SSIMDistance
+from tlw_basicsr.losses.tlw_loss import TLWLoss
+from tlw_basicsr.losses.uncertainty_loss import UncertaintyLoss
+from tlw_basicsr.models.tlw_model import describe_options
+from tlw_basicsr.util.kinds import Option, describe_parameters
 
 HEAD = """\
 # Options

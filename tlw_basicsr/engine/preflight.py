@@ -7,26 +7,30 @@ from importlib.util import find_spec
 from itertools import product
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from basicsr.models.base_model import BaseModel
 from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import DATASET_REGISTRY, LOSS_REGISTRY
 from torch import nn
 
 from tlw_basicsr.data.bicubic_sr_dataset import check_sizes
 from tlw_basicsr.data.listing import ImageEntry, list_images, pair_names
-from tlw_basicsr.errors import UserError, first_line
-from tlw_basicsr.kinds import Options
+from tlw_basicsr.engine.options import find_model
 from tlw_basicsr.losses.tlw_loss import TLWLoss
 from tlw_basicsr.models.training import device_names
 from tlw_basicsr.models.uncertainty_model import FeatureTap
+from tlw_basicsr.models.validation import LQ_ALONE, calculate_metric, compares
 from tlw_basicsr.networks import build_network, check_fit, read_network
-from tlw_basicsr.options import find_model
-from tlw_basicsr.parts import OTHER, find_doubts, find_origin, keep_arguments, lookup, overrides
-from tlw_basicsr.validation import check_validation
+from tlw_basicsr.registry import OTHER, find_doubts, find_origin, keep_arguments, lookup, overrides
+from tlw_basicsr.util.errors import UserError, first_line
+from tlw_basicsr.util.kinds import Options
 
 LONGEST_EPOCH = 20_000_000  # samples, whose order is a list in memory
+MOST_SIZES = 8  # of a set's images, on which the network is tried
+FITTING_SIDES = [48, 64, 56, 60, 72]  # of windows of 6, 7, 8, 12 and 16 pixels
 
 
 def check_files(opt: Options) -> None:
@@ -304,3 +308,136 @@ def check_network(opt: Options, key: str) -> None:
         what = f"path.pretrain_network_{label}"
         state = read_network(path, opt["path"].get(f"param_key_{label}", "params"), what)
         check_fit(state, net, opt["path"].get(f"strict_load_{label}") is not False, path, what)
+
+
+# ------------------------------------------------------------------------------------------------- validation
+
+
+class ValidationSet(NamedTuple):
+    """What is known of a validation or test set.
+
+    Attributes:
+        key: in ``datasets``.
+        name: of the set.
+        images: LR images' sizes; None where only the data set's class knows.
+        has_gt: whether there are HR images; True where that is not known.
+        channels: of the images.
+    """
+
+    key: str
+    name: str
+    images: list[ImageEntry] | None
+    has_gt: bool
+    channels: int
+
+
+def validation_sets(opt: Options) -> list[ValidationSet]:
+    """The sets that a training validates on, or a test is made of."""
+    sets = []
+    for key, dataset in opt["datasets"].items():
+        if dataset.get("phase") == "train":
+            continue
+        kind = lookup(DATASET_REGISTRY, dataset, f"datasets.{key}").__name__
+        root = {
+            "BicubicSRDataset": "dataroot_gt",
+            "PairedImageDataset": "dataroot_lq",
+            "SingleImageDataset": "dataroot_lq",
+        }
+        images = None
+        if kind in root:
+            if "io_backend" not in dataset or root[kind] not in dataset:
+                raise UserError(f"datasets.{key}: {kind} needs io_backend and {root[kind]}")
+            listed = dataset if kind != "PairedImageDataset" else {**dataset, "meta_info_file": None}
+            images = list_images(listed, root[kind], f"datasets.{key}")
+        if images and kind == "BicubicSRDataset":
+            scale, multiple = opt["scale"], dataset.get("mod_crop") or opt["scale"]
+            lq = [[side // multiple * multiple // scale for side in size] for _, *size in images]
+            images = [ImageEntry(image.path, *size) for image, size in zip(images, lq, strict=True)]
+        channels = 1 if dataset.get("color") == "y" else 3
+        sets.append(ValidationSet(key, dataset["name"], images, kind != LQ_ALONE, channels))
+    return sets
+
+
+def check_validation(opt: Options) -> None:
+    """Check that sets have names of their own, metrics take their images, and the network takes their sizes.
+
+    Raises:
+        UserError: in one line that names the option and the image.
+    """
+    if not opt.get("val"):
+        return
+    sets, keys = validation_sets(opt), {}
+    for each in sets:
+        if each.name in keys:  # their images, and their best values, would replace each other's
+            raise UserError(
+                f"datasets.{each.key}.name: {each.name} is also that of datasets.{keys[each.name]}; name another"
+            )
+        keys[each.name] = each.key
+    if opt["val"].get("save_best") and not hasattr(BaseModel, "_update_best_metric_result"):
+        raise UserError("val.save_best: needs BasicSR 1.3.4.4 or later, which knows of best metrics; delete it")
+    for name, metric in (opt["val"].get("metrics") or {}).items():
+        check_metric(name, metric, sets, opt)
+    for each in sets:
+        check_sizes_of_network(each, opt)
+
+
+def check_metric(name: str, metric: dict[str, Any], sets: list[ValidationSet], opt: Options) -> None:
+    """Try a metric on noise of the size of each set's smallest image."""
+    where = f"val.metrics.{name}"
+    without = [each.key for each in sets if not each.has_gt]
+    best = opt["val"].get("save_best") == name and sets and not sets[0].has_gt
+    if compares(metric) and without and (best or len(without) == len(sets)):
+        raise UserError(
+            f"{where}: {metric['type']} compares with HR images, and datasets.{without[0]} has none; delete it (images "
+            "are saved without metrics too), or take a data set of pairs" + (" as the first" if best else "")
+        )
+    for each in sets:
+        if compares(metric) and not each.has_gt:
+            continue
+        size, of = (64, 64), ""
+        if each.images:
+            smallest = min(each.images, key=lambda image: min(image.height, image.width))
+            scale = opt.get("scale", 1)
+            size, of = (smallest.height * scale, smallest.width * scale), f", the size of {smallest.path}"
+        elif metric["type"] == "calculate_niqe":
+            continue  # it needs larger images than are tried where the sizes are not known
+        shape = size if each.channels == 1 else (*size, 3)
+        image, other = np.random.default_rng(0).integers(0, 256, (2, *shape), dtype=np.uint8)
+        try:
+            calculate_metric({"img": image, "img2": other}, metric)
+        except Exception as error:
+            reason = str(error) if isinstance(error, UserError) else first_line(error)
+            raise UserError(
+                f"{where}: {metric['type']} fails with these options on {size[0]}×{size[1]} pixels of {each.channels} "
+                f"channels{of} ({reason})"
+            ) from error
+
+
+def check_sizes_of_network(each: ValidationSet, opt: Options) -> None:
+    """Try the network without its values on the sizes of a set, where the model gives it images as they are."""
+    model = find_model(opt)
+    own = any(getattr(model, name, None) is not getattr(SRModel, name) for name in ("test", "nondist_validation"))
+    if not each.images or own:  # it may pad, or go by tiles
+        return
+    sizes: dict[tuple[int, int], ImageEntry] = {}
+    for image in sorted(each.images, key=lambda image: image.height * image.width):
+        sizes.setdefault((image.height, image.width), image)
+    step = max(len(sizes) // MOST_SIZES, 1)
+    net = build_network(opt, "network_g").to("meta").eval()
+    for size, image in list(sizes.items())[::step]:
+        failure = _failure(net, each.channels, size)
+        if failure and any(_failure(net, each.channels, (side, side)) is None for side in FITTING_SIDES):
+            raise UserError(
+                f"datasets.{each.key}: {opt['network_g']['type']} fails on {size[0]}×{size[1]} pixels, the LR size of "
+                f"{image.path} ({first_line(failure)}); a model that pads to what it takes is SwinIRModel"
+            ) from failure
+
+
+def _failure(net: torch.nn.Module, channels: int, size: tuple[int, int]) -> Exception | None:
+    """How a network without values fails on an image of this size; None if it does not."""
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), torch.device("meta"):
+            net(torch.zeros((1, channels, *size)))
+    except Exception as error:
+        return error
+    return None

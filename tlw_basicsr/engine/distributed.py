@@ -6,7 +6,7 @@ import subprocess
 import torch
 import torch.distributed as dist
 
-from tlw_basicsr.errors import UserError
+from tlw_basicsr.util.errors import UserError
 
 LAUNCHERS = ("none", "pytorch", "slurm")
 

@@ -22,8 +22,8 @@ from tlw_basicsr.data.bicubic import imresize, to_8_bits
 from tlw_basicsr.data.bicubic_sr_dataset import check_sizes, lq_of_crop
 from tlw_basicsr.data.images import of_any_size, read_image
 from tlw_basicsr.data.listing import ImageEntry, list_images, name_images, pair_names
-from tlw_basicsr.errors import UserError, first_line
 from tlw_basicsr.metrics.paper_metrics import l1, lpips, mse, psnr_y
+from tlw_basicsr.util.errors import UserError, first_line
 
 Upscaler = Callable[[Tensor], Tensor]
 Row = dict[str, Any]
@@ -239,9 +239,3 @@ def csv_text(rows: list[Row]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-if __name__ == "__main__":
-    from tlw_basicsr.cli import run_command
-
-    run_command("evaluate")

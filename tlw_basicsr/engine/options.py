@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from basicsr.utils import set_random_seed
 from basicsr.utils.registry import (
     ARCH_REGISTRY,
@@ -22,25 +21,21 @@ from basicsr.utils.registry import (
     MODEL_REGISTRY,
 )
 
-from tlw_basicsr.distributed import LAUNCHERS, init_distributed
-from tlw_basicsr.errors import UserError, expanded, first_line, short
-from tlw_basicsr.files import read_bytes
-from tlw_basicsr.kinds import (
-    ANY,
-    BOOL,
-    DICT,
-    NAMES,
-    STR,
-    Kind,
-    Options,
-    check_section,
-    list_kinds,
-    one_of,
-    or_none,
+from tlw_basicsr.engine.distributed import LAUNCHERS, init_distributed
+from tlw_basicsr.engine.schema import (
+    BasicSROptions,
+    BicubicSROptions,
+    DistOptions,
+    LoaderOptions,
+    LoggerOptions,
+    TopOptions,
+    TrainOptions,
+    UncertaintyOptions,
+    ValOptions,
 )
+from tlw_basicsr.models.optimizers import check_optimizer, check_scheduler
 from tlw_basicsr.models.tlw_model import complete_economy, describe_options, with_tlw
-from tlw_basicsr.optimizers import check_optimizer, check_scheduler
-from tlw_basicsr.parts import (
+from tlw_basicsr.registry import (
     BASICSR,
     OTHER,
     OURS,
@@ -54,110 +49,28 @@ from tlw_basicsr.parts import (
     overrides,
     read_keys,
 )
-from tlw_basicsr.sections import (
-    BasicSROptions,
-    BicubicSROptions,
-    DistOptions,
-    LoaderOptions,
-    LoggerOptions,
-    TopOptions,
-    TrainOptions,
-    UncertaintyOptions,
-    ValOptions,
+from tlw_basicsr.util.errors import UserError, expanded, first_line, short
+from tlw_basicsr.util.files import read_bytes
+from tlw_basicsr.util.kinds import (
+    ANY,
+    BOOL,
+    DICT,
+    NAMES,
+    STR,
+    Kind,
+    Options,
+    check_section,
+    list_kinds,
+    one_of,
+    or_none,
 )
+from tlw_basicsr.util.yaml_options import force_options, load_yaml
 
 LONGEST_YAML = 2**18  # bytes; reading one takes some seconds
 PLUGINS = list_kinds(TopOptions)["plugins"]
 
 
 # ------------------------------------------------------------------------------------------------- reading
-
-
-class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which also reads ``1e-4`` as a number and refuses a key given twice with other values."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        texts: dict[str, str] = {}
-        for key, value in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                text = f"{value.tag} {value.value}" if isinstance(value, yaml.ScalarNode) else str(id(value))
-                if texts.setdefault(key.value, text) != text:
-                    problem = f"the key {short(key.value)} is given twice, with different values"
-                    raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
-        return super().construct_mapping(node, deep)
-
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Merge ``<<``; of a key that comes more than once only the last stays, or merges of merges would explode."""
-        super().flatten_mapping(node)
-        node.value = list({_identity(key): (key, value) for key, value in node.value}.values())
-
-
-def _identity(key: yaml.Node) -> Any:
-    return (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else id(key)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-def load_yaml(text: str, name: str) -> Any:
-    """Parse YAML without running code.
-
-    Raises:
-        UserError: it is not YAML; the message has the line.
-    """
-    try:
-        return _unshared(yaml.load(text, Loader=_Loader), name)
-    except (ValueError, RecursionError, OverflowError) as error:  # a date such as 2020-13-45; ten thousand brackets
-        raise UserError(f"{name}: not valid YAML: {type(error).__name__}") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{name}, line {mark.line + 1}" if mark else name
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UserError(f"{place}: not valid YAML: {problem}") from error
-
-
-def _unshared(content: Any, name: str) -> Any:
-    """``content`` with a copy for every YAML alias: BasicSR takes keys out of sections, which must not be shared.
-
-    Raises:
-        UserError: the aliases make more than 100,000 values of it, or an endless one; or it has a number of more than
-            1,000 bits, which can't be written.
-    """
-    count = 0
-
-    def copied(value: Any) -> Any:
-        nonlocal count
-        count += 1
-        if count > 100_000:
-            raise UserError(f"{name}: its YAML aliases make more than 100,000 values")
-        if isinstance(value, int) and value.bit_length() > 1000:
-            raise UserError(f"{name}: it has a number of more than 300 digits")
-        if isinstance(value, dict):
-            return {key: copied(item) for key, item in value.items()}
-        return [copied(item) for item in value] if isinstance(value, list) else value
-
-    return copied(content)
-
-
-def force_options(opt: Options, entries: list[str]) -> None:
-    """Apply ``--force_yml`` entries such as ``train:ema_decay=0.999`` to ``opt``. A value is YAML; so is ``none``.
-
-    The last key of an entry may be new; the sections before it must exist.
-    """
-    for entry in entries:
-        keys, separator, text = entry.partition("=")
-        *sections, last = [key.strip() for key in keys.split(":")]
-        if not separator or not all([*sections, last]):
-            raise UserError(f"--force_yml {entry}: expected key=value or section:key=value")
-        place = opt
-        for section in sections:
-            place = place.get(section)
-            if not isinstance(place, dict):
-                raise UserError(f"--force_yml {entry}: the options have no section {short(section)}")
-        text = text.strip()
-        place[last] = None if text.lower() == "none" else load_yaml(text, f"--force_yml {entry}")
 
 
 def read_options(path: str, forced: Sequence[str] = (), allow_plugins: bool = True) -> Options:

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
-from tlw_basicsr.errors import UserError, reason_of
+from tlw_basicsr.util.errors import UserError, reason_of
 
 try:
     import fcntl

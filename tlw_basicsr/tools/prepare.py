@@ -30,9 +30,9 @@ from tlw_basicsr.data.bicubic import imresize
 from tlw_basicsr.data.images import COMPRESSION, fault_of, image_size, read_8bit, write_image
 from tlw_basicsr.data.listing import ImageEntry, list_images, name_images, scandir
 from tlw_basicsr.data.tiles import tile_starts
-from tlw_basicsr.errors import UserError, reason_of, short
-from tlw_basicsr.files import hold_lock, remove_leftovers, temporary_name, write_text
-from tlw_basicsr.signals import end_with_parent
+from tlw_basicsr.util.errors import UserError, reason_of, short
+from tlw_basicsr.util.files import hold_lock, remove_leftovers, temporary_name, write_text
+from tlw_basicsr.util.signals import end_with_parent
 
 T = TypeVar("T")
 LQ = "LRbicx"  # and the scale: a folder of LR images
@@ -368,9 +368,3 @@ def _fault_in_lmdb(folder: str, key: str) -> str | None:
     except (lmdb.Error, UnicodeEncodeError) as error:
         return reason_of(error)
     return "no image of this key in the LMDB" if content is None else fault_of(content)
-
-
-if __name__ == "__main__":
-    from tlw_basicsr.cli import run_command
-
-    run_command("prepare")

@@ -16,10 +16,10 @@ from torch.nn import functional as F
 from tlw_basicsr.data.bicubic import imresize
 from tlw_basicsr.data.images import Picture, of_any_size
 from tlw_basicsr.data.tiles import tile_starts
-from tlw_basicsr.errors import UserError, first_line
-from tlw_basicsr.files import open_regular
+from tlw_basicsr.engine.options import read_options
 from tlw_basicsr.networks import count_input_channels, find_device, get_size_multiple, load_network
-from tlw_basicsr.options import read_options
+from tlw_basicsr.util.errors import UserError, first_line
+from tlw_basicsr.util.files import open_regular
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 WIDER = {torch.float16: "; try bf16 or fp32", torch.bfloat16: "; try fp32"}
@@ -229,9 +229,3 @@ def upscale_picture(
     if sr.shape[2] == 1:
         return sr[..., 0]
     return cv2.cvtColor(sr, cv2.COLOR_RGB2BGR if sr.shape[2] == 3 else cv2.COLOR_RGBA2BGRA)
-
-
-if __name__ == "__main__":
-    from tlw_basicsr.cli import run_command
-
-    run_command("infer")

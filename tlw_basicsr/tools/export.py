@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tlw_basicsr.errors import UserError, first_line
-from tlw_basicsr.files import whole_file
-from tlw_basicsr.inference import NetworkUpscaler
 from tlw_basicsr.networks import count_input_channels
+from tlw_basicsr.tools.inference import NetworkUpscaler
+from tlw_basicsr.util.errors import UserError, first_line
+from tlw_basicsr.util.files import whole_file
 
 TOLERANCE = 1e-4  # of an exported network's result, on images in [0, 1]
 NEEDED = {".onnx": ("onnx", "onnxscript", "onnxruntime"), ".safetensors": ("safetensors",)}
@@ -121,9 +121,3 @@ def _onnx_bytes(net: nn.Module, image: Tensor, dynamic: bool, about: dict[str, s
     for key, value in about.items():
         model.metadata_props.add(key=key, value=value)
     return model.SerializeToString()
-
-
-if __name__ == "__main__":
-    from tlw_basicsr.cli import run_command
-
-    run_command("export")

@@ -10,8 +10,17 @@ from typing import Any
 
 from basicsr.utils.registry import MODEL_REGISTRY, Registry
 
-from tlw_basicsr.errors import UserError, short
-from tlw_basicsr.kinds import ANY, Option, Options, Schema, check_section, describe_parameters, find_close, suggestion
+from tlw_basicsr.util.errors import UserError, short
+from tlw_basicsr.util.kinds import (
+    ANY,
+    Option,
+    Options,
+    Schema,
+    check_section,
+    describe_parameters,
+    find_close,
+    suggestion,
+)
 
 OURS, BASICSR, OTHER = "tlw_basicsr", "basicsr", "other"
 NOT_OF_A_PART = ("abc", "builtins", "typing", "torch")  # packages whose code reads no options
@@ -173,7 +182,7 @@ def check_read_section(
         required: keys that must be there.
 
     Raises:
-        UserError: see :func:`tlw_basicsr.kinds.check_section`.
+        UserError: see :func:`tlw_basicsr.util.kinds.check_section`.
     """
     origin = find_origin(reader)
     read = read_keys(reader)

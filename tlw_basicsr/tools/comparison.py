@@ -17,15 +17,15 @@ from basicsr.utils import FileClient, img2tensor
 from PIL import Image
 from torch import Tensor
 
+from tlw_basicsr.core.functional import Distance, fix_reference
 from tlw_basicsr.data.bicubic import to_8_bits
 from tlw_basicsr.data.bicubic_sr_dataset import lq_of_crop
 from tlw_basicsr.data.images import SUFFIXES, read_image
 from tlw_basicsr.data.listing import list_images, name_images
-from tlw_basicsr.errors import UserError, first_line
-from tlw_basicsr.evaluation import Upscaler, field_row
-from tlw_basicsr.files import write_text
-from tlw_basicsr.functional import Distance, fix_reference
 from tlw_basicsr.pictures import ERROR, WEIGHT
+from tlw_basicsr.tools.evaluation import Upscaler, field_row
+from tlw_basicsr.util.errors import UserError, first_line
+from tlw_basicsr.util.files import write_text
 
 TEMPLATE = Path(__file__).with_name("compare.html")
 HR = "HR"

@@ -22,11 +22,11 @@ import torch.distributed as dist
 from basicsr.utils import get_root_logger
 from torch.optim import Optimizer
 
-import tlw_basicsr
-from tlw_basicsr.errors import UserError, first_line, reason_of, short
-from tlw_basicsr.files import load_file, save_file
-from tlw_basicsr.kinds import ANY, FRACTION, NOT_NEGATIVE, NUMBER, POSITIVE, Kind, Options, one_of, or_none, whole
 from tlw_basicsr.networks import build_network, check_fit, take_entry
+from tlw_basicsr.util.errors import UserError, first_line, reason_of, short
+from tlw_basicsr.util.files import load_file, save_file
+from tlw_basicsr.util.kinds import ANY, FRACTION, NOT_NEGATIVE, NUMBER, POSITIVE, Kind, Options, one_of, or_none, whole
+from tlw_basicsr.version import __version__
 
 WHAT = "path.resume_state"
 MOST_POINTS = 10_000  # at which a schedule is tried
@@ -495,7 +495,7 @@ def collect_state(model: Any) -> dict[str, Any]:
         "seed": model.opt.get("manual_seed"),
         "best_metric_results": to_plain(getattr(model, "best_metric_results", {})),
         "options": getattr(model, "given_options", {}),
-        "version": tlw_basicsr.__version__,
+        "version": __version__,
         **({"tlw": model.tlw_state()} if hasattr(model, "tlw_state") else {}),
     }
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import yaml
 
-from tlw_basicsr.errors import UserError, short
-from tlw_basicsr.kinds import FOLDER_NAME, Options, is_number
-from tlw_basicsr.options import load_yaml
+from tlw_basicsr.util.errors import UserError, short
+from tlw_basicsr.util.kinds import FOLDER_NAME, Options, is_number
+from tlw_basicsr.util.yaml_options import load_yaml
 
 BASE_OF = {"L1Loss": "l1", "MSELoss": "mse", "CharbonnierLoss": "l1"}
 DISTANCE = {"type": "LPIPSDistance", "net": "vgg"}
@@ -276,9 +276,3 @@ class _Document:
         line_start = self.text.rfind("\n", 0, start) + 1
         line_end = self.text.find("\n", end)
         return line_start, len(self.text) if line_end < 0 else line_end + 1, ""
-
-
-if __name__ == "__main__":
-    from tlw_basicsr.cli import run_command
-
-    run_command("add")

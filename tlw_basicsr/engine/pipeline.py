@@ -35,15 +35,15 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from tlw_basicsr.compat import tell_basicsr
 from tlw_basicsr.data.resumable import CheckedDataset, ResumableSampler, SeededDataset
-from tlw_basicsr.errors import UserError, clean, clean_line, files_in_a_line, first_line, reason_of
-from tlw_basicsr.files import hold_lock, remove_leftovers, write_text
-from tlw_basicsr.kinds import Options
+from tlw_basicsr.engine.options import parse_options
+from tlw_basicsr.engine.preflight import check_batch, check_files, check_folders, get_wandb_options
 from tlw_basicsr.models import build_model
-from tlw_basicsr.options import parse_options
-from tlw_basicsr.preflight import check_batch, check_files, check_folders, get_wandb_options
-from tlw_basicsr.signals import StopSignals, end_with_parent
-from tlw_basicsr.states import DamagedState, find_best_iterations, find_state, list_states, prune, strip_options
-from tlw_basicsr.validation import names_of_sets
+from tlw_basicsr.models.states import DamagedState, find_best_iterations, find_state, list_states, prune, strip_options
+from tlw_basicsr.models.validation import names_of_sets
+from tlw_basicsr.util.errors import UserError, clean, clean_line, files_in_a_line, first_line, reason_of
+from tlw_basicsr.util.files import hold_lock, remove_leftovers, write_text
+from tlw_basicsr.util.kinds import Options
+from tlw_basicsr.util.signals import StopSignals, end_with_parent
 
 
 @files_in_a_line()

@@ -20,16 +20,17 @@ from typing import Any
 
 import yaml
 
-from tlw_basicsr.errors import UserError, expanded
-from tlw_basicsr.evaluation import PROTOCOLS, Upscaler, bicubic, csv_text, evaluate, json_text, means
-from tlw_basicsr.files import hold_lock, write_text
-from tlw_basicsr.inference import upscaler_of
-from tlw_basicsr.kinds import Options
-from tlw_basicsr.options import check_options, force_options, load_yaml
+from tlw_basicsr.engine.options import check_options
+from tlw_basicsr.engine.preflight import check_folders
+from tlw_basicsr.models.states import list_states
 from tlw_basicsr.pictures import spread_figure
-from tlw_basicsr.preflight import check_folders
-from tlw_basicsr.recipes import list_cells, recipe
-from tlw_basicsr.states import list_states
+from tlw_basicsr.tools.evaluation import PROTOCOLS, Upscaler, bicubic, csv_text, evaluate, json_text, means
+from tlw_basicsr.tools.inference import upscaler_of
+from tlw_basicsr.tools.recipes import list_cells, recipe
+from tlw_basicsr.util.errors import UserError, expanded
+from tlw_basicsr.util.files import hold_lock, write_text
+from tlw_basicsr.util.kinds import Options
+from tlw_basicsr.util.yaml_options import force_options, load_yaml
 
 TEST_SETS = ("Set5", "Set14", "BSD100", "Urban100", "Manga109", "T91", "BSDS200", "General100")
 METRICS = {  # name: (heading, digits, factor, whether higher is better)
@@ -109,7 +110,7 @@ class Run:
         distance: options of D; None for the recipes', the paper's.
         forced: entries ``section:key=value`` for every cell that has the section.
         with_lpips: measure LPIPS, and keep the checkpoint with the best LPIPS-vgg on Set5; else the last one.
-        grey_as_y: see :func:`tlw_basicsr.evaluation.evaluate`; likewise ``with_perceptual``.
+        grey_as_y: see :func:`tlw_basicsr.tools.evaluation.evaluate`; likewise ``with_perceptual``.
         with_perceptual: see ``grey_as_y``.
     """
 
@@ -582,9 +583,3 @@ def write_tables(run: Run, cells: Sequence[Cell], scale: int) -> list[Path]:
         paths.append(run.out / f"table_x{scale}.{suffix}")
         write_text(text, paths[-1])
     return paths + plot(run, rows, scale)
-
-
-if __name__ == "__main__":
-    from tlw_basicsr.cli import run_command
-
-    run_command("tables")

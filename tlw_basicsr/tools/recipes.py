@@ -9,8 +9,8 @@ from itertools import product
 from math import lcm
 from pathlib import Path
 
-from tlw_basicsr.errors import UserError
-from tlw_basicsr.kinds import suggestion
+from tlw_basicsr.util.errors import UserError
+from tlw_basicsr.util.kinds import suggestion
 
 NETWORKS = {
     "EDSR": """\

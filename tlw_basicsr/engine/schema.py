@@ -7,7 +7,7 @@ parameters of their own classes and functions.
 from dataclasses import dataclass
 from typing import Annotated
 
-from tlw_basicsr.kinds import (
+from tlw_basicsr.util.kinds import (
     BOOL,
     DICT,
     FOLDER_NAME,

@@ -12,9 +12,9 @@ from basicsr.models.base_model import BaseModel
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tlw_basicsr.errors import UserError, first_line, short
-from tlw_basicsr.kinds import NUMBER, POSITIVE, Options, suggestion
-from tlw_basicsr.parts import check_arguments
+from tlw_basicsr.registry import check_arguments
+from tlw_basicsr.util.errors import UserError, first_line, short
+from tlw_basicsr.util.kinds import NUMBER, POSITIVE, Options, suggestion
 
 
 def build_optimizer(name: str, params: Iterable[Tensor] | list[dict[str, Any]], **options: Any) -> Optimizer:

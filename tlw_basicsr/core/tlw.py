@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from tlw_basicsr.archs.tlw_weight_net_arch import TLWWeightNet
-from tlw_basicsr.errors import short
-from tlw_basicsr.functional import (
+from tlw_basicsr.core.functional import (
     EPS_DISTANCE,
     error_weights,
     k_schedule,
@@ -21,8 +20,9 @@ from tlw_basicsr.functional import (
     weight_criterion_loss,
     weighted_pixel_loss,
 )
-from tlw_basicsr.kinds import FRACTION, POSITIVE, describe_parameters, one_of, or_none, whole
 from tlw_basicsr.losses.distance_loss import CachedDistanceTo, LPIPSDistance
+from tlw_basicsr.util.errors import short
+from tlw_basicsr.util.kinds import FRACTION, POSITIVE, describe_parameters, one_of, or_none, whole
 
 PRESETS: dict[str, dict[str, Any]] = {
     "exact": {},
@@ -78,7 +78,7 @@ class TLW(nn.Module):
     Args:
         distance: D, a module ``distance(a, b)`` on images in [0, 1] with one value per sample, which depends on that
             sample alone. None for the paper's, ``LPIPSDistance("vgg")``. The controls have none.
-        base: ℓ of a pixel, see :func:`tlw_basicsr.functional.pixel_error`.
+        base: ℓ of a pixel, see :func:`tlw_basicsr.core.functional.pixel_error`.
         weights: ``'learned'``, or a control without learning at about the price of ℓ alone: ``'random'`` samples the
             constant map k, ``'error'`` takes :func:`tlw_basicsr.error_weights` as they are.
         stochastic: relaxed Bernoulli samples of the weights, the variant of the paper's tables; else the map itself.

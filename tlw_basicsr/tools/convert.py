@@ -14,9 +14,9 @@ import yaml
 from basicsr.archs import build_network
 from torch import Tensor
 
-from tlw_basicsr.errors import UserError, short
-from tlw_basicsr.files import load_file, save_file, write_text
 from tlw_basicsr.networks import check_fit
+from tlw_basicsr.util.errors import UserError, short
+from tlw_basicsr.util.files import load_file, save_file, write_text
 
 HAT_BGR_MEAN = (0.4488, 0.4371, 0.4040)  # subtracted from an input in [-1, 1]
 
@@ -177,9 +177,3 @@ def convert_file(source: Path, target: Path, net: str, scale: int | None = None)
     content = {section: options, "path": {f"pretrain_{section}": str(target)}}
     write_text(text + yaml.safe_dump(content, sort_keys=False), options_path)
     return options_path
-
-
-if __name__ == "__main__":
-    from tlw_basicsr.cli import run_command
-
-    run_command("convert")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
-from tlw_basicsr.errors import UserError, short
+from tlw_basicsr.util.errors import UserError, short
 
 
 class Kind(NamedTuple):

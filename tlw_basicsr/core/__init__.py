@@ -1,0 +1,1 @@
+"""The method: needs torch alone, and nothing else of this package."""

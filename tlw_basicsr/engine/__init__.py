@@ -1,0 +1,1 @@
+"""What ``tlw train`` and ``tlw test`` are."""

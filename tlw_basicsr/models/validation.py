@@ -1,0 +1,123 @@
+"""Validation: what can be known of it is told before training, and what fails in it costs nothing that was trained.
+
+BasicSR's own compares with the HR image of the last training batch where a set has none, and takes the mean of all
+images for not a number where one is.
+"""
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+import torch
+from basicsr.metrics import calculate_metric as basicsr_calculate_metric
+from basicsr.models.sr_model import SRModel
+from basicsr.utils.registry import METRIC_REGISTRY
+from torch.utils.data import Dataset
+
+from tlw_basicsr.data.images import undo_normalization
+from tlw_basicsr.data.listing import name_images
+from tlw_basicsr.registry import lookup
+from tlw_basicsr.util.errors import UserError
+
+MOST_SIZES = 8  # of a set's images, on which the network is tried
+LQ_ALONE = "SingleImageDataset"  # has no HR images
+FITTING_SIDES = [48, 64, 56, 60, 72]  # of windows of 6, 7, 8, 12 and 16 pixels
+
+
+def compares(metric: Mapping[str, Any]) -> bool:
+    """Whether a metric of ``val.metrics`` compares with the HR image."""
+    parameter = inspect.signature(lookup(METRIC_REGISTRY, metric, "val.metrics")).parameters.get("img2")
+    return parameter is not None and parameter.default is parameter.empty
+
+
+def calculate_metric(data: Mapping[str, Any], opt: Mapping[str, Any]) -> Any:
+    """BasicSR's; a value that is not a number is an error. ``img`` and ``img1``, its name of before 1.3.5, are one.
+
+    Raises:
+        UserError: the metric gives NaN.
+    """
+    parameters = inspect.signature(METRIC_REGISTRY.get(opt["type"])).parameters
+    images = {("img" if key == "img1" else key): value for key, value in data.items()}
+    if "img1" in parameters:
+        images["img1"] = images.pop("img")
+    options = {key: value for key, value in deepcopy(dict(opt)).items() if key != "better"}
+    value = basicsr_calculate_metric(images, options)
+    if np.ndim(value) == 0 and np.isnan(value):
+        shape = np.shape(next(iter(images.values())))
+        raise UserError(f"{opt['type']} gives no number for an image of {shape[0]}×{shape[1]} pixels")
+    return value
+
+
+# ------------------------------------------------------------------------------------------------- names
+
+
+def names_of_sets(datasets: Sequence[Dataset], apart: bool) -> list[list[str] | None]:
+    """A name for every item of the sets, all different; None for a set that does not tell its paths.
+
+    Args:
+        datasets: with their options as ``opt``.
+        apart: their images are saved in one folder, as in a training.
+    """
+    paths = [_paths(dataset) for dataset in datasets]
+    together = apart and sum(each is not None for each in paths) > 1
+
+    def key(path: str, dataset: Any) -> str:
+        parts = PurePosixPath(path.replace("\\", "/"))
+        return str(parts.parent / dataset.opt["name"] / parts.name) if together else str(parts)
+
+    keys = [[key(path, dataset) for path in each or []] for each, dataset in zip(paths, datasets, strict=True)]
+    if not apart:
+        return [name_images(each) if known is not None else None for each, known in zip(keys, paths, strict=True)]
+    names = iter(name_images([one for each in keys for one in each]))
+    return [[next(names) for _ in each] if known is not None else None for each, known in zip(keys, paths, strict=True)]
+
+
+def _paths(dataset: Any) -> list[str] | None:
+    """The LR paths of a data set's items."""
+    if hasattr(dataset, "entries"):
+        return [entry.path for entry in dataset.entries]
+    paths = getattr(dataset, "paths", None)
+    if not isinstance(paths, list) or len(paths) != len(dataset):
+        return None
+    found = [path.get("lq_path") if isinstance(path, dict) else path for path in paths]
+    names = [path for path in found if isinstance(path, str)]
+    return names if len(names) == len(found) else None
+
+
+# ------------------------------------------------------------------------------------------------- within
+
+
+@contextmanager
+def validate_alone(model: Any, dataset: Any) -> Iterator[None]:
+    """Within it a model validates on ``dataset`` by what that has, and leaves no trace in the training.
+
+    Images that the set has normalised by ``mean`` and ``std`` are measured and saved as they are in [0, 1], where the
+    model goes through it as BasicSR's SRModel. The training batch's HR image is away; metrics that need HR images are
+    left out where the set has none, and so are values of other sets. Networks come back in the modes that they were in,
+    also where the validation fails.
+    """
+    networks = [net for net in vars(model).values() if isinstance(net, torch.nn.Module)]
+    training = {part: part.training for net in networks for part in net.modules()}
+    vars(model).pop("gt", None)
+    vars(model).pop("metric_results", None)
+    val = model.opt.get("val") or {}
+    metrics = val.get("metrics")
+    if metrics and type(getattr(dataset, "dataset", dataset)).__name__ == LQ_ALONE:
+        val["metrics"] = {name: metric for name, metric in metrics.items() if not compares(metric)} or None
+    opt = dataset.opt
+    if opt.get("mean") is not None and type(model).nondist_validation is SRModel.nondist_validation:
+        # BasicSR's takes the images for those in [0, 1]
+        visuals = model.get_current_visuals
+        model.get_current_visuals = lambda: {key: undo_normalization(image, opt) for key, image in visuals().items()}
+    try:
+        yield
+    finally:
+        vars(model).pop("get_current_visuals", None)
+        if metrics:
+            val["metrics"] = metrics
+        for part, mode in training.items():
+            part.training = mode

@@ -1,0 +1,1 @@
+"""Errors, kinds of options, files and signals: the standard library and ``torch.load``."""
