@@ -40,12 +40,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tlw_basicsr.archs.sr_archs import UncertaintyHead
-from tlw_basicsr.archs.tlw_weight_net_arch import TLWWeightNet
+from tlw_basicsr.core.weight_net import TLWWeightNet
 from tlw_basicsr.data.bicubic import imresize, to_8_bits
 from tlw_basicsr.util.errors import UserError, run
 from tlw_basicsr.tools.evaluation import PERCEPTUAL, field_row
 from tlw_basicsr.core.functional import mix
-from tlw_basicsr.losses.distance_loss import FeatureDistance, LPIPSDistance, SSIMDistance
+from tlw_basicsr.core.distances import FeatureDistance, LPIPSDistance, SSIMDistance
 from tlw_basicsr.losses.uncertainty_loss import UncertaintyLoss
 from tlw_basicsr.models.uncertainty_model import FeatureTap
 from tlw_basicsr.core.tlw import ECONOMY_NET_W, make_adam

@@ -28,8 +28,8 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tlw_basicsr.archs.tlw_weight_net_arch import TLWWeightNet
 from tlw_basicsr.core.functional import error_weights, k_schedule
+from tlw_basicsr.core.weight_net import TLWWeightNet
 from tlw_basicsr.pictures import levels, shown
 from tlw_basicsr.util.errors import UserError, run
 

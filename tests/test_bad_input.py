@@ -15,10 +15,11 @@ import torch
 from tests.bad_input import base_options, cases, generator_of
 from tests.conftest import ROOT, reset_logger, tiny_options, write_yaml
 from tlw_basicsr import UserError
+from tlw_basicsr.core.distances import LPIPSDistance
 from tlw_basicsr.engine.options import parse_options
 from tlw_basicsr.engine.pipeline import train_pipeline
 from tlw_basicsr.engine.preflight import check_files
-from tlw_basicsr.losses.distance_loss import LPIPSDistance
+from tlw_basicsr.losses.distance_loss import build_distance
 from tlw_basicsr.util.errors import run, short
 from tlw_basicsr.util.files import load_file
 
@@ -57,7 +58,7 @@ def given(photographs, tmp_path_factory):
         file = folder / {"network": "net_g_2.pth", "state": "2.state", "weights": "squeeze.pth"}[target]
         file.write_bytes(content)
         if target == "weights":
-            return lambda: LPIPSDistance("squeeze", weights=str(file))
+            return lambda: build_distance({"type": "LPIPSDistance", "net": "squeeze", "weights": str(file)})
         if target == "network":
             path = write_yaml(folder, {**opt, "path": {"pretrain_network_g": str(file)}})
             return lambda: check_files(parse_options(str(folder), True, ["-opt", str(path)])[0])
@@ -72,7 +73,7 @@ def given(photographs, tmp_path_factory):
         "options": base_options(photographs),
         "network": load_file(experiment / "models/net_g_2.pth", ""),
         "state": load_file(experiment / "training_states/2.state", ""),
-        "weights": {"features." + name.split(".", 1)[1]: value for name, value in trunk.items()},
+        "weights": {f"features.{name}": value for name, value in trunk.items()},
         "train": train,
         "use": use,
         "digest": lambda: digest(photographs, root),

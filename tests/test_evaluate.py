@@ -223,7 +223,7 @@ def test_lpips_without_the_weights_advises_what_this_script_takes(gt_folder, scr
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     code, _, err = script("evaluate.py", "--gt", gt_folder, "--scale", 2, "--bicubic", "--lpips")
-    assert code == 2 and "error: LPIPS: the ImageNet weights of vgg can't be had (OSError: no connection)" in err
+    assert code == 2 and "error: LPIPS: the ImageNet weights of vgg could not be loaded (OSError: no connection)" in err
     assert str(tmp_path / "checkpoints/vgg16-") in err and "distance" not in err
 
 

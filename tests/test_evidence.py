@@ -17,7 +17,7 @@ import torch
 
 from tests.conftest import ROOT
 from tlw_basicsr import SSIMDistance
-from tlw_basicsr.archs.tlw_weight_net_arch import TLWWeightNet
+from tlw_basicsr.core.weight_net import TLWWeightNet
 from tlw_basicsr.util.errors import UserError
 
 sys.path.insert(0, str(ROOT / "scripts"))

@@ -14,7 +14,7 @@ from torchvision.transforms.functional import gaussian_blur, pil_to_tensor
 
 from tests.conftest import DATA, ROOT
 from tlw_basicsr import UserError
-from tlw_basicsr.losses.distance_loss import LPIPSDistance
+from tlw_basicsr.core.distances import LPIPSDistance
 
 
 @pytest.fixture(scope="module")

@@ -183,7 +183,7 @@ WRONG = [
     ("train:pixel_opt:distance", {"type": "LPIPSDistance", "nets": "vgg"}, "train.pixel_opt.distance.nets: unknown option"),
     ("train:pixel_opt:distance", {"type": "LPIPSDistance", "net": "resnet"}, "distance.net: expected one of vgg, alex, squeeze"),
     ("train:pixel_opt:distance", {"type": "LPIPSDistance", "weights": "no.pth"}, "no.pth does not exist"),
-    ("train:pixel_opt:distance", {"type": "SSIMDistance", "kernel_size": 4}, "kernel_size must be odd"),
+    ("train:pixel_opt:distance", {"type": "SSIMDistance", "kernel_size": 4}, "kernel_size: expected an odd number of at least 3"),
     ("train:tlw:k_start", 0, "train.tlw.k_start: expected a number in (0, 1), got 0"),
     ("train:tlw:k_end", 1.2, "train.tlw.k_end: expected a number in (0, 1), got 1.2"),
     ("train:tlw:k_decay", -5, "train.tlw.k_decay: expected a number above 0"),

@@ -53,6 +53,10 @@ def run_command(name: str, argv: Sequence[str] | None = None) -> None:
             near = get_close_matches(name, COMMANDS, 1)
             hint = f"did you mean {near[0]}?" if near else f"accepted are {', '.join(COMMANDS)}"
             raise UserError(f"tlw {name}: unknown command; {hint}")
-        import_module(COMMANDS[name][0]).main(argv)
+        try:
+            command = import_module(COMMANDS[name][0])
+        except ImportError as error:
+            raise UserError(f"{error}") from error
+        command.main(argv)
 
     run(execute)

@@ -1,7 +1,8 @@
 """The only place that knows of BasicSR's versions and forks, of other libraries' and of platforms.
 
-Importing it makes ``import basicsr`` work, of any version from 1.3.4 on, and of forks that ship a ``basicsr`` of their
-own. What is done to BasicSR stands in the four tables below; :func:`tell_basicsr` says it in one line.
+It makes ``import basicsr`` work, of any version from 1.3.4 on, and of forks that ship a ``basicsr`` of their own;
+:mod:`tlw_basicsr.plugin` calls it when BasicSR is imported. What is done to BasicSR stands in the four tables below;
+:func:`tell_basicsr` says it in one line.
 """
 
 import importlib
@@ -68,7 +69,8 @@ def _find(name: str) -> types.ModuleType | None:
         raise
 
 
-def _mend_imports_of_others() -> None:
+def mend_imports_of_others() -> None:
+    """Give other libraries the modules that BasicSR imports from them; before BasicSR is imported."""
     for name, (source, attributes) in MOVED_OUTSIDE.items():
         module = _find(name)
         if module is None:
@@ -78,7 +80,8 @@ def _mend_imports_of_others() -> None:
                 setattr(module, attribute, getattr(importlib.import_module(source), attribute))
 
 
-def _mend_imports_of_basicsr() -> None:
+def mend_imports_of_basicsr() -> None:
+    """Give BasicSR's modules of :data:`MOVED_INSIDE` each other's content; after BasicSR is imported."""
     for group in MOVED_INSIDE:
         modules = {name: _find(name) for name in group}
         content = {
@@ -92,6 +95,15 @@ def _mend_imports_of_basicsr() -> None:
             for key, value in content.items():
                 if not hasattr(module, key):
                     setattr(module, key, value)
+
+
+def explain_import(basicsr: types.ModuleType, error: Exception) -> str:
+    """Why BasicSR could not be imported, in one line."""
+    if basicsr.__file__ is None:
+        return f"{next(iter(basicsr.__path__))} is a folder without __init__.py"
+    if isinstance(error, ImportError):
+        return f"it needs what is not here: {first_line(error)}"
+    return first_line(error)
 
 
 def part_of_basicsr(module: str, name: str, cost: str) -> Any:
@@ -184,11 +196,3 @@ class CudaMeans(TorchFunctionMode):
         if str(kwargs.get("device", "")).startswith("cuda"):
             kwargs["device"] = self.device
         return func(*args, **kwargs)
-
-
-_mend_imports_of_others()
-try:
-    importlib.import_module("basicsr")
-except ImportError as error:
-    raise ImportError(f"basicsr can't be imported, by what it needs itself: {first_line(error)}") from error
-_mend_imports_of_basicsr()

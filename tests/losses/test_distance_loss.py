@@ -1,3 +1,8 @@
+"""The distances against plain formulations and the lpips package, and what they refuse."""
+
+import hashlib
+import io
+
 import lpips
 import numpy as np
 import pytest
@@ -6,14 +11,18 @@ from basicsr.metrics.psnr_ssim import calculate_ssim_pt
 from torchvision import models as tv
 
 from tlw_basicsr import LPIPSDistance, SSIMDistance, UserError
-from tlw_basicsr.losses import distance_loss
+from tlw_basicsr.losses.distance_loss import build_distance
 
 
-def reference_lpips(net, linear, distance):
-    """The lpips package's own forward, on the same weights."""
-    model = lpips.LPIPS(net=net, lpips=linear, pnet_rand=True, verbose=False)
-    model.net.load_state_dict(distance.trunk.state_dict())
-    return model.requires_grad_(False)
+def saved(content):
+    stream = io.BytesIO()
+    torch.save(content, stream)
+    return stream.getvalue()
+
+
+def features_of(distance):
+    """The trunk's state by torchvision's names."""
+    return {f"features.{name}": value for name, value in distance.trunk.state_dict().items()}
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -21,11 +30,13 @@ def reference_lpips(net, linear, distance):
 @pytest.mark.parametrize("linear", [False, True])
 def test_value_and_gradient_are_those_of_the_lpips_package(pair, net, linear):
     distance = LPIPSDistance(net, linear, weights="random", seed=1)
-    model = reference_lpips(net, linear, distance)
+    model = lpips.LPIPS(net=net, lpips=linear, pnet_rand=True, verbose=False).requires_grad_(False)
+    state = distance.trunk.state_dict()
+    model.net.load_state_dict({name: state[name.split(".", 1)[1]] for name in model.net.state_dict()})
     sr, gt = pair
     ours, theirs = sr.clone().requires_grad_(), sr.clone().requires_grad_()
     value, expected = distance(ours, gt), model(2 * theirs - 1, 2 * gt - 1).flatten()
-    assert value.shape == (2,)
+    assert value.shape == (2,) and not any(p.requires_grad for p in distance.parameters())
     assert torch.allclose(value, expected, rtol=1e-5)
     value.sum().backward()
     expected.sum().backward()
@@ -36,30 +47,18 @@ def test_vgg_without_heads_is_the_papers_distance(pair):
     """Written out from torchvision's network: relu1_2, 2_2, 3_3, 4_3, 5_3, unit length, summed over the layers."""
     distance = LPIPSDistance(weights="random", seed=0)
     sr, gt = pair
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ([-0.030, -0.088, -0.188], [0.458, 0.448, 0.450]))
 
     def maps(x):
-        x = (2 * x - 1 - torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1)) / torch.tensor(
-            [0.458, 0.448, 0.450]
-        ).view(1, 3, 1, 1)
-        out = []
+        x, out = (2 * x - 1 - mean) / std, []
         for number, layer in enumerate(vgg):
-            x = layer(x)
+            x = layer(x) if not isinstance(layer, torch.nn.ReLU) else x.clamp_min(0)
             if number in (3, 8, 15, 22, 29):
                 out.append(x / x.square().sum(1, keepdim=True).sqrt())
         return out
 
-    vgg = tv.vgg16(weights=None).features
-    names = {
-        f"slice{s}.{i}.": f"{i}."
-        for s, r in enumerate(((0, 4), (4, 9), (9, 16), (16, 23), (23, 30)), 1)
-        for i in range(*r)
-    }
-    state = {}
-    for name, value in distance.trunk.state_dict().items():
-        prefix = next(p for p in names if name.startswith(p))
-        state[names[prefix] + name.removeprefix(prefix)] = value
-    vgg.load_state_dict(state)
-    vgg = [torch.nn.ReLU() if isinstance(m, torch.nn.ReLU) else m for m in vgg]
+    vgg = tv.vgg16(weights=None).features[:30]
+    vgg.load_state_dict(distance.trunk.state_dict())
     with torch.no_grad():
         expected = sum((a - b).square().sum(1).mean((1, 2)) for a, b in zip(maps(sr), maps(gt), strict=True))
         assert torch.allclose(distance(sr, gt), expected, rtol=1e-4)
@@ -69,9 +68,9 @@ def test_random_weights_are_seeded_and_leave_the_random_numbers_alone(pair):
     torch.manual_seed(5)
     before = torch.rand(3)
     torch.manual_seed(5)
-    one = LPIPSDistance("alex", weights="random", seed=1)
+    one = LPIPSDistance("squeeze", weights="random", seed=1)
     assert torch.equal(torch.rand(3), before)
-    again, other = (LPIPSDistance("alex", weights="random", seed=s) for s in (1, 2))
+    again, other = (LPIPSDistance("squeeze", weights="random", seed=s) for s in (1, 2))
     assert torch.equal(one(*pair), again(*pair))
     assert not torch.equal(one(*pair), other(*pair))
 
@@ -94,53 +93,72 @@ def test_features_of_gt_may_be_kept(pair, distance):
     assert (distance(sr, gt) > 0).all()
 
 
-def test_stays_in_eval_mode_and_has_nothing_to_train():
-    distance = LPIPSDistance("alex", linear=True, weights="random").train()
-    assert not distance.training and not distance.heads.training
-    assert not any(p.requires_grad for p in distance.parameters())
-
-
 def test_weights_come_from_the_hubs_cache_or_a_path(pair, tmp_path, monkeypatch):
     seeded = LPIPSDistance("squeeze", weights="random", seed=7)
-    state = {"features." + name.split(".", 1)[1]: v for name, v in seeded.trunk.state_dict().items()}
-    state |= {"classifier.1.weight": torch.zeros(1)}
     path = tmp_path / "mine.pth"
-    torch.save(state, path)
+    path.write_bytes(saved({**features_of(seeded), "classifier.1.weight": torch.zeros(1)}))
+    before = torch.get_rng_state()
     assert torch.equal(LPIPSDistance("squeeze", weights=str(path))(*pair), seeded(*pair))
+    assert torch.equal(torch.get_rng_state(), before)
 
     # the cache: the same file under torchvision's name and hash
-    import hashlib
-
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
-    name = f"squeezenet1_1-{digest}.pth"
+    name = f"squeezenet1_1-{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}.pth"
     cache = tmp_path / "hub" / "checkpoints"
     cache.mkdir(parents=True)
     (cache / name).write_bytes(path.read_bytes())
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    entry = distance_loss.TRUNK_WEIGHTS["squeeze"]
+    entry = tv.SqueezeNet1_1_Weights.IMAGENET1K_V1
     monkeypatch.setattr(type(entry), "url", f"https://example.invalid/{name}", raising=False)
     assert torch.equal(LPIPSDistance("squeeze")(*pair), seeded(*pair))
 
 
-def test_weights_that_cannot_be_had_are_one_line_with_file_and_place(tmp_path, monkeypatch):
+def test_weights_that_cannot_be_downloaded_are_one_line_with_file_and_place(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError("no network")
+
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(
-        torch.hub, "download_url_to_file", lambda *_, **__: (_ for _ in ()).throw(OSError("no network"))
-    )
-    with pytest.raises(UserError) as error:
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+    with pytest.raises(ValueError, match="no network") as error:
         LPIPSDistance("vgg")
     message = str(error.value)
-    assert "\n" not in message
-    assert "vgg16-397923af.pth" in message and str(tmp_path / "checkpoints") in message and "no network" in message
+    assert "\n" not in message and f"vgg16-397923af.pth at {tmp_path / 'checkpoints'}" in message
 
 
-def test_weights_of_another_network_are_refused(tmp_path):
-    path = tmp_path / "alex.pth"
-    torch.save(tv.alexnet(weights=None).state_dict(), path)
-    with pytest.raises(UserError, match=r"alex\.pth does not hold the weights of torchvision's squeeze"):
-        LPIPSDistance("squeeze", weights=str(path))
-    with pytest.raises(UserError, match="vgg, alex, squeeze"):
-        LPIPSDistance("resnet")
+def test_a_file_that_is_not_whole_and_of_the_network_is_refused(tmp_path):
+    """In a line that names the file; a YAML's user gets the same."""
+    whole = features_of(LPIPSDistance("squeeze", weights="random"))
+    damaged = bytearray(saved(whole))
+    damaged[len(damaged) // 2] ^= 1  # torch reads it all the same
+    first = next(iter(whole))
+    for content, message in (
+        (saved(tv.alexnet(weights=None).state_dict()), "does not hold the weights of torchvision's squeeze"),
+        (saved({**whole, first: whole[first].int()}), "does not hold the weights"),
+        (saved([1, 2]), "does not hold the weights"),
+        (saved({**whole, first: whole[first] / 0}), "has values that are not finite"),
+        (bytes(damaged), "could not be loaded .*is damaged"),
+        (saved(whole)[:1000], "could not be loaded"),
+        (b"I am a text", "could not be loaded"),
+        (None, "does not exist"),
+    ):
+        path = tmp_path / "weights.pth"
+        path.unlink(missing_ok=True) if content is None else path.write_bytes(content)
+        with pytest.raises(ValueError, match=f"LPIPSDistance: weights: {path} {message}") as error:
+            LPIPSDistance("squeeze", weights=str(path))
+        with pytest.raises(UserError) as line:
+            build_distance({"type": "LPIPSDistance", "net": "squeeze", "weights": str(path)})
+        assert str(line.value) == f"distance: {error.value}" and "\n" not in str(line.value)
+
+
+def test_wrong_arguments_are_named():
+    for call, message in (
+        (lambda: LPIPSDistance("resnet"), "LPIPSDistance: net: expected one of vgg, alex, squeeze, got 'resnet'"),
+        (
+            lambda: SSIMDistance(kernel_size=10),
+            "SSIMDistance: kernel_size: expected an odd number of at least 3, got 10",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
 
 
 def test_ssim_distance_is_one_minus_ssim_of_the_reflected_image(pair):
@@ -162,8 +180,6 @@ def test_ssim_distance_takes_values_outside_the_range_and_half_precision(pair):
     assert torch.isfinite(SSIMDistance()(sr * 3 - 1, gt)).all()
     with torch.autocast("cpu", torch.bfloat16):
         assert SSIMDistance()(sr.bfloat16(), gt).dtype == torch.float32
-    with pytest.raises(UserError, match="odd"):
-        SSIMDistance(kernel_size=10)
 
 
 def test_distance_grows_with_the_blur(pair):

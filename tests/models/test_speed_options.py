@@ -9,7 +9,7 @@ import torch
 from tests.conftest import tiny_options
 from tests.helpers import batch, built, log_lines, real_pairs
 from tlw_basicsr import SSIMDistance, UserError
-from tlw_basicsr.losses.distance_loss import _EagerGradient
+from tlw_basicsr.core.distances import _EagerGradient
 from tlw_basicsr.models.training import MixedPrecision
 
 

@@ -1,1 +1,1 @@
-"""The method: needs torch alone, and nothing else of this package."""
+"""Trainable Loss Weights for any training loop: needs torch, and nothing else of this package."""

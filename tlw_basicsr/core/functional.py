@@ -5,7 +5,7 @@ Images and weights are (N, C, H, W). Images are in [0, 1] everywhere; the equati
 [-1, 1], and :func:`to_paper_range` is where each of them goes there. A ``gt`` in another range is a ValueError.
 
 A *distance* D is any callable ``distance(a, b)`` on images in [0, 1] that returns one value per sample, shape (N,);
-or a :class:`DistanceTo`, which has b = x already.
+or a :class:`DistanceTo`, which has b = x already. A D of another shape is a ValueError.
 """
 
 import math
@@ -19,7 +19,7 @@ EPS_DISTANCE = 1e-3  # ε beside a distance, stochastic variant
 MSE_FLOOR_DETERMINISTIC = 0.1  # added to sg|x̂ - x| in the weighted MSE
 MSE_FLOOR_STOCHASTIC = 0.2
 SQUEEZE = 0.999  # keeps the logit of p = 0 and p = 1 finite
-OVERSHOOT = 0.01  # of an image in [0, 1] that has been resized in floating point
+OVERSHOOT = 0.01  # beyond [0, 1], where an image has been resized in floating point
 
 
 def at_least_fp32(x: Tensor) -> Tensor:
@@ -28,7 +28,7 @@ def at_least_fp32(x: Tensor) -> Tensor:
 
 
 def check_images(sr: Tensor, gt: Tensor) -> None:
-    """Refuse images of other shapes than (N, C, H, W), and an x that is not in [0, 1]; NaN and Inf pass.
+    """Check that both images are (N, C, H, W) and that x is in [0, 1]; NaN and Inf pass.
 
     Raises:
         ValueError: names the shapes or the range.
@@ -38,6 +38,18 @@ def check_images(sr: Tensor, gt: Tensor) -> None:
     low, high = torch.stack(gt.detach().aminmax()).tolist()
     if (low < -OVERSHOOT or high > 1 + OVERSHOOT) and math.isfinite(low) and math.isfinite(high):
         raise ValueError(f"gt must be an image in [0, 1], got values from {low:.3g} to {high:.3g}")
+
+
+def one_per_sample(d: Tensor, images: Tensor) -> Tensor:
+    """``d``, which must have one value for each of the N ``images``.
+
+    Raises:
+        ValueError: its shape is not (N,).
+    """
+    if not torch.is_tensor(d) or d.shape != images.shape[:1]:
+        got = tuple(d.shape) if torch.is_tensor(d) else type(d).__name__
+        raise ValueError(f"the distance must give one value per sample, shape ({len(images)},), got {got}")
+    return d
 
 
 def to_paper_range(image: Tensor) -> Tensor:
@@ -51,6 +63,9 @@ class DistanceTo:
     Args:
         distance: D, called as ``distance(a, gt)``.
         gt: x (N, C, H, W) in [0, 1].
+
+    Raises:
+        ValueError: when called, if D does not give one value per sample.
     """
 
     def __init__(self, distance: Callable[[Tensor, Tensor], Tensor], gt: Tensor) -> None:
@@ -58,14 +73,14 @@ class DistanceTo:
 
     def __call__(self, a: Tensor) -> Tensor:
         """D(a, x) of images in [0, 1]: (N,)."""
-        return self.distance(a, self.gt)
+        return one_per_sample(self.distance(a, self.gt), a)
 
 
 Distance = Callable[[Tensor, Tensor], Tensor] | DistanceTo
 
 
 def fix_reference(distance: Distance, gt: Tensor) -> DistanceTo:
-    """D(·, x) of a distance, or the one that it is already."""
+    """D(·, x) of a distance; a :class:`DistanceTo` is returned as it is."""
     return distance if isinstance(distance, DistanceTo) else DistanceTo(distance, gt)
 
 

@@ -10,7 +10,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from tlw_basicsr.archs.tlw_weight_net_arch import TLWWeightNet
+from tlw_basicsr.core.arguments import FRACTION, POSITIVE, Accepted, checked, or_none, whole
+from tlw_basicsr.core.distances import CachedDistanceTo, LPIPSDistance
 from tlw_basicsr.core.functional import (
     EPS_DISTANCE,
     error_weights,
@@ -20,31 +21,31 @@ from tlw_basicsr.core.functional import (
     weight_criterion_loss,
     weighted_pixel_loss,
 )
-from tlw_basicsr.losses.distance_loss import CachedDistanceTo, LPIPSDistance
-from tlw_basicsr.util.errors import short
-from tlw_basicsr.util.kinds import FRACTION, POSITIVE, describe_parameters, one_of, or_none, whole
+from tlw_basicsr.core.weight_net import TLWWeightNet
 
+EXACT: dict[str, Any] = {"importance": True, "weight_interval": 1}
 PRESETS: dict[str, dict[str, Any]] = {
-    "exact": {},
+    "exact": EXACT,
     "fast": {"importance": False, "weight_interval": 2},
     "economy": {"importance": False, "weight_interval": 8, "weight_batch": 4, "weight_crop": 48},
-    "paper": {"k_start": 0.3, "k_end": 0.9, "k_decay": 100.0, "importance": True, "weight_interval": 1},
+    "paper": {"k_start": 0.3, "k_end": 0.9, "k_decay": 100.0, **EXACT},
 }
-"""Arguments of :class:`TLW` by name: ``exact``, the published mathematics; ``fast`` and ``economy``, cheaper E steps;
-``paper``, all values of the published runs, which stays so if the defaults change."""
+"""Arguments of :class:`TLW` by name. ``exact`` pins the published mathematics, ``paper`` also the published schedule of
+k; both are the defaults today. ``fast`` and ``economy`` have cheaper E steps."""
 
+# what the economy preset has besides: arguments of the weighting network and of its Adam
 ECONOMY_NET_W: dict[str, Any] = {"num_feat": 16, "prior": "error"}
-"""Of ``preset: economy``: options of the weighting network and, below, of its Adam."""
 ECONOMY_OPTIM_W: dict[str, Any] = {"lr": 1e-3, "betas": (0.5, 0.999)}
-NEARLY_CONSTANT = 0.01  # standard deviation of weights that tell pixels hardly apart
+NEARLY_CONSTANT = 0.01  # standard deviation of weights that hardly tell pixels apart
 
-# what stands in a YAML's pixel_opt too
+# the arguments that a YAML has in pixel_opt
 Base = Annotated[Literal["l1", "mse"], "ℓ of a pixel; `mse` is the paper's l2"]
 Weights = Annotated[Literal["learned", "random", "error"], "by the weighting network, or a control without learning"]
 Stochastic = Annotated[bool, "relaxed Bernoulli samples of the weights, the variant of the paper's tables; or the map"]
 NumSamples = Annotated[int, whole(1, 1000), "samples in one M step"]
 LossWeight = Annotated[float, "factor of the loss of the SR network"]
 
+MODULE = or_none(Accepted("a module, such as SSIMDistance()", lambda v: isinstance(v, nn.Module)))
 MakeOptimizer = Callable[[Iterator[nn.Parameter]], Optimizer]
 
 
@@ -98,16 +99,17 @@ class TLW(nn.Module):
         ValueError: an argument is not what is accepted, or does not go with another.
     """
 
+    @checked
     def __init__(
         self,
-        distance: nn.Module | None = None,
+        distance: Annotated[nn.Module | None, MODULE] = None,
         *,
         base: Base = "l1",
         weights: Weights = "learned",
         stochastic: Stochastic = True,
         num_samples: NumSamples = 3,
         loss_weight: LossWeight = 1.0,
-        net_w: nn.Module | None = None,
+        net_w: Annotated[nn.Module | None, MODULE] = None,
         optimizer: MakeOptimizer | None = None,
         k_start: Annotated[float, FRACTION, "mean of the weights at t = 0"] = 0.3,
         k_end: Annotated[float, FRACTION, "mean of the weights in the end"] = 0.9,
@@ -117,18 +119,11 @@ class TLW(nn.Module):
         weight_batch: Annotated[int | None, or_none(whole(1)), "samples of a batch in an E step; ~ for all"] = None,
         weight_crop: Annotated[int | None, or_none(whole(1)), "side of a random crop in an E step; ~ for all"] = None,
         distance_chunk: Annotated[int | None, or_none(whole(1)), "samples that go through D at a time"] = None,
-        use_amp: Annotated[str | bool, one_of(False, "bf16"), "autocast of D and the weighting network"] = False,
+        use_amp: Annotated[Literal[False, "bf16"], "autocast of D and the weighting network"] = False,
     ) -> None:
         super().__init__()
-        given = locals()
-        for name, option in describe_parameters(TLW, without=("distance", "net_w", "optimizer")).items():
-            if not option.kind.accepts(given[name]):
-                raise ValueError(f"TLW: {name}: expected {option.kind.text}, got {short(given[name])}")
-        for name in ("distance", "net_w"):
-            if not isinstance(given[name], nn.Module | None):
-                raise ValueError(f"TLW: {name}: expected a module, such as SSIMDistance(), got {short(given[name])}")
         learned = weights == "learned"
-        if not learned and (distance or net_w or optimizer):
+        if not learned and any(part is not None for part in (distance, net_w, optimizer)):
             raise ValueError(f"TLW: distance, net_w and optimizer are not used with weights='{weights}'")
         if weights == "random" and not stochastic:
             raise ValueError("TLW: stochastic must be True with weights='random', which are sampled")
@@ -139,7 +134,7 @@ class TLW(nn.Module):
         self.weight_interval, self.weight_batch, self.weight_crop = weight_interval, weight_batch, weight_crop
         self.distance_chunk, self.use_amp = distance_chunk, use_amp
         self.net_w = (net_w or TLWWeightNet()) if learned else None
-        # in a list, so that it is no part of the module: neither of its parameters nor of its state
+        # in a list, so that D's parameters are not among the module's, nor in its state
         self._distance = [(distance or LPIPSDistance("vgg")).requires_grad_(False)] if learned else []
         self.optimizer = (optimizer or make_adam)(self.net_w.parameters()) if self.net_w is not None else None
         self.calls = 0
@@ -164,20 +159,23 @@ class TLW(nn.Module):
 
     # ------------------------------------------------------------------------------------------------- the iteration
 
-    def forward(self, sr: Tensor, gt: Tensor, t: float | None = None) -> Tensor:
+    def forward(self, sr: Tensor, gt: Tensor, t: float | None = None, *, iteration: int | None = None) -> Tensor:
         """One iteration: the E step on φ where one is due, then ``loss_weight``·L_θ.
 
         Args:
             sr: x̂ (N, C, H, W) or (N, T, C, H, W), with gradient.
             gt: x in [0, 1], of the same shape.
-            t: epoch or iteration from 0, of which k follows; None counts the calls.
+            t: epoch or iteration from 0, from which k follows; None counts the calls.
+            iteration: the number of this call, for a loop that does not call in every iteration; ``weight_interval``
+                counts from it. None counts the calls.
 
         Returns:
             Scalar.
 
         Raises:
-            ValueError: other shapes, or x is not in [0, 1].
+            ValueError: the shapes are others, x is not in [0, 1], or D does not give one value per sample.
         """
+        self.calls = self.calls if iteration is None else iteration
         t = self.calls if t is None else t
         sr, gt = fold_frames(sr, gt)
         due = self.last_e_step is None or self.calls - self.last_e_step >= self.weight_interval
@@ -188,12 +186,12 @@ class TLW(nn.Module):
         return loss
 
     def e_step(self, sr: Tensor, gt: Tensor, t: float | None = None) -> Tensor:
-        """One step on φ with L_φ, on ``weight_batch`` samples of ``weight_crop``: L_φ, scalar, detached.
+        """One step on φ with L_φ, on ``weight_batch`` samples of side ``weight_crop``; returns L_φ, scalar, detached.
 
         Arguments and errors as :meth:`forward`.
         """
         if self.net_w is None or self.optimizer is None:
-            raise ValueError(f"TLW: with weights='{self.weighting}' there is no E step")
+            raise ValueError(f"TLW: there is no E step with weights='{self.weighting}'")
         self._share_start_values()
         k = self.k(t)
         sr, gt = self._draw_part(*fold_frames(sr.detach(), gt))
@@ -211,7 +209,7 @@ class TLW(nn.Module):
         return self.log["l_w"]
 
     def m_loss(self, sr: Tensor, gt: Tensor, t: float | None = None) -> Tensor:
-        """``loss_weight``·L_θ by fresh weights, which get no gradient: scalar.
+        """Return ``loss_weight``·L_θ with fresh weights, which get no gradient: scalar.
 
         Arguments and errors as :meth:`forward`.
         """
@@ -229,14 +227,14 @@ class TLW(nn.Module):
         return self.loss_weight * loss
 
     def k(self, t: float | None = None) -> float:
-        """The mean of the weights at ``t``, or at the present call."""
+        """The mean of the weights at ``t``, or at this call if None."""
         return k_schedule(self.calls if t is None else t, self.k_start, self.k_end, self.k_decay)
 
     # ------------------------------------------------------------------------------------------------- looking
 
     @torch.no_grad()
     def weights(self, sr: Tensor, gt: Tensor, t: float | None = None) -> Tensor:
-        """The weights w of images, for looking at: in [0, 1], the folded shape. Batch norm is in eval mode for it."""
+        """The weights w of images, to look at: in [0, 1], (N, C, H, W). Batch norm is in eval mode meanwhile."""
         sr, gt = fold_frames(sr, gt)
         modes = {} if self.net_w is None else {module: module.training for module in self.net_w.modules()}
         if self.net_w is not None:
@@ -249,7 +247,7 @@ class TLW(nn.Module):
 
     @torch.no_grad()
     def summarize(self) -> dict[str, Tensor]:
-        """What the last call and the last E step tell: scalars, on the device.
+        """Return statistics of the last call and the last E step: scalars, on the device.
 
         ``w_mean``, ``w_std`` of the weights; ``l_w`` = L_φ; ``wc`` = exp(-L_φ), the geometric mean of the weight
         criterion; and ``wc_gain``, how many times that of the constant map k for the same images and noise it is. WC
@@ -290,7 +288,7 @@ class TLW(nn.Module):
         return self._to_gt
 
     def _draw_part(self, sr: Tensor, gt: Tensor) -> tuple[Tensor, Tensor]:
-        """``weight_batch`` samples, and of each the same random square of ``weight_crop``; the whole draws nothing."""
+        """``weight_batch`` random samples, each cut to the same random square; no random number if all is taken."""
         if self.weight_batch and self.weight_batch < len(gt):
             chosen = torch.randperm(len(gt))[: self.weight_batch].to(gt.device)
             sr, gt = sr[chosen], gt[chosen]
@@ -338,22 +336,22 @@ class TLW(nn.Module):
 
     @property
     def distance(self) -> nn.Module | None:
-        """D; None of a control."""
+        """The distance D, or None for a control."""
         return self._distance[0] if self._distance else None
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Beside φ: its optimiser and the position."""
+        """What ``state_dict()`` has beside φ: its optimiser's state and the position."""
         optimizer = None if self.optimizer is None else self.optimizer.state_dict()
         return {"calls": self.calls, "last_e_step": self.last_e_step, "optimizer": optimizer}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Undo :meth:`get_extra_state`."""
+        """Restore what :meth:`get_extra_state` returned."""
         self.calls, self.last_e_step = state["calls"], state["last_e_step"]
         if self.optimizer is not None:
             self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # torch would share its tensors
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TLW":
-        """``.to(device)`` and the like take D and the optimiser's moments along."""
+        """Let ``.to(device)`` and the like also move D and the optimiser's moments."""
         super()._apply(fn, recurse)
         for distance in self._distance:
             distance._apply(fn)
@@ -365,17 +363,17 @@ class TLW(nn.Module):
         return {**self.__dict__, "_to_gt": None}
 
     def extra_repr(self) -> str:
-        """The schedules, for ``print(tlw)``."""
+        """The main options, for ``print(tlw)``."""
         return (
             f"base={self.base}, weights={self.weighting}, k={self.k_start}…{self.k_end}, every={self.weight_interval}"
         )
 
 
 def fold_frames(sr: Tensor, gt: Tensor) -> tuple[Tensor, Tensor]:
-    """Images (N, C, H, W), and the frames of videos (N, T, C, H, W) as samples.
+    """Return images (N, C, H, W) as they are, and videos (N, T, C, H, W) with their frames as samples.
 
     Raises:
-        ValueError: other shapes.
+        ValueError: the shapes are others.
     """
     if sr.shape != gt.shape or sr.ndim not in (4, 5):
         shapes = f"{tuple(sr.shape)} and {tuple(gt.shape)}"

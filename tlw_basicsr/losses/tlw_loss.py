@@ -6,14 +6,17 @@ from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 
 from tlw_basicsr.core.tlw import TLW, Base, LossWeight, NumSamples, Stochastic, Weights
+from tlw_basicsr.losses.distance_loss import build_distance
 from tlw_basicsr.util.errors import UserError, short
+
+PAPERS_DISTANCE = {"type": "LPIPSDistance", "net": "vgg"}
 
 
 @LOSS_REGISTRY.register()
 class TLWLoss(nn.Module):
     """``train.pixel_opt`` of a :class:`tlw_basicsr.TLWModel`: the options of :class:`tlw_basicsr.TLW` that stand there.
 
-    It is no loss by itself: the model gives it the weighting network, see :meth:`make_tlw`. In a loop of one's own,
+    It is not a loss by itself: the model gives it the weighting network, see :meth:`make_tlw`. In a loop of your own,
     :class:`tlw_basicsr.TLW` is the loss.
 
     Args:
@@ -44,10 +47,7 @@ class TLWLoss(nn.Module):
         if weights != "learned" and distance is not None:
             raise UserError(f"TLWLoss: distance is not used with weights: {weights}; delete it")
         if weights == "learned" and not isinstance(distance, nn.Module):
-            options = {"type": "LPIPSDistance", "net": "vgg"} if distance is None else dict(distance)
-            if "type" not in options:
-                raise UserError("TLWLoss: distance.type: missing; accepted is a registered loss, as SSIMDistance")
-            distance = LOSS_REGISTRY.get(options.pop("type"))(**options)
+            distance = build_distance(PAPERS_DISTANCE if distance is None else distance)
         self.distance = cast("nn.Module | None", distance)
         self.arguments = {
             "base": base,
@@ -57,13 +57,13 @@ class TLWLoss(nn.Module):
             "loss_weight": loss_weight,
         }
         if weights != "learned":
-            self.make_tlw()  # raises where they don't go together
+            self.make_tlw()  # raises if they do not go together
 
     def make_tlw(self, **more: Any) -> TLW:
-        """The object of these options and ``more`` arguments of :class:`tlw_basicsr.TLW`.
+        """Build the object from these options and ``more`` arguments of :class:`tlw_basicsr.TLW`.
 
         Raises:
-            UserError: they are wrong, or don't go together.
+            UserError: an option is wrong, or does not go with another.
         """
         try:
             return TLW(self.distance, **self.arguments, **more)
@@ -71,5 +71,5 @@ class TLWLoss(nn.Module):
             raise UserError(f"train.pixel_opt or train.tlw: {error}") from error
 
     def forward(self, sr: Tensor, gt: Tensor) -> Tensor:
-        """Not without a weighting network."""
+        """Refuse: the loss needs a weighting network."""
         raise UserError("TLWLoss needs model_type: TLWModel, which has the weighting network; in Python use TLW")

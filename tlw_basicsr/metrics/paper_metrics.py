@@ -13,7 +13,8 @@ import torch
 from basicsr.utils.registry import METRIC_REGISTRY
 from torch import Tensor
 
-from tlw_basicsr.losses.distance_loss import LPIPSDistance
+from tlw_basicsr.core.distances import LPIPSDistance
+from tlw_basicsr.util.errors import UserError
 
 LUMA = (0.299, 0.587, 0.114)
 
@@ -46,8 +47,15 @@ def mse(sr: Tensor, gt: Tensor) -> Tensor:
 
 @cache
 def lpips_model(net: Any, weights: str | None = None) -> LPIPSDistance:
-    """LPIPS with its linear heads; one a process, on the GPU where there is one."""
-    model = LPIPSDistance(net=net, linear=True, weights=weights)
+    """LPIPS with its linear heads, built once in a process, on the GPU if there is one.
+
+    Raises:
+        UserError: its weights could not be loaded.
+    """
+    try:
+        model = LPIPSDistance(net=net, linear=True, weights=weights)
+    except ValueError as error:
+        raise UserError(str(error).replace("LPIPSDistance", "LPIPS", 1)) from error
     return model.cuda() if torch.cuda.is_available() else model
 
 
@@ -55,7 +63,7 @@ def lpips_model(net: Any, weights: str | None = None) -> LPIPSDistance:
 def lpips(sr: Tensor, gt: Tensor, net: str = "vgg", weights: str | None = None) -> Tensor:
     """LPIPS (Zhang et al., CVPR 2018, version 0.1) of RGB in [0, 1]; see :class:`tlw_basicsr.LPIPSDistance`."""
     model = lpips_model(net, weights)
-    device = model.scaling.shift.device
+    device = model.shift.device
     return model(sr.clamp(0, 1).float().to(device), gt.clamp(0, 1).float().to(device)).cpu()
 
 

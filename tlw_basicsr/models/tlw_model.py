@@ -163,7 +163,7 @@ class TLWMixin(BaseModel):
         if self.t is None:
             raise UserError("train.tlw.k_unit: epoch needs tlw_basicsr's train.py; with another one, use k_unit: iter")
         self.k = self.tlw.k(self.t)
-        self.tlw.calls = current_iter  # a GAN's generator, and with it the pixel loss, may wait for iterations
+        self.iteration = current_iter
         with self.price.of_an_iteration():
             super().optimize_parameters(current_iter)
 
@@ -174,7 +174,8 @@ class TLWMixin(BaseModel):
         """
         sr, gt = (undo_normalization(image, self.opt["datasets"]["train"]) for image in (sr, gt))
         with self.price.of_tlw():
-            return self.tlw(sr, gt, self.t)
+            # a GAN's generator, and with it the pixel loss, may wait for iterations
+            return self.tlw(sr, gt, self.t, iteration=self.iteration)
 
     def get_current_visuals(self) -> OrderedDict[str, Tensor]:
         """The base model's; the first image of a validation is kept for :meth:`log_weight_map`."""

@@ -17,8 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from tlw_basicsr.archs.tlw_weight_net_arch import paper_start_values
 from tlw_basicsr.compat import CudaMeans
+from tlw_basicsr.core.weight_net import paper_start_values
 from tlw_basicsr.models import states
 from tlw_basicsr.models.guard import StepGuard, are_finite, is_small, list_parameters, watch_backward
 from tlw_basicsr.models.optimizer import TrainingOptimizer

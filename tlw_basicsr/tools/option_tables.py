@@ -8,8 +8,9 @@ from typing import Any
 import yaml
 
 from tlw_basicsr.archs.sr_archs import TLWHAT, TLWRCAN, TLWVDSR, UncertaintyHead
-from tlw_basicsr.archs.tlw_weight_net_arch import TLWWeightNet
+from tlw_basicsr.core.distances import LPIPSDistance, SSIMDistance
 from tlw_basicsr.core.tlw import ECONOMY_NET_W, ECONOMY_OPTIM_W, PRESETS
+from tlw_basicsr.core.weight_net import TLWWeightNet
 from tlw_basicsr.engine.schema import (
     BasicSROptions,
     BicubicSROptions,
@@ -22,7 +23,6 @@ from tlw_basicsr.engine.schema import (
     UncertaintyOptions,
     ValOptions,
 )
-from tlw_basicsr.losses.distance_loss import LPIPSDistance, SSIMDistance
 from tlw_basicsr.losses.tlw_loss import TLWLoss
 from tlw_basicsr.losses.uncertainty_loss import UncertaintyLoss
 from tlw_basicsr.models.tlw_model import describe_options

@@ -149,7 +149,9 @@ def _describe(parameter: inspect.Parameter) -> Option:
     annotation, facts = parameter.annotation, ()
     if get_origin(annotation) is Annotated:
         annotation, *facts = get_args(annotation)
-    kind = next((fact for fact in facts if isinstance(fact, Kind)), None) or _kind_of(annotation, parameter.default)
+    # the core's have the parts of a Kind, and know nothing of options
+    kinds = [Kind(fact.text, fact.accepts) for fact in facts if not isinstance(fact, str)]
+    kind = kinds[0] if kinds else _kind_of(annotation, parameter.default)
     return Option(kind, next((fact for fact in facts if isinstance(fact, str)), ""), parameter.default)
 
 
