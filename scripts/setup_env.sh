@@ -1,4 +1,4 @@
-# Sourced by the other scripts: makes .venv once, installs the package and what is named in $1 (such as [test]).
+# Sourced by the other scripts: makes .venv once, installs the package and what is named in $1 (such as [basicsr]).
 # PYTHON names the interpreter; without it one that is found.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -29,7 +29,7 @@ if [ ! -x .venv/bin/python ]; then
     "$found" -m venv .venv
 fi
 
-wanted="$(cat requirements.txt pyproject.toml tlw_setup.py | cksum)"
+wanted="$(cat requirements.txt requirements/*.txt pyproject.toml tlw_setup.py | cksum)"
 stamp=".venv/installed$1"
 if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     echo "Installing into .venv (torch is large: minutes)"

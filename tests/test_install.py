@@ -1,5 +1,6 @@
-"""The set-up script and ``tlw-setup``, as far as they go without installing anything large."""
+"""What an environment needs: the set-up script and ``tlw-setup``, the core without BasicSR, and BasicSR when it comes."""
 
+import ast
 import os
 import shutil
 import subprocess
@@ -9,39 +10,134 @@ import pytest
 
 import tlw_setup
 from tests.conftest import ROOT
+from tlw_basicsr import PLACES
+from tlw_basicsr.plugin import MISSING
+
+HIDE = """
+import sys
+from importlib.machinery import PathFinder
+
+real = PathFinder.find_spec
+hidden = ("basicsr", "cv2", "lmdb", "spandrel", "yaml")
+PathFinder.find_spec = classmethod(lambda cls, name, *rest: None if name in hidden else real(name, *rest))
+"""
 
 
-@pytest.mark.parametrize("python", ["/bin/false", "no-such-python"])
-def test_a_python_that_cannot_be_used_is_an_error_and_not_another_python(tmp_path, python):
+def python(program, cwd=ROOT, paths=()):
+    """Run a program; its exit code, stdout and stderr."""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=cwd, capture_output=True, text=True, check=False,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([*map(str, paths), str(ROOT)])},
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
+# ------------------------------------------------------------------------------------------------- the core alone
+
+TRAIN = """
+import resource, torch
+cpu = lambda: sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
+start, before = cpu(), set(sys.modules)
+import tlw_basicsr
+from tlw_basicsr import TLW, SSIMDistance
+seconds, more = cpu() - start, set(sys.modules) - before
+assert seconds < 0.5 and len(more) < 30, (seconds, more)
+net = torch.nn.Conv2d(3, 3, 3, padding=1)
+adam = torch.optim.Adam(net.parameters(), 1e-2)
+tlw, gt = TLW(SSIMDistance(5)), torch.rand(2, 3, 24, 24)
+losses = []
+for _ in range(5):
+    loss = tlw(net(gt), gt)
+    adam.zero_grad(); loss.backward(); adam.step()
+    losses.append(loss.item())
+assert losses[-1] < losses[0]
+import importlib.util
+assert importlib.util.find_spec("basicsr") is None
+from tlw_basicsr import TLWModel
+"""
+
+
+def test_the_core_trains_without_basicsr_and_the_rest_names_what_to_run():
+    code, _, err = python(HIDE + TRAIN)
+    assert code == 1 and err.splitlines()[-1] == f"ModuleNotFoundError: {MISSING}", err
+    code, _, err = python(HIDE + "from tlw_basicsr.cli import main; main(['train', 'x.yml'])")
+    assert (code, err) == (2, f"error: {MISSING}\n")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["trian"], ["options"]])
+def test_what_needs_neither_torch_nor_basicsr_imports_neither(words):
+    code, out, err = python(
+        f"import sys\nfrom tlw_basicsr.cli import main\ntry:\n    main({words})\n"
+        "finally:\n    print({'torch', 'basicsr', 'numpy'} & set(sys.modules), len(sys.modules))"
+    )
+    assert code == (2 if words == ["trian"] else 0), err
+    imported, modules = out.splitlines()[-1].rsplit(" ", 1)
+    assert imported == "set()" and int(modules) < 200
+
+
+def test_editors_see_the_names_that_can_be_imported():
+    tree = ast.parse((ROOT / "tlw_basicsr/__init__.py").read_text("utf-8"))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    seen = {(node.module, alias.asname) for node in block.body for alias in node.names}
+    assert seen == {(f"tlw_basicsr.{place}", name) for place, names in PLACES.items() for name in names.split()}
+
+
+# ------------------------------------------------------------------------------------------------- with BasicSR
+
+
+@pytest.mark.parametrize(
+    "first",
+    ["import tlw_basicsr, basicsr", "from tlw_basicsr.networks import load_network", "from tlw_basicsr import TLWLoss"],
+)
+def test_whoever_imports_basicsr_gets_the_plugin(first):
+    code, _, err = python(
+        f"{first}\nimport basicsr.metrics\nfrom basicsr.utils import registry as r\n"
+        "assert 'TLWModel' in r.MODEL_REGISTRY and 'TLWHAT' in r.ARCH_REGISTRY and 'TLWLoss' in r.LOSS_REGISTRY\n"
+        "assert 'tlw_lpips' in r.METRIC_REGISTRY and 'BicubicSRDataset' in r.DATASET_REGISTRY\n"
+        "assert basicsr.metrics.calculate_metric.__module__.startswith('tlw_basicsr')\n"
+    )
+    assert code == 0, err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("import no_such_thing", "No module named 'no_such_thing'; run: tlw-setup"),
+        ("import basicsr.archs", "No module named 'basicsr.archs'"),
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_basicsr_that_is_broken_is_one_line(tmp_path, content, message):
+    place = tmp_path / "basicsr/__init__.py"
+    place.parent.mkdir()
+    place.write_text(content)
+    program = "import tlw_basicsr\ntry:\n    import basicsr\nexcept ImportError as error:\n    print(error)\n"
+    code, out, err = python(program + "from tlw_basicsr.cli import main; main(['convert'])", tmp_path, [tmp_path])
+    line = f"{place} could not be imported: {message}\n"
+    assert (code, out, err) == (2, line, f"error: {line}")
+
+
+def test_a_folder_of_its_name_is_not_basicsr(tmp_path):
+    (tmp_path / "basicsr/utils").mkdir(parents=True)
+    hide = HIDE.replace("None if name in hidden", "real(name, [str(sys.path[1])]) if name in hidden")
+    code, _, err = python(hide + "from tlw_basicsr.cli import main; main(['convert'])", tmp_path, [tmp_path])
+    assert (code, err) == (2, f"error: {MISSING}\n")
+
+
+# ------------------------------------------------------------------------------------------------- installing
+
+
+@pytest.mark.parametrize("python_name", ["/bin/false", "no-such-python"])
+def test_a_python_that_cannot_be_used_is_an_error_and_not_another_python(tmp_path, python_name):
     (tmp_path / "scripts").mkdir()
     shutil.copy(ROOT / "scripts/setup_env.sh", tmp_path / "scripts")
     done = subprocess.run(
-        ["bash", "-c", "source scripts/setup_env.sh ''"], cwd=tmp_path, env=os.environ | {"PYTHON": python},
+        ["bash", "-c", "source scripts/setup_env.sh ''"], cwd=tmp_path, env=os.environ | {"PYTHON": python_name},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 2
-    assert done.stderr == f"error: PYTHON={python} is not a Python of 3.10 or later that can make environments\n"
+    assert done.stderr == f"error: PYTHON={python_name} is not a Python of 3.10 or later that can make environments\n"
     assert not (tmp_path / ".venv").exists()
-
-
-def without_basicsr(program, cwd):
-    """Run a program in which BasicSR can't be found."""
-    hide = (
-        "import importlib.util, sys; real = importlib.util.find_spec\n"
-        "importlib.util.find_spec = lambda name, *rest: None if name == 'basicsr' else real(name, *rest)\n"
-    )
-    return subprocess.run(
-        [sys.executable, "-c", hide + program], cwd=cwd, capture_output=True, text=True, check=False,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-
-
-def test_without_basicsr_one_line_says_what_to_run(tmp_path):
-    done = without_basicsr("import tlw_setup; sys.argv = ['tlw', 'train']; tlw_setup.tlw()", tmp_path)
-    assert done.returncode == 2
-    assert done.stderr == "error: BasicSR is not installed in this environment; run: tlw-setup\n"
-    done = without_basicsr("import tlw_basicsr", tmp_path)
-    assert done.stderr.splitlines()[-1] == f"ImportError: {tlw_setup.MISSING}"
 
 
 def test_exec_within_a_function_gives_names_to_locals_as_it_did():
@@ -54,6 +150,17 @@ def test_exec_within_a_function_gives_names_to_locals_as_it_did():
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def test_basicsr_that_is_there_is_left_alone(capsys):
+def test_setup_installs_what_is_missing_and_leaves_a_basicsr_alone(capsys, monkeypatch):
+    wanted = ["torch>=2; extra == 'basicsr'", "No_Such.thing>=1; extra == 'basicsr'", "neither; extra == 'docs'"]
+    monkeypatch.setattr(tlw_setup, "requires", lambda _: wanted)
+    installed = []
+    monkeypatch.setattr(tlw_setup, "install", lambda *names, **_: installed.extend(names))
     tlw_setup.main()
-    assert capsys.readouterr().out == "BasicSR is installed already\n"
+    assert installed == ["No_Such.thing>=1"]
+    assert capsys.readouterr().out.splitlines()[-1] == "BasicSR is installed already"
+
+
+def test_what_the_core_needs_is_in_the_whole_list():
+    tomllib = pytest.importorskip("tomllib")  # of Python 3.11
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert set(project["dependencies"]) <= set((ROOT / "requirements.txt").read_text("utf-8").split())

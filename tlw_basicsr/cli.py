@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
 
+from tlw_basicsr.plugin import explain
 from tlw_basicsr.util.errors import UserError, run
 from tlw_basicsr.version import __version__
 
@@ -13,8 +14,8 @@ COMMANDS = {  # name: (module with the main function, what it does)
     "prepare": ("tlw_basicsr.commands.prepare", "cut HR images into tiles; make LR images, LMDBs, meta_info.txt"),
     "options": ("tlw_basicsr.commands.options", "print a YAML to start from: a recipe or a cell of the paper's tables"),
     "add": ("tlw_basicsr.commands.add", "write TLW into a BasicSR training YAML that you have"),
-    "train": ("tlw_basicsr.train", "train by a YAML"),
-    "test": ("tlw_basicsr.test", "test by a YAML"),
+    "train": ("tlw_basicsr.commands.train", "train by a YAML"),
+    "test": ("tlw_basicsr.commands.test", "test by a YAML"),
     "weights": ("tlw_basicsr.commands.weights", "draw what the weighting network has learned"),
     "infer": ("tlw_basicsr.commands.infer", "upscale images"),
     "evaluate": ("tlw_basicsr.commands.evaluate", "measure a network, or bicubic, on a folder of HR images"),
@@ -56,7 +57,7 @@ def run_command(name: str, argv: Sequence[str] | None = None) -> None:
         try:
             command = import_module(COMMANDS[name][0])
         except ImportError as error:
-            raise UserError(f"{error}") from error
+            raise UserError(explain(error)) from error
         command.main(argv)
 
     run(execute)

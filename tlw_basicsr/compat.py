@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from tlw_basicsr.util.errors import UserError, first_line
+from tlw_basicsr.util.errors import UserError
 
 # What BasicSR imports of other libraries, and where these have it now: torchvision since 0.17, SciPy.
 MOVED_OUTSIDE = {
@@ -95,15 +95,6 @@ def mend_imports_of_basicsr() -> None:
             for key, value in content.items():
                 if not hasattr(module, key):
                     setattr(module, key, value)
-
-
-def explain_import(basicsr: types.ModuleType, error: Exception) -> str:
-    """Why BasicSR could not be imported, in one line."""
-    if basicsr.__file__ is None:
-        return f"{next(iter(basicsr.__path__))} is a folder without __init__.py"
-    if isinstance(error, ImportError):
-        return f"it needs what is not here: {first_line(error)}"
-    return first_line(error)
 
 
 def part_of_basicsr(module: str, name: str, cost: str) -> Any:

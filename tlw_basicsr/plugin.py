@@ -12,6 +12,7 @@ from functools import partial
 from importlib import import_module
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from types import ModuleType
 
 PACKAGE = "tlw_basicsr"
@@ -44,11 +45,11 @@ class Registrar(MetaPathFinder):
             return None
         others = sys.meta_path[sys.meta_path.index(self) + 1 :]
         spec = next((spec for finder in others if (spec := finder.find_spec(fullname, path, target))), None)
-        if spec is None and fullname == "basicsr" and self.depth:  # one of our modules needs it
-            raise ModuleNotFoundError(MISSING, name=fullname)
         if spec is not None and spec.loader is not None:
             # of the loader, which is made for this module: its other methods are used by runpy, inspect and others
             setattr(spec.loader, "exec_module", partial(self.execute, spec.loader.exec_module))  # noqa: B010
+        elif fullname == "basicsr" and self.depth:  # one of our modules needs it; a folder without __init__.py won't do
+            raise ModuleNotFoundError(MISSING, name=fullname)
         return spec
 
     def execute(self, run: Callable[[ModuleType], None], module: ModuleType) -> None:
@@ -76,7 +77,8 @@ class Registrar(MetaPathFinder):
             run(module)
             compat.mend_imports_of_basicsr()
         except Exception as error:
-            raise ImportError(f"basicsr could not be imported: {compat.explain_import(module, error)}") from error
+            reason = explain(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+            raise ImportError(f"{module.__file__} could not be imported: {reason}") from error
         self.due = True
 
     def register(self) -> None:
@@ -85,6 +87,16 @@ class Registrar(MetaPathFinder):
         for part in PARTS:
             import_module(f"{PACKAGE}.{part}")
         import_module(f"{PACKAGE}.compat").replace_functions()
+
+
+def explain(error: ImportError) -> str:
+    """What an import error says, in one line, and what to do where a package is missing."""
+    spec = find_spec("basicsr")
+    if spec is None or spec.loader is None:
+        return MISSING
+    text = " ".join(str(error).split())
+    missing = isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("basicsr.")
+    return f"{text}; run: tlw-setup" if missing else text
 
 
 def install() -> None:

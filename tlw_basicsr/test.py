@@ -1,24 +1,12 @@
-"""Test by a BasicSR YAML: ``tlw test FILE``, or ``python -m tlw_basicsr.test -opt FILE``.
-
-``results/`` is made in the folder that it is started from.
-"""
+"""``python -m tlw_basicsr.test -opt FILE`` is ``tlw test FILE``, in BasicSR's habit; so is running this file."""
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 if not __package__:  # run as a file: make the package importable, and its modules not top-level ones
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from tlw_basicsr.engine.pipeline import test_pipeline
-from tlw_basicsr.util.errors import run
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point; a first argument without a hyphen is the YAML, as with ``-opt``."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    test_pipeline(str(Path.cwd()), ["-opt", *words] if words and not words[0].startswith("-") else words)
-
+from tlw_basicsr.cli import run_command
 
 if __name__ == "__main__":
-    run(main)
+    run_command("test")
