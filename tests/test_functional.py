@@ -1,6 +1,7 @@
 """Each equation against a plain formulation of its own, written here with loops and float64."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -313,11 +314,30 @@ def test_images_in_another_range_or_of_other_shapes_are_refused(equation):
             equation(*shapes, w)
 
 
-def test_what_is_not_finite_is_not_told_as_a_range():
+def test_what_is_not_finite_is_not_reported_as_a_range():
     sr, gt, w = images()
     for value in (math.nan, math.inf):
         gt[0, 0, 0, 0] = value
         assert not torch.isfinite(weighted_pixel_loss(sr, gt, w))
+
+
+@pytest.mark.parametrize(
+    ("distance", "got"),
+    [
+        (lambda a, b: (a - b).abs().mean(), "()"),
+        (lambda a, b: squared_distance(a, b).mean(0, keepdim=True), "(1,)"),
+        (lambda a, b: squared_distance(a, b).view(-1, 1, 1, 1), "(2, 1, 1, 1)"),
+        (lambda a, b: squared_distance(a, b).tolist(), "list"),
+    ],
+)
+def test_a_distance_must_give_one_value_per_sample(distance, got):
+    sr, gt, w = images()
+    for equation in (
+        lambda: weight_criterion_loss(distance, sr, gt, w),
+        lambda: marginal_pixel_loss(DistanceTo(distance, gt), sr, gt, w[None]),
+    ):
+        with pytest.raises(ValueError, match=f"one value per sample, shape \\(2,\\), got {re.escape(got)}$"):
+            equation()
 
 
 def test_a_distance_with_its_reference_gets_one_argument():

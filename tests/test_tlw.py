@@ -545,6 +545,24 @@ def test_any_module_that_gives_one_value_per_sample_is_a_distance(pair):
 
     assert torch.isfinite(make_tlw(Mean())(*pair))
 
+    class Joined(nn.Module):
+        def forward(self, a, b):
+            return (a - b).abs().mean().view(1)
+
+    for options in ({}, {"distance_chunk": 2}):
+        with pytest.raises(ValueError, match="must give one value per sample"):
+            make_tlw(Joined(), **options).m_loss(*(image.repeat(2, 1, 1, 1) for image in pair))
+
+
+def test_a_loop_that_skips_iterations_counts_them_itself(pair):
+    """As a GAN whose generator waits: the E step is due by the iterations, not by the calls."""
+    tlw = make_tlw(weight_interval=4)
+    stepped = []
+    for iteration in (3, 5, 7, 9, 11):
+        tlw(*pair, iteration=iteration)
+        stepped.append(tlw.last_e_step)
+    assert stepped == [3, 3, 7, 7, 11] and tlw.calls == 12
+
 
 # ------------------------------------------------------------------------------------------------- with BasicSR, with others
 
