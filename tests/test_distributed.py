@@ -246,11 +246,13 @@ WORKER = """
 import os, sys, time, torch, torch.distributed as dist
 import tlw_basicsr, yaml
 from tlw_basicsr.models import build_model
-from tlw_basicsr.engine.distributed import init_distributed
+from tlw_basicsr.engine.distributed import find_rank, join_group
 
 opt = yaml.safe_load(open("options.yml"))
 distributed = sys.argv[1] == "two"
-rank, world = init_distributed("pytorch" if distributed else "none", False)
+rank, world = find_rank("pytorch" if distributed else "none", False)
+if distributed:
+    join_group(False)
 opt |= {"is_train": True, "dist": distributed, "rank": rank, "world_size": world}
 opt["path"] |= {"models": ".", "training_states": "."}
 torch.manual_seed(0)
