@@ -232,9 +232,7 @@ def find_model(opt: Options) -> Callable:
         return model
     base = lookup(MODEL_REGISTRY, {"base_model": "SRModel", **opt}, "", "base_model")
     if not inspect.isclass(base):
-        raise UserError(
-            f"base_model: {opt['base_model']} has no pixel loss of its own; accepted are SRModel and others"
-        )
+        raise UserError(f"base_model: {opt['base_model']} is no class that TLW can extend; SRModel is one")
     return with_tlw(base)
 
 
@@ -371,8 +369,7 @@ def _check_schedule(section: Options, total_iter: float) -> None:
     """A schedule has milestones that are reached in their order, and lasts until the end of the training."""
     milestones, periods, place = section.get("milestones"), section.get("periods"), "train.scheduler"
     if isinstance(milestones, list) and (
-        not all(is_number(m) and m == int(m) for m in milestones)
-        or any(a > b for a, b in pairwise(milestones))
+        not all(is_number(m) and m == int(m) for m in milestones) or any(a > b for a, b in pairwise(milestones))
     ):
         raise UserError(
             f"{place}.milestones: expected whole numbers, none below the one before it, got {short(milestones)}; "

@@ -149,21 +149,27 @@ class Rehearsal:
                 format(value, ".4e")  # as the log writes it
             model.get_current_learning_rate()
             model.update_learning_rate(2, warmup_iter=warmup)
-        self._check_output()
+        self._check_step()
 
-    def _check_output(self) -> None:
-        """Losses would broadcast an output of another shape, and TLW needs a model that calls its pixel loss."""
-        model, origin = self.model, find_origin(find_model(self.opt))
-        output, gt = getattr(model, "output", None), getattr(model, "gt", None)
-        shapes = [tuple(image.shape) for image in (output, gt) if isinstance(image, torch.Tensor)]
-        if len(set(shapes)) > 1 and origin != OTHER:
-            raise UserError(f"network_g: gives {shapes[0]} where the HR image is {shapes[1]}{self._describe_batch()}")
-        if isinstance(model, TLWMixin) and not model.tlw.log:
+    def _check_step(self) -> None:
+        """Check that the loss has not broadcast the output, and that the base model of TLW calls its pixel loss."""
+        if told := self._describe_mismatch():
+            raise UserError(told)
+        if isinstance(self.model, TLWMixin) and not self.model.tlw.log:
             name = self.opt.get("base_model", "SRModel")
             message = f"base_model: {name} has not called its pixel loss, which TLW replaces, in the first iteration"
-            if origin != OTHER:
+            if find_origin(find_model(self.opt)) != OTHER:
                 raise UserError(message)
             self.notes.append(message)
+
+    def _describe_mismatch(self) -> str:
+        """Say that output and HR image differ in shape; a third party's model may mean that."""
+        images = [getattr(self.model, name, None) for name in ("output", "gt")]
+        shapes = [tuple(image.shape) for image in images if isinstance(image, torch.Tensor)]
+        if len(set(shapes)) < 2 or find_origin(find_model(self.opt)) == OTHER:
+            return ""
+        name = self.opt["network_g"]["type"]
+        return f"network_g: {name} gives {shapes[0]} where the HR image is {shapes[1]}{self._describe_batch()}"
 
     def _validate(self, key: str, dataset_opt: Options) -> None:
         name = dataset_opt["name"]
@@ -192,6 +198,8 @@ class Rehearsal:
         missing = [e for e in (error, error.__cause__) if isinstance(e, MissingOption)]
         if missing:
             return f"{missing[0].args[0]}: missing; it is read {stage}"
+        if "iteration" in stage and (told := self._describe_mismatch()):
+            return told
         place = self._find_place(error) or place
         where, section = ".".join(map(str, place)), _value_at(self.opt, place)
         if isinstance(error, UserError):
@@ -211,16 +219,23 @@ class Rehearsal:
             except UserError as told:
                 return str(told)
             doubts = find_doubts(section, call)
-        hint = ""
+        hint = self._name_options(str(error))
         if place == ("network_g",) and "validation" in stage and type(self.model).test is SRModel.test:
-            hint = "; a model that pads an image to what its network takes is SwinIRModel"
+            hint += "; a model that pads an image to what its network takes is SwinIRModel"
         return f"{where}: {part} fails {stage} ({first_line(error)}){doubts}{self._describe_batch()}{hint}"
 
+    def _name_options(self, message: str) -> str:
+        """The options that were asked for and whose names are in an error's message, also as words: ``; KEY: VALUE``."""
+        words = {p: str(p[-1]) for p in self.asked.places if "_" in str(p[-1])}
+        named = sorted(p for p, key in words.items() if key in message or key.replace("_", " ") in message)
+        values = [f"; {'.'.join(map(str, p))}: {short(_value_at(self.opt, p))}" for p in named]
+        return "".join(values[:3])
+
     def _find_place(self, error: Exception) -> Place:
-        """Return the section whose part the error comes from; empty where that is not known."""
+        """Return the section of the innermost part that the error comes from; empty where that is not known."""
         frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
         owners = {id(part): place for part, place in self._list_parts()}
-        for frame in frames:
+        for frame in reversed(frames):
             if frame.f_code.co_name in BUILDERS and self.asked.newest:
                 return self.asked.newest
             if place := owners.get(id(frame.f_locals.get("self"))):
@@ -240,7 +255,7 @@ class Rehearsal:
                 yield getattr(value, "inner", value), ("train", f"optim_{label}")
         yield from ((scheduler, ("train", "scheduler")) for scheduler in getattr(self.model, "schedulers", ()))
         if isinstance(tlw := getattr(self.model, "tlw", None), nn.Module):
-            yield tlw.distance, ("train", "pixel_opt", "distance")
+            yield from ((tlw, ("train", "pixel_opt")), (tlw.distance, ("train", "pixel_opt", "distance")))
 
     def _describe_batch(self) -> str:
         """The shapes of the images that the model was given, and in a validation where they come from."""
@@ -293,9 +308,11 @@ def _find_smallest(dataset: Any, opt: Options, place: str) -> int:
 
 
 def _value_at(opt: Options, place: Place) -> Any:
+    """The value at a place; None where there is none."""
+    value: Any = opt
     for key in place:
-        opt = opt.get(key, {}) if isinstance(opt, dict) else {}
-    return opt
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
 
 
 def _find_call(place: Place, name: Any) -> Any:

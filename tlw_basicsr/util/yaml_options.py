@@ -8,7 +8,6 @@ import yaml
 from tlw_basicsr.util.errors import UserError, short
 from tlw_basicsr.util.kinds import Options
 
-
 # YAML 1.1 takes 060 for octal and 1:30 for base 60, which nobody who trains a network means.
 SURPRISING_NUMBER = re.compile(r"[-+]?(0[0-9_]+|[0-9_]+(:[0-9_]+)+)")
 
