@@ -357,6 +357,8 @@ def _check_train(opt: Options, model: Callable) -> None:
             _check_part(train[key], f"train.{key}", lookup(LOSS_REGISTRY, train[key], f"train.{key}"), model)
     _check_tlw(opt, train)
     _check_uncertainty(opt, train)
+    for key in [*optimisers, "scheduler"]:
+        check_section(train[key], f"train.{key}", {"type": STR}, ["type"], strict=False)
     _check_schedule(train["scheduler"], train["total_iter"])
     if train.get("accumulation_steps", 1) > 1 and train.get("use_amp") == "fp16":
         raise UserError("train.accumulation_steps: with use_amp the scale of fp16 changes in between; accepted is bf16")

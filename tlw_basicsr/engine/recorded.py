@@ -155,9 +155,9 @@ def check_unread(given: Options, asked: Asked | None, model: type | Any, opt: Op
             if isinstance(value, dict) and (here in known or key in read):
                 check(value, here)
 
+    check({key: value for key, value in given.items() if key != "datasets"}, ())
     for key in opt["datasets"]:  # also where nothing has asked for the set
         check(given["datasets"][key], ("datasets", key))
-    check({key: value for key, value in given.items() if key != "datasets"}, ())
     return notes
 
 

@@ -220,12 +220,17 @@ class Rehearsal:
                 return str(told)
             doubts = find_doubts(section, call)
         hint = self._name_options(str(error))
+        if (
+            place[0].startswith("network_")
+            and getattr(self.model, "batch", {}).get("gt", torch.empty(0, 3)).shape[1] == 1
+        ):
+            hint += "; the images have one channel, which num_in_ch: 1 takes"
         if place == ("network_g",) and "validation" in stage and type(self.model).test is SRModel.test:
             hint += "; a model that pads an image to what its network takes is SwinIRModel"
         return f"{where}: {part} fails {stage} ({first_line(error)}){doubts}{self._describe_batch()}{hint}"
 
     def _name_options(self, message: str) -> str:
-        """The options that were asked for and whose names are in an error's message, also as words: ``; KEY: VALUE``."""
+        """The options whose names are in an error's message, also as words: ``; KEY: VALUE``."""
         words = {p: str(p[-1]) for p in self.asked.places if "_" in str(p[-1])}
         named = sorted(p for p, key in words.items() if key in message or key.replace("_", " ") in message)
         values = [f"; {'.'.join(map(str, p))}: {short(_value_at(self.opt, p))}" for p in named]
@@ -240,7 +245,9 @@ class Rehearsal:
                 return self.asked.newest
             if place := owners.get(id(frame.f_locals.get("self"))):
                 return place
-        return ()
+        # a call with other arguments than a method takes has no frame of its own
+        called = [place for part, place in self._list_parts() if f"{type(part).__name__}." in str(error)]
+        return called[0] if called else ()
 
     def _list_parts(self) -> Iterator[tuple[Any, Place]]:
         """The model's networks, losses, optimisers and schedulers with the sections that they were built from."""
@@ -263,8 +270,7 @@ class Rehearsal:
         shapes = [f"{k} {tuple(batch[k].shape)}" for k in ("lq", "gt") if isinstance(batch.get(k), torch.Tensor)]
         paths = batch.get("lq_path")
         path = f", {paths[0]}" if isinstance(paths, list) and len(paths) == 1 else ""
-        one = any(isinstance(v, torch.Tensor) and v.ndim == 4 and v.shape[1] == 1 for v in batch.values())
-        return f"; images: {', '.join(shapes)}{path}{', of one channel: num_in_ch: 1' if one else ''}" if shapes else ""
+        return f"; images: {', '.join(shapes)}{path}" if shapes else ""
 
 
 class OneItem(Dataset):
