@@ -12,6 +12,9 @@ from torch import nn
 
 from tests.conftest import DEVICE, ROOT, as_tensor, photograph, tiny_options, write_yaml
 from tlw_basicsr import TLWMixin
+from tlw_basicsr.engine.options import parse_options
+from tlw_basicsr.engine.preflight import check_files
+from tlw_basicsr.engine.rehearsal import rehearse
 from tlw_basicsr.models import build_model
 
 
@@ -142,3 +145,11 @@ def real_pairs():
     gt = torch.cat([as_tensor(photograph(name, top, left, 64, 64)) for name, top, left in PHOTOGRAPHS])
     lq = nn.functional.interpolate(gt, scale_factor=0.25, mode="bicubic", antialias=True)
     return nn.functional.interpolate(lq, scale_factor=4, mode="bicubic").clamp(0, 1).to(DEVICE), gt.to(DEVICE)
+
+
+def check_all(folder, opt, *arguments, is_train=True):
+    """All checks before a training or test: the options' own, the files' headers and the rehearsal; gives the notes."""
+    argv = ["-opt", str(write_yaml(folder, opt)), *arguments]
+    parsed, args = parse_options(str(folder), is_train, argv)
+    check_files(parsed)
+    return rehearse(parsed, args.given)[1]

@@ -14,11 +14,9 @@ import torch
 
 from tests.bad_input import base_options, cases, generator_of
 from tests.conftest import ROOT, reset_logger, tiny_options, write_yaml
+from tests.helpers import check_all
 from tlw_basicsr import UserError
-from tlw_basicsr.core.distances import LPIPSDistance
-from tlw_basicsr.engine.options import parse_options
 from tlw_basicsr.engine.pipeline import train_pipeline
-from tlw_basicsr.engine.preflight import check_files
 from tlw_basicsr.losses.distance_loss import build_distance
 from tlw_basicsr.util.errors import run, short
 from tlw_basicsr.util.files import load_file
@@ -60,8 +58,8 @@ def given(photographs, tmp_path_factory):
         if target == "weights":
             return lambda: build_distance({"type": "LPIPSDistance", "net": "squeeze", "weights": str(file)})
         if target == "network":
-            path = write_yaml(folder, {**opt, "path": {"pretrain_network_g": str(file)}})
-            return lambda: check_files(parse_options(str(folder), True, ["-opt", str(path)])[0])
+            named = {**opt, "path": {"pretrain_network_g": str(file)}}
+            return lambda: check_all(folder, named)
         states = folder / "theirs/training_states"
         states.mkdir(parents=True)
         shutil.copytree(experiment / "models", folder / "theirs/models")
@@ -155,7 +153,7 @@ def test_output_that_nobody_reads_ends_a_program_quietly(lines):
     code = f"import runpy; run = runpy.run_path('errors.py')['run']; run(lambda: print('x\\n' * {lines}))"
     done = subprocess.run(
         ["bash", "-c", '{ sleep 0.2; "$0" -c "$1"; echo $? >&2; } | true', sys.executable, code],
-        cwd=ROOT / "tlw_basicsr", capture_output=True, text=True, check=False,
+        cwd=ROOT / "tlw_basicsr/util", capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.stderr == "141\n"
 

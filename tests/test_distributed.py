@@ -246,11 +246,13 @@ WORKER = """
 import os, sys, time, torch, torch.distributed as dist
 import tlw_basicsr, yaml
 from tlw_basicsr.models import build_model
-from tlw_basicsr.engine.distributed import init_distributed
+from tlw_basicsr.engine.distributed import find_rank, join_group
 
 opt = yaml.safe_load(open("options.yml"))
 distributed = sys.argv[1] == "two"
-rank, world = init_distributed("pytorch" if distributed else "none", False)
+rank, world = find_rank("pytorch" if distributed else "none", False)
+if distributed:
+    join_group(False)
 opt |= {"is_train": True, "dist": distributed, "rank": rank, "world_size": world}
 opt["path"] |= {"models": ".", "training_states": "."}
 torch.manual_seed(0)
@@ -346,3 +348,11 @@ def test_synchronised_batch_norm_needs_gpus(photographs, train):
 
     with pytest.raises(UserError, match=r"train\.tlw\.sync_bn: true needs a distributed training on GPUs"):
         train(tiny_options(photographs, train__tlw__sync_bn=True))
+
+
+def test_an_error_before_the_training_ends_all_processes_with_one_line(photographs, tmp_path):
+    options(photographs, tmp_path, network_g__num_in_ch=1)
+    process = start(tmp_path)
+    output = process.communicate(timeout=240)[0]
+    assert process.returncode and not (tmp_path / "experiments").exists()
+    assert output.count("error: network_g: EDSR fails in the first iteration") == 1, output[-3000:]

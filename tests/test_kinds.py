@@ -59,7 +59,9 @@ def test_a_signature_tells_kind_meaning_and_default():
 
 def test_a_section_is_checked_in_one_line():
     schema = {"k_start": FRACTION, "k_end": FRACTION}
-    check_section({"k_start": 0.1, "other": 1}, "train.tlw", schema, others=("other",))
+    check_section({"k_start": 0.1, "other": 1}, "train", schema, strict=False)
+    with pytest.raises(UserError, match=r"^train\.k_ned: unknown option \(did you mean k_end\?\)"):
+        check_section({"k_ned": 0.1}, "train", schema, required=["k_end"], strict=False)
     for section, message in (
         ({"k_strat": 0.1}, r"train\.tlw\.k_strat: unknown option \(did you mean k_start\?\); accepted are k_end, k_st"),
         ({"k_start": 2}, r"train\.tlw\.k_start: expected a number in \(0, 1\), got 2"),

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from tests.conftest import plain_options, tiny_options, write_yaml
+from tests.conftest import plain_options, tiny_options
+from tests.helpers import check_all
 from tlw_basicsr import UserError
-from tlw_basicsr.engine.options import check_options, read_options
 from tlw_basicsr.util.files import load_file
 
 OPTIMIZERS = [
@@ -47,23 +47,27 @@ def keywords(section):
 @pytest.mark.parametrize(
     ("place", "value", "message"),
     [
-        ("optim_g", {"type": "LBFGS", "lr": 1}, r"optim_g: LBFGS fails with these options \(TypeError: .*closure"),
-        ("optim_g", {"type": "SparseAdam", "lr": 1}, r"optim_g: SparseAdam fails with these options \(RuntimeError"),
+        ("optim_g", {"type": "LBFGS", "lr": 1}, r"optim_g: LBFGS fails in the first iteration \(TypeError"),
+        (
+            "optim_g",
+            {"type": "SparseAdam", "lr": 1},
+            r"optim_g: SparseAdam fails in the first iteration \(RuntimeError",
+        ),
         ("optim_g", {"type": "Lion", "lr": 1}, r"optim_g\.type: 'Lion'; accepted are ASGD"),
         (
             "optim_g",
             {"type": "AdamW", "lr": 1e-3, "bettas": 1},
             r"optim_g\.bettas: unknown option \(did you mean betas",
         ),
-        ("optim_g", {"type": "SGD"}, r"optim_g\.lr: missing"),
+        ("optim_g", {"type": "SGD"}, r"optim_g: SGD fails in building the model \(TypeError: .*'lr'"),
         ("optim_g", {"type": "SGD", "lr": 1, "momentum": -1}, r"optim_g: SGD fails .*Invalid momentum"),
         ("scheduler", {"type": "ReduceLROnPlateau"}, r"scheduler: ReduceLROnPlateau fails .*metrics"),
         ("scheduler", {"type": "CosineAnnealingLR"}, r"scheduler\.T_max: missing"),
-        ("scheduler", {"type": "LambdaLR", "lr_lambda": "x"}, r"scheduler: LambdaLR fails with these options"),
+        ("scheduler", {"type": "LambdaLR", "lr_lambda": "x"}, r"scheduler: LambdaLR fails in building the model"),
         (
             "scheduler",
             {"type": "OneCycleLR", "max_lr": 1e-3, "total_steps": 7},
-            r"OneCycleLR fails .*it ends after 7 iterations, before train\.total_iter: 8",
+            r"scheduler\.total_steps: it ends after 7 iterations, before train\.total_iter: 8",
         ),
         (
             "scheduler",
@@ -75,7 +79,7 @@ def keywords(section):
 def test_what_can_not_train_is_one_line(photographs, tmp_path, place, value, message):
     opt = plain_options(photographs, **{f"train__{place}": value})
     with pytest.raises(UserError, match=rf"^train\.{message}" if place in message else message) as error:
-        check_options(read_options(str(write_yaml(tmp_path, opt))), True)
+        check_all(tmp_path, opt)
     assert "\n" not in str(error.value)
 
 

@@ -17,10 +17,15 @@ from tlw_basicsr.util.kinds import DICT, Options
 
 
 def build_network(opt: Options, key: str, device: str = "meta") -> nn.Module:
-    """The network of section ``key``, without memory where it can be built so; random numbers are left alone.
+    """Build the network of section ``key`` without changing the random numbers.
+
+    Args:
+        opt: The options.
+        key: The section, such as ``network_g``.
+        device: Where its tensors are; ``meta`` takes no memory where the class can be built so.
 
     Raises:
-        UserError: its class refuses the options.
+        UserError: Its class refuses the options.
     """
     arch = lookup(ARCH_REGISTRY, opt[key], key)
     arguments = keep_arguments(opt[key], arch)
@@ -28,11 +33,9 @@ def build_network(opt: Options, key: str, device: str = "meta") -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             if device != "meta":
                 return arch(**arguments).to(device)
-            try:
-                with torch.device("meta"):
-                    return arch(**arguments)
-            except Exception:  # some compute with their weights as they are built
+            with suppress(Exception), torch.device("meta"):
                 return arch(**arguments)
+            return arch(**arguments)  # some compute with their weights while they are built
     except UserError:
         raise
     except Exception as error:
@@ -45,16 +48,16 @@ def build_network(opt: Options, key: str, device: str = "meta") -> nn.Module:
 def load_network(
     options: Options | None, path: str | Path, param_key: str = "params", key: str = "network_g"
 ) -> nn.Module:
-    """The registered network of ``{type: …, …}`` with the weights of a file, in eval mode on the CPU.
+    """Load the registered network of ``{type: …, …}`` with the weights of a file, in eval mode on the CPU.
 
     Args:
-        options: of the network.
-        path: a file in BasicSR's format.
-        param_key: its entry, ``params`` where it is missing.
-        key: the options' place, for messages.
+        options: The network's options.
+        path: A file that :func:`read_network` reads.
+        param_key: The entry to take, ``params`` where the file lacks it.
+        key: The options' place, for messages.
 
     Raises:
-        UserError: the options or the file are wrong or don't fit each other.
+        UserError: The options or the file are wrong, or do not fit each other.
     """
     arch = lookup(ARCH_REGISTRY, options, key)
     options = options or {}
@@ -70,25 +73,24 @@ def load_network(
 
 
 def read_network(path: str | Path, param_key: str | None, what: str) -> dict[str, torch.Tensor]:
-    """State dict of a network in a file, ``module.`` removed.
+    """Read the state dict of a network from a file, without the ``module.`` of DataParallel.
 
-    The file is of BasicSR's format, ``{'params': …, 'params_ema': …}``, or holds the state dict itself, as
-    safetensors do.
+    The file has BasicSR's format, ``{'params': …, 'params_ema': …}``, or is the state dict itself, as safetensors are.
 
     Args:
-        path: the file.
-        param_key: the entry to take, ``'params'`` where it is missing; of no concern for a state dict.
-        what: the option that names the file, for the message.
+        path: The file.
+        param_key: The entry to take, ``'params'`` where it is missing; ignored for a state dict.
+        what: The option that names the file, for messages.
 
     Raises:
-        UserError: as :func:`load_file`, or no such entry, or it holds something else than named tensors.
+        UserError: The file can't be read, lacks the entry, or holds something other than named tensors.
     """
     content = read_safetensors(path, what) if is_safetensors(path) else load_file(path, what)
     return take_entry(content, param_key, path, what)
 
 
 def is_safetensors(path: str | Path) -> bool:
-    """Whether a file begins as safetensors do: eight bytes of a length, then JSON."""
+    """Whether a file begins as safetensors do: with the length of a header in eight bytes, then JSON."""
     if not Path(path).is_file():
         return False
     with open(path, "rb") as file:
@@ -97,10 +99,10 @@ def is_safetensors(path: str | Path) -> bool:
 
 
 def read_safetensors(path: str | Path, what: str) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file.
+    """Read the tensors of a safetensors file.
 
     Raises:
-        UserError: it is damaged, or the package is not installed.
+        UserError: The file is damaged, or the package is not installed.
     """
     try:
         from safetensors.torch import load_file as load_tensors
@@ -113,7 +115,7 @@ def read_safetensors(path: str | Path, what: str) -> dict[str, torch.Tensor]:
 
 
 def take_entry(content: dict[str, Any], param_key: str | None, path: str | Path, what: str) -> dict[str, torch.Tensor]:
-    """:func:`read_network` of the file's content."""
+    """Take a network's state dict out of the content of a file, see :func:`read_network`."""
     if not (content and all(torch.is_tensor(value) for value in content.values())):
         keys = ", ".join(short(key) for key in list(content)[:4]) or "nothing"
         entry = content.get(param_key, content.get("params")) if param_key is not None else None
@@ -125,52 +127,53 @@ def take_entry(content: dict[str, Any], param_key: str | None, path: str | Path,
     return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
 
 
-def tell_fit(state: dict[str, torch.Tensor], net: nn.Module) -> str:
-    """How many tensors of ``net`` have their like in ``state``, and the names of the others."""
+def compare_tensors(state: dict[str, torch.Tensor], net: nn.Module) -> tuple[list[str], list[str], list[str]]:
+    """Return the names of tensors that only ``net`` has, that only ``state`` has, and whose shapes differ."""
     own = net.state_dict()
     shapes = [name for name in own if name in state and own[name].shape != state[name].shape]
-    others = {
-        "not in the file": [name for name in own if name not in state],
-        "of another shape": [f"{name} {tuple(state[name].shape)}, not {tuple(own[name].shape)}" for name in shapes],
-        "not in the network": [name for name in state if name not in own],
-    }
-    fitting = len(own) - len(shapes) - len(others["not in the file"])
-    rest = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in others.items() if names)
-    return f"{fitting} of {len(own)} tensors of {type(net).__name__} are loaded{rest and '; ' + rest}."
+    return [name for name in own if name not in state], [name for name in state if name not in own], shapes
+
+
+def describe_fit(state: dict[str, torch.Tensor], net: nn.Module) -> str:
+    """Say how many tensors of ``net`` are in ``state`` with their shape, and name the others."""
+    own = net.state_dict()
+    missing, unknown, shapes = compare_tensors(state, net)
+    shapes = [f"{name} {tuple(state[name].shape)}, not {tuple(own[name].shape)}" for name in shapes]
+    others = {"not in the file": missing, "of another shape": shapes, "not in the network": unknown}
+    rest = "".join(f"; {kind}: {', '.join(names)}" for kind, names in others.items() if names)
+    fitting = len(own) - len(shapes) - len(missing)
+    return f"{fitting} of {len(own)} tensors of {type(net).__name__} are loaded{rest}."
 
 
 def check_fit(state: dict[str, torch.Tensor], net: torch.nn.Module, strict: bool, path: str | Path, what: str) -> None:
-    """Raise a :class:`UserError` that names the first difference unless ``state`` fits ``net``.
+    """Check that ``state`` fits ``net``.
 
-    With ``strict=False`` names may differ, and so may shapes, as in BasicSR; but one tensor must fit. What is to be
-    loaded must be of the network's kind of numbers, and finite.
+    With ``strict=False`` names and shapes may differ, as in BasicSR, but one tensor must fit. What is loaded must have
+    the network's kind of numbers, and be finite.
+
+    Raises:
+        UserError: The first difference, by name.
     """
-    own = net.state_dict()
-    missing = [name for name in own if name not in state]
-    unknown = [name for name in state if name not in own]
-    shapes = [name for name in own if name in state and own[name].shape != state[name].shape]
-    name = type(net).__name__
+    own, name = net.state_dict(), type(net).__name__
+    missing, unknown, shapes = compare_tensors(state, net)
     if not strict and len(missing) + len(shapes) == len(own):
         raise UserError(f"{what}: {path} is of another network, none of its tensors fits {name}")
-    if strict and (missing or unknown):
-        example = f"{missing[0]} is missing" if missing else f"{unknown[0]:.80} is not in {name}"
-        raise UserError(
-            f"{what}: {path} is of another network than network {name} of the options: {len(missing)} tensors missing,"
-            f" {len(unknown)} unknown ({example})"
-        )
-    if strict and shapes:
-        first = shapes[0]
-        raise UserError(
-            f"{what}: {path} is of another network than network {name} of the options: {first} is "
-            f"{tuple(state[first].shape)}, not {tuple(own[first].shape)}"
-        )
+    if strict and (missing or unknown or shapes):
+        if missing or unknown:
+            example = f"{missing[0]} is missing" if missing else f"{unknown[0]:.80} is not in {name}"
+            difference = f"{len(missing)} tensors missing, {len(unknown)} unknown ({example})"
+        else:
+            theirs, ours = (tuple(tensors[shapes[0]].shape) for tensors in (state, own))
+            difference = f"{shapes[0]} is {theirs}, not {ours}"
+        raise UserError(f"{what}: {path} is of another network than network {name} of the options: {difference}")
     check_values(state, {n: v for n, v in own.items() if n in state and n not in shapes}, path, what)
 
 
 def check_values(state: dict[str, torch.Tensor], own: dict[str, torch.Tensor], path: str | Path, what: str) -> None:
-    """Raise a :class:`UserError` unless the tensors of ``state`` that ``own`` names are of its kind, and finite.
+    """Check that tensors of ``state`` are finite and have the kind of numbers of ``own``, of any precision.
 
-    Floating point may be of another precision.
+    Raises:
+        UserError: The first tensor that does not.
     """
     for name, ours in own.items():
         theirs = state[name]
@@ -186,7 +189,7 @@ def check_values(state: dict[str, torch.Tensor], own: dict[str, torch.Tensor], p
 
 
 def get_size_multiple(options: dict[str, Any]) -> int:
-    """A side of an image for a network of these options must be a multiple of this number."""
+    """Return the number of which the sides of images for a network of these options must be multiples."""
     options = fill_defaults(options)
     window = options.get("window_size") or 1
     unshuffle = {1: 4, 2: 2}.get(options.get("scale", 4), 1) if options["type"] == "RRDBNet" else 1
@@ -194,7 +197,7 @@ def get_size_multiple(options: dict[str, Any]) -> int:
 
 
 def fill_defaults(options: dict[str, Any]) -> dict[str, Any]:
-    """A network's options with the defaults of its class, if ``options["type"]`` is registered."""
+    """Return a network's options with the defaults of its class, if ``options["type"]`` is registered."""
     try:
         parameters = inspect.signature(lookup(ARCH_REGISTRY, options, "network")).parameters
     except UserError:
@@ -203,16 +206,16 @@ def fill_defaults(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def count_input_channels(options: dict[str, Any]) -> int:
-    """Channels of the images that a network of these options takes."""
+    """Return the number of channels of the images that a network of these options takes."""
     options = fill_defaults(options)
     return options.get("num_in_ch") or options.get("in_chans") or 3
 
 
 def get_section(opt: Options, key: str, where: str = "") -> Options:
-    """Section ``key`` of the options, or of their section ``where``; empty where it is missing or ``~``.
+    """Return section ``key`` of ``opt``, whose place is ``where``; an empty one where it is missing or ``~``.
 
     Raises:
-        UserError: it is no section.
+        UserError: The value is not a section.
     """
     section = opt.get(key) or {}
     if not DICT.accepts(section):
@@ -221,10 +224,10 @@ def get_section(opt: Options, key: str, where: str = "") -> Options:
 
 
 def find_device(name: str) -> torch.device:
-    """``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, …
+    """Return the device of a name: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, …
 
     Raises:
-        UserError: there is no such device, or it is of another kind.
+        UserError: There is no such device, or it is of another kind.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

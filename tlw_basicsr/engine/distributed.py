@@ -1,53 +1,75 @@
-"""Starting a distributed run: GPUs by nccl, CPU processes by gloo."""
+"""Starts a distributed run: GPUs by nccl, CPU processes by gloo."""
 
 import os
 import subprocess
+import sys
 
 import torch
 import torch.distributed as dist
 
 from tlw_basicsr.util.errors import UserError
+from tlw_basicsr.util.kinds import Options
 
 LAUNCHERS = ("none", "pytorch", "slurm")
 
 
-def init_distributed(
-    launcher: str, use_gpu: bool, backend: str | None = None, port: int | None = None
-) -> tuple[int, int]:
-    """Join the process group of ``torchrun`` (``'pytorch'``) or ``srun`` (``'slurm'``).
+def find_rank(launcher: str, use_gpu: bool, port: int | None = None) -> tuple[int, int]:
+    """Read rank and number of processes from the launcher's environment, and choose this process's GPU.
 
     Args:
-        launcher: one of :data:`LAUNCHERS`; ``'none'`` does nothing.
-        use_gpu: whether the networks are on GPUs.
-        backend: of torch.distributed; None for nccl with a GPU and gloo without.
-        port: of the first process, under slurm; default MASTER_PORT, else 29500.
-
-    Returns:
-        Rank and number of processes.
+        launcher: One of :data:`LAUNCHERS`: ``'pytorch'`` is torchrun, ``'slurm'`` srun, ``'none'`` a single process.
+        use_gpu: Whether the networks are on GPUs.
+        port: Port of the first process, under slurm; default MASTER_PORT, else 29500.
 
     Raises:
-        UserError: the launcher has not set its environment variables.
+        UserError: The launcher has not set its environment variables.
     """
     if launcher == "none":
         return 0, 1
     try:
         if launcher == "slurm":
-            _environment_of_slurm(port)
+            _translate_slurm(port)
         local_rank = int(os.environ["LOCAL_RANK"])
-        gpu = use_gpu and torch.cuda.is_available()
-        if gpu:
+        if use_gpu and torch.cuda.is_available():
             torch.cuda.set_device(local_rank % torch.cuda.device_count())
-        if not gpu or backend is None:
-            backend = "nccl" if gpu else "gloo"
-        dist.init_process_group(backend=backend)
+        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     except KeyError as error:
         starter = {"pytorch": "torchrun", "slurm": "srun"}[launcher]
         raise UserError(f"--launcher {launcher}: {error.args[0]} is not set; start it by {starter}") from error
-    return dist.get_rank(), dist.get_world_size()
 
 
-def _environment_of_slurm(port: int | None) -> None:
-    """Give slurm's variables torch's names."""
+def join_group(use_gpu: bool, backend: str | None = None) -> None:
+    """Join the process group that :func:`find_rank` has found.
+
+    Args:
+        use_gpu: Whether the networks are on GPUs.
+        backend: Backend of torch.distributed; None is nccl with a GPU and gloo without.
+    """
+    gpu = use_gpu and torch.cuda.is_available()
+    dist.init_process_group(backend=(backend or "nccl") if gpu else "gloo")
+
+
+def join_or_fail(opt: Options, failure: UserError | None) -> None:
+    """Join the other processes of a distributed run, unless one of them has failed: then all end.
+
+    Raises:
+        UserError: ``failure``, in the first process that has one.
+        SystemExit: The others end with exit code 2 and without a message.
+    """
+    failures = [failure is not None]
+    if opt["dist"]:
+        join_group(opt["num_gpu"] != 0, (opt.get("dist_params") or {}).get("backend"))
+        failures = [False] * opt["world_size"]
+        dist.all_gather_object(failures, failure is not None)
+    if not any(failures):
+        return
+    if failure and failures.index(True) == opt["rank"]:
+        raise failure
+    sys.exit(2)
+
+
+def _translate_slurm(port: int | None) -> None:
+    """Give slurm's variables the names that torch reads."""
     env = os.environ
     nodes = subprocess.run(
         ["scontrol", "show", "hostnames", env["SLURM_NODELIST"]], capture_output=True, text=True, check=True

@@ -4,27 +4,21 @@ import argparse
 import importlib
 import inspect
 import random
-import re
 import sys
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
+from basicsr.models.base_model import BaseModel
 from basicsr.utils import set_random_seed
-from basicsr.utils.registry import (
-    ARCH_REGISTRY,
-    DATASET_REGISTRY,
-    LOSS_REGISTRY,
-    METRIC_REGISTRY,
-    MODEL_REGISTRY,
-)
+from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
 
-from tlw_basicsr.engine.distributed import LAUNCHERS, init_distributed
+from tlw_basicsr.engine.distributed import LAUNCHERS, find_rank
 from tlw_basicsr.engine.schema import (
-    BasicSROptions,
-    BicubicSROptions,
+    DATASET_SECTIONS,
     DistOptions,
     LoaderOptions,
     LoggerOptions,
@@ -33,22 +27,9 @@ from tlw_basicsr.engine.schema import (
     UncertaintyOptions,
     ValOptions,
 )
-from tlw_basicsr.models.optimizers import check_optimizer, check_scheduler
 from tlw_basicsr.models.tlw_model import complete_economy, describe_options, with_tlw
-from tlw_basicsr.registry import (
-    BASICSR,
-    OTHER,
-    OURS,
-    asks_for,
-    check_arguments,
-    check_read_section,
-    find_origin,
-    find_popped_keys,
-    list_models_asking_for,
-    lookup,
-    overrides,
-    read_keys,
-)
+from tlw_basicsr.models.validation import LQ_ALONE, compares
+from tlw_basicsr.registry import OTHER, OURS, check_arguments, find_origin, lookup
 from tlw_basicsr.util.errors import UserError, expanded, first_line, short
 from tlw_basicsr.util.files import read_bytes
 from tlw_basicsr.util.kinds import (
@@ -57,9 +38,9 @@ from tlw_basicsr.util.kinds import (
     DICT,
     NAMES,
     STR,
-    Kind,
     Options,
     check_section,
+    is_number,
     list_kinds,
     one_of,
     or_none,
@@ -74,15 +55,15 @@ PLUGINS = list_kinds(TopOptions)["plugins"]
 
 
 def read_options(path: str, forced: Sequence[str] = (), allow_plugins: bool = True) -> Options:
-    """The options of a YAML file with ``forced`` entries applied, not checked yet; its plugins, code, are imported.
+    """Read a YAML file, apply ``forced`` entries and import its plugins, which are code. The options are not checked.
 
     Args:
-        path: the file.
+        path: The file.
         forced: ``--force_yml`` entries.
         allow_plugins: False refuses options with plugins.
 
     Raises:
-        UserError: it can't be read, holds no options, or a plugin can't be imported.
+        UserError: The file can't be read or holds no options, or a plugin can't be imported.
     """
     try:
         text = read_bytes(path, "-opt", most=LONGEST_YAML).decode()
@@ -106,16 +87,17 @@ def read_options(path: str, forced: Sequence[str] = (), allow_plugins: bool = Tr
 
 
 def parse_options(root_path: str, is_train: bool = True, argv: list[str] | None = None) -> tuple[Options, Any]:
-    """BasicSR's ``parse_options``: the command line and its YAML to the options, checked.
+    """Do what BasicSR's ``parse_options`` does: turn the command line and its YAML into checked options.
+
+    Of several processes each learns its rank from the launcher; none has joined the others yet.
 
     Args:
-        root_path: folder in which ``experiments/`` or ``results/`` is.
-        is_train: for ``train.py`` or ``test.py``.
-        argv: the command line's arguments, ``sys.argv[1:]`` if None.
+        root_path: The folder in which ``experiments/`` or ``results/`` lies.
+        is_train: True for a training, False for a test.
+        argv: The command line's arguments, ``sys.argv[1:]`` if None.
 
     Returns:
-        The options, with BasicSR's additions, and the arguments; ``args.notes`` are lines for the log, ``args.given``
-        the options as they were given.
+        The options with BasicSR's additions, and the arguments; ``args.given`` are the options as they were given.
 
     Raises:
         UserError: see :func:`check_options`.
@@ -135,16 +117,15 @@ def parse_options(root_path: str, is_train: bool = True, argv: list[str] | None 
 
     opt = read_options(args.opt, args.force_yml)
     args.given = deepcopy(opt)
-    args.notes = check_options(opt, is_train)
+    check_options(opt, is_train)
     opt.update(auto_resume=args.auto_resume, is_train=is_train, dist=args.launcher != "none")
     devices = torch.cuda.device_count()
     if args.launcher == "none" and opt["num_gpu"] != "auto" and opt["num_gpu"] > devices:
         raise UserError(
             f"num_gpu: {opt['num_gpu']}, but {devices} are visible here; accepted are 0 to {devices}, or auto"
         )
-    opt["rank"], opt["world_size"] = init_distributed(
-        args.launcher, opt["num_gpu"] != 0, **(opt.get("dist_params") or {})
-    )
+    port = (opt.get("dist_params") or {}).get("port")
+    opt["rank"], opt["world_size"] = find_rank(args.launcher, opt["num_gpu"] != 0, port)
     if opt.get("manual_seed") is None:
         opt["manual_seed"] = random.randint(1, 10000)
     set_random_seed(opt["manual_seed"] + opt["rank"])
@@ -210,152 +191,118 @@ def _complete(opt: Options, root: Path, debug: bool) -> None:
 
 
 TLW = {name: option.kind for name, option in describe_options().items()}
+KNOWN_SETS = ("BicubicSRDataset", "PairedImageDataset")
 
 
-def check_options(opt: Options, is_train: bool) -> list[str]:
+def check_options(opt: Options, is_train: bool) -> None:
     """Check all options against what BasicSR, this package and loaded plugins have.
 
-    What ``preset: economy`` may leave out of a training is put in: ``models.tlw_model.complete_economy``.
-
-    Returns:
-        A line for each option that is legal and without effect.
+    Keys that only a model or data set of BasicSR or a plugin may read are left to the rehearsal, which sees whether
+    it does. What ``preset: economy`` may leave out of a training is put in: ``models.tlw_model.complete_economy``.
 
     Raises:
-        UserError: a key is unknown or missing, a value is of the wrong kind, a name is not registered, or options do
-            not fit each other. One line that names the key and says what is accepted.
+        UserError: A key is unknown or missing, a value is of the wrong kind, a name is not registered, or options do
+            not fit each other. One line names the key and says what is accepted.
     """
-    notes: list[str] = []
     if is_train:
         complete_economy(opt)
     networks = [key for key in opt if str(key).startswith("network_")]
     required = ["name", "model_type", "num_gpu", "datasets", "network_g", "path"]
     required += ["train", "logger"] if is_train else ["val"]
     model = find_model(opt)
-    check_read_section(opt, "", list_kinds(TopOptions) | dict.fromkeys(networks, DICT), model, notes, required)
+    check_section(opt, "", list_kinds(TopOptions) | dict.fromkeys(networks, DICT), required, strict=False)
     check_section(opt.get("dist_params") or {}, "dist_params", list_kinds(DistOptions))
     for key in networks:
-        check_arguments(
-            opt[key], key, lookup(ARCH_REGISTRY, opt[key], key), notes=notes, others=find_popped_keys(model)
-        )
-    _check_factor(opt)
-    _check_path(opt, networks, model, notes)
-    _check_datasets(opt, is_train, notes)
+        _check_part(opt[key], key, lookup(ARCH_REGISTRY, opt[key], key), model)
+    _check_factor(opt, "network_g")
+    _check_path(opt, networks)
+    _check_datasets(opt, is_train)
     if not is_train or opt.get("val"):
-        _check_val(opt, is_train, model, notes)
+        _check_val(opt, is_train)
     if is_train:
         needed = ["print_freq", "save_checkpoint_freq", "use_tb_logger"]
-        check_read_section(opt["logger"], "logger", list_kinds(LoggerOptions), model, notes, needed)
-        _check_train(opt, model, notes)
-        _check_asked_for(opt, networks, model, notes)
-    return notes
+        check_section(opt["logger"], "logger", list_kinds(LoggerOptions), needed, strict=False)
+        _check_train(opt, model)
 
 
 def find_model(opt: Options) -> Callable:
-    """The class of the model; for TLWModel, of its base model with TLW."""
+    """Return the class of the model; for TLWModel, that of its base model with TLW."""
     model = lookup(MODEL_REGISTRY, opt, "", "model_type")
     if opt["model_type"] != "TLWModel":
         return model
     base = lookup(MODEL_REGISTRY, {"base_model": "SRModel", **opt}, "", "base_model")
-    if not calls_pixel_loss(base):
-        choices = [name.removesuffix("_basicsr") for name, kind in MODEL_REGISTRY if calls_pixel_loss(kind)]
-        raise UserError(f"base_model: {opt['base_model']} has no pixel loss; accepted are {', '.join(sorted(choices))}")
+    if not inspect.isclass(base):
+        raise UserError(f"base_model: {opt['base_model']} is no class that TLW can extend; SRModel is one")
     return with_tlw(base)
 
 
-def calls_pixel_loss(model: Any) -> bool:
-    """Whether a model class or one of its bases calls ``self.cri_pix``, which is where TLW stands."""
-    if not inspect.isclass(model):
-        return False
-    try:
-        return any("self.cri_pix(" in inspect.getsource(c) for c in inspect.getmro(model) if c.__module__ != "builtins")
-    except (OSError, TypeError):  # no source to look at; the model itself will tell
-        return True
+def _check_part(section: Options, place: str, call: Callable, model: Callable) -> None:
+    """Check a network or loss by its signature, unless the model may take keys out of the section itself."""
+    if find_origin(model) != OTHER:
+        check_arguments(section, place, call)
 
 
-def _check_asked_for(opt: Options, networks: list[str], model: Callable, notes: list[str]) -> None:
-    """A network, loss or optimiser that the model never asks for would silently have no effect.
-
-    An optimiser that a third party's YAML has left over, of a network that is not there, does no harm.
-    """
-    sections = {key: key for key in networks}
-    used = [key for key, value in opt["train"].items() if value and re.match("optim_|.*_opt$", str(key))]
-    sections |= {f"train.{key}": key for key in used}
-    name = opt.get("base_model", "SRModel") if opt["model_type"] == "TLWModel" else opt["model_type"]
-    for place, key in sections.items():
-        if asks_for(model, key):
-            continue
-        if key.startswith("optim_") and find_origin(model) == OTHER and key.replace("optim", "network") not in networks:
-            notes.append(f"{place}: {name} never asks for it, so it has no effect")
-            continue
-        models = ", ".join(other for other in list_models_asking_for(key) if other != name)
-        way = f"choose one that does ({models})" if models else "load one that does by plugins:"
-        raise UserError(f"{place}: {name} never asks for it, so it would have no effect; delete it, or {way}")
-
-
-def _check_factor(opt: Options) -> None:
-    """The SR network's factor is the scale, also where it is left to the default of the network's class."""
-    section, names = opt["network_g"], ("upscale", "scale", "upscale_factor")
+def _check_factor(opt: Options, key: str) -> None:
+    """The factor of a network is the scale, also where it is left to the default of the network's class."""
+    section, names = opt[key], ("upscale", "scale", "upscale_factor")
     scale = opt.get("scale")
-    parameters = inspect.signature(lookup(ARCH_REGISTRY, section, "network_g")).parameters
+    parameters = inspect.signature(lookup(ARCH_REGISTRY, section, key)).parameters
     defaults = {name: parameters[name].default for name in names if name in parameters}
     for name in names:
         factor = section.get(name, scale)
         if scale is None and name in section:
-            raise UserError(f"scale: missing; network_g.{name} is {short(factor)}")
+            raise UserError(f"scale: missing; {key}.{name} is {short(factor)}")
         if factor != scale:
-            raise UserError(f"network_g.{name}: {short(factor)} does not fit scale: {scale}")
+            raise UserError(f"{key}.{name}: {short(factor)} does not fit scale: {scale}")
         if scale and not section.keys() & set(names) and type(defaults.get(name)) is int and defaults[name] != scale:
             raise UserError(
-                f"network_g.{name}: missing, and {section['type']}'s default of {defaults[name]} does not fit "
+                f"{key}.{name}: missing, and {section['type']}'s default of {defaults[name]} does not fit "
                 f"scale: {scale}"
             )
 
 
-def _check_path(opt: Options, networks: list[str], model: Callable, notes: list[str]) -> None:
-    schema: dict[str, Kind] = {"resume_state": or_none(STR), "ignore_resume_networks": or_none(NAMES)}
-    schema["strict_load"] = or_none(BOOL)
-    read = read_keys(model)
-    for beginning, kind in (("pretrain_network_", STR), ("strict_load_", BOOL), ("param_key_", STR)):
-        schema |= {f"{beginning}{network.removeprefix('network_')}": or_none(kind) for network in networks}
-        schema |= {key: or_none(kind) for key in read if key.startswith(beginning)}
-    check_read_section(opt["path"], "path", schema, model, notes)
+def _check_path(opt: Options, networks: list[str]) -> None:
+    kinds = {"resume_state": STR, "ignore_resume_networks": NAMES, "strict_load": BOOL}
+    for network in networks:
+        for beginning, kind in (("pretrain_network", STR), ("strict_load", BOOL), ("param_key", STR)):
+            kinds[f"{beginning}_{network.removeprefix('network_')}"] = kind
+    check_section(opt["path"], "path", {key: or_none(kind) for key, kind in kinds.items()}, strict=False)
 
 
-def _check_datasets(opt: Options, is_train: bool, notes: list[str]) -> None:
+def _check_datasets(opt: Options, is_train: bool) -> None:
     phases = ("train", "val") if is_train else ("test", "val")
     for key, dataset in opt["datasets"].items():
         place, phase = f"datasets.{key}", str(key).split("_")[0]
         if phase not in phases:
             raise UserError(f"{place}: unknown data set; accepted are {' and '.join(phases)}, also as {phases[1]}_2")
-        kind = lookup(DATASET_REGISTRY, dataset, place)
-        _check_dataset(dataset, place, phase, kind, opt, notes)
+        if phase == "train" and key != "train":
+            raise UserError(f"{place}: a training reads one training set, datasets.train; delete it or merge the two")
+        _check_dataset(dataset, place, phase, lookup(DATASET_REGISTRY, dataset, place), opt)
     if is_train and "train" not in opt["datasets"]:
         raise UserError("datasets.train: missing; a training needs it")
 
 
-def _check_dataset(dataset: Options, place: str, phase: str, kind: Callable, opt: Options, notes: list[str]) -> None:
-    required = ["name", "type"]
+def _check_dataset(dataset: Options, place: str, phase: str, kind: Callable, opt: Options) -> None:
+    """Check a data set; the values of a third party's class are its own affair, but for what the loader reads."""
+    origin, required = find_origin(kind), ["name", "type"]
+    section = DATASET_SECTIONS[origin]
     if phase == "train":
         required += ["batch_size_per_gpu", "num_worker_per_gpu"]
-    if kind.__name__ in ("BicubicSRDataset", "PairedImageDataset"):
-        required += ["dataroot_gt", "io_backend"] + (["gt_size"] if phase == "train" else [])
-    if kind.__name__ == "PairedImageDataset":
-        flips = ["use_flip", "use_hflip", "use_rot"] if phase == "train" else []
-        required += ["dataroot_lq", *(key for key in flips if key in read_keys(kind))]  # forks have other names
-    # a third party's values are its own affair, but for what the loader reads
-    section = {OURS: BicubicSROptions, BASICSR: BasicSROptions, OTHER: LoaderOptions}[find_origin(kind)]
-    check_read_section(dataset, place, list_kinds(section) | {"phase": ANY, "scale": ANY}, kind, notes, required)
-    if "scale" not in opt and kind.__name__ in ("BicubicSRDataset", "PairedImageDataset"):
-        raise UserError(f"scale: missing; {kind.__name__} needs it; expected {list_kinds(TopOptions)['scale'].text}")
-    if "io_backend" in dataset and section is not LoaderOptions:
+    if kind.__name__ in KNOWN_SETS and section is not LoaderOptions:
+        required += ["dataroot_gt", "io_backend"] + (["dataroot_lq"] if origin != OURS else [])
+        if "scale" not in opt:
+            raise UserError(
+                f"scale: missing; {kind.__name__} needs it; expected {list_kinds(TopOptions)['scale'].text}"
+            )
+    if origin == OURS:
+        required += ["gt_size"] if phase == "train" else []
+    kinds = list_kinds(section) | {"phase": ANY, "scale": ANY}
+    check_section(dataset, place, kinds, required, strict=origin == OURS)
+    if origin == OURS:
         check_section(dataset["io_backend"], f"{place}.io_backend", {"type": one_of("disk", "lmdb")}, ["type"])
     gt_size = dataset.get("gt_size")
     if phase == "train" and isinstance(gt_size, int) and gt_size and gt_size % opt.get("scale", 1):
         raise UserError(f"{place}.gt_size: {gt_size} is not a multiple of the scale {opt['scale']}")
-    if phase == "train" and "gt_size" in dataset and not gt_size and kind.__name__ == "PairedImageDataset":
-        raise UserError(
-            f"{place}.gt_size: expected a whole number of at least 1 for {kind.__name__}, got {short(gt_size)}"
-        )
     if dataset.get("persistent_workers") and not dataset.get("num_worker_per_gpu"):
         raise UserError(f"{place}.persistent_workers: true needs num_worker_per_gpu of at least 1")
     if dataset.get("prefetch_mode") == "cuda":
@@ -365,68 +312,84 @@ def _check_dataset(dataset: Options, place: str, phase: str, kind: Callable, opt
             raise UserError(f"{place}.prefetch_mode: cuda needs pin_memory: true")
 
 
-def _check_val(opt: Options, is_train: bool, model: Callable, notes: list[str]) -> None:
-    val = opt["val"]
-    check_read_section(
-        val, "val", list_kinds(ValOptions), model, notes, ["val_freq", "save_img"] if is_train else ["save_img"]
-    )
-    metrics = val.get("metrics") or {}
+def _check_val(opt: Options, is_train: bool) -> None:
+    val, required = opt["val"], ["val_freq", "save_img"] if is_train else ["save_img"]
+    check_section(val, "val", list_kinds(ValOptions), required, strict=False)
+    sets = [(key, dataset) for key, dataset in opt["datasets"].items() if key != "train"]
+    keys: dict[str, str] = {}
+    for key, dataset in sets:
+        if keys.setdefault(dataset["name"], key) != key:  # their images and best values would replace each other
+            raise UserError(
+                f"datasets.{key}.name: {dataset['name']} is also that of datasets.{keys[dataset['name']]}; name another"
+            )
+    metrics, best = val.get("metrics") or {}, val.get("save_best")
+    without = [key for key, dataset in sets if dataset["type"] == LQ_ALONE]
     for name, metric in metrics.items():
         place = f"val.metrics.{name}"
         call = lookup(METRIC_REGISTRY, metric, place)
-        check_arguments(metric, place, call, ("type", "better"), ("img", "img1", "img2"), notes)  # img1 in old forks
+        check_arguments(metric, place, call, ("type", "better"), ("img", "img1", "img2"))  # img1 in old forks
         if not one_of("higher", "lower").accepts(metric.get("better", "higher")):
             raise UserError(f"{place}.better: expected one of higher, lower, got {short(metric['better'])}")
-    best = val.get("save_best")
+        decides = best == name and sets and sets[0][0] in without
+        if compares(metric) and without and (decides or len(without) == len(sets)):
+            raise UserError(
+                f"{place}: {metric['type']} compares with HR images, and datasets.{without[0]} has none; delete it "
+                "(images are saved without metrics too), or take a data set of pairs"
+                + (" as the first" if decides else "")
+            )
     if best and best not in metrics:
         accepted = ", ".join(map(str, metrics)) or "none"
         raise UserError(f"val.save_best: {best} is not in val.metrics; accepted are {accepted}")
+    if best and not hasattr(BaseModel, "_update_best_metric_result"):
+        raise UserError("val.save_best: needs BasicSR 1.3.4.4 or later, which knows of best metrics; delete it")
     if not is_train:
         val.setdefault("suffix", None)
 
 
-def _check_train(opt: Options, model: Callable, notes: list[str]) -> None:
+def _check_train(opt: Options, model: Callable) -> None:
     train = opt["train"]
     optimisers = [key for key in train if str(key).startswith("optim_")]
     losses = [key for key in train if str(key).endswith("_opt")]
-    schema = list_kinds(TrainOptions) | dict.fromkeys(optimisers, DICT) | dict.fromkeys(losses, or_none(DICT))
-    check_read_section(train, "train", schema, model, notes, ["total_iter", "optim_g", "scheduler"])
+    kinds = list_kinds(TrainOptions) | dict.fromkeys(optimisers, DICT) | dict.fromkeys(losses, or_none(DICT))
+    check_section(train, "train", kinds, ["total_iter", "optim_g", "scheduler"], strict=False)
     for key in losses:
         if train[key]:
-            place = f"train.{key}"
-            call = lookup(LOSS_REGISTRY, train[key], place)
-            check_arguments(train[key], place, call, notes=notes, others=find_popped_keys(model))
+            _check_part(train[key], f"train.{key}", lookup(LOSS_REGISTRY, train[key], f"train.{key}"), model)
     _check_tlw(opt, train)
     _check_uncertainty(opt, train)
-    if not overrides(model, "get_optimizer", "setup_optimizers"):  # else what it takes is its own affair
-        for key in optimisers:
-            check_optimizer(train[key], f"train.{key}")
-    if not overrides(model, "setup_schedulers"):
-        check_scheduler(train["scheduler"], train["total_iter"])
+    for key in [*optimisers, "scheduler"]:
+        check_section(train[key], f"train.{key}", {"type": STR}, ["type"], strict=False)
+    _check_schedule(train["scheduler"], train["total_iter"])
     if train.get("accumulation_steps", 1) > 1 and train.get("use_amp") == "fp16":
         raise UserError("train.accumulation_steps: with use_amp the scale of fp16 changes in between; accepted is bf16")
     wandb = opt["logger"].get("wandb") or {}
     if wandb.get("project") and not opt["logger"]["use_tb_logger"]:
         raise UserError("logger.wandb.project: needs use_tb_logger: true")
-    _check_step(model)
 
 
-def _check_step(model: Callable) -> None:
-    """The training calls a model's methods as BasicSR's does; some repositories have signatures of their own."""
-    if not inspect.isclass(model):
-        return
-    for method, arguments in (("feed_data", 1), ("optimize_parameters", 1), ("update_learning_rate", 1), ("save", 2)):
-        try:
-            inspect.signature(getattr(model, method)).bind(None, *range(arguments))
-        except (TypeError, AttributeError) as error:
-            raise UserError(
-                f"model_type: {model.__name__}.{method} can't be called as BasicSR's training does ({error}): it needs "
-                "the training loop of its own repository"
-            ) from error
+def _check_schedule(section: Options, total_iter: float) -> None:
+    """A schedule has milestones that are reached in their order, and lasts until the end of the training."""
+    milestones, periods, place = section.get("milestones"), section.get("periods"), "train.scheduler"
+    if isinstance(milestones, list) and (
+        not all(is_number(m) and m == int(m) for m in milestones) or any(a > b for a, b in pairwise(milestones))
+    ):
+        raise UserError(
+            f"{place}.milestones: expected whole numbers, none below the one before it, got {short(milestones)}; "
+            "a number has no comma, which YAML takes for the end of it"
+        )
+    if isinstance(periods, list) and all(map(is_number, periods)) and sum(periods) < total_iter:
+        last = (periods or [0])[-1] + total_iter - sum(periods)
+        raise UserError(
+            f"{place}.periods: their sum, {sum(periods)}, is less than train.total_iter: {total_iter}; "
+            f"make the last one {last:.16g}, or add one and its restart_weights"
+        )
+    end = section.get("total_steps")  # OneCycleLR fails after it
+    if end is not None and is_number(end) and end < total_iter:
+        raise UserError(f"{place}.total_steps: it ends after {end} iterations, before train.total_iter: {total_iter}")
 
 
 def _check_tlw(opt: Options, train: Options) -> None:
-    """The parts of TLW need each other."""
+    """Check that the parts of TLW are there together."""
     pixel_type = (train.get("pixel_opt") or {}).get("type")
     if opt["model_type"] != "TLWModel":
         if pixel_type == "TLWLoss":
@@ -459,7 +422,7 @@ def _check_tlw(opt: Options, train: Options) -> None:
 
 
 def _check_uncertainty(opt: Options, train: Options) -> None:
-    """The parts of the uncertainty baseline need each other."""
+    """Check that the parts of the uncertainty baseline are there together."""
     pixel_type = (train.get("pixel_opt") or {}).get("type")
     if opt["model_type"] != "UncertaintyModel":
         if pixel_type == "UncertaintyLoss":
@@ -474,6 +437,4 @@ def _check_uncertainty(opt: Options, train: Options) -> None:
     check_section(
         train.get("uncertainty") or {}, "train.uncertainty", list_kinds(UncertaintyOptions), ["stage_one_iter"]
     )
-    factor = opt["network_u"].get("upscale")
-    if factor is not None and factor != opt.get("scale"):
-        raise UserError(f"network_u.upscale: {short(factor)} does not fit scale: {opt.get('scale')}")
+    _check_factor(opt, "network_u")

@@ -35,8 +35,10 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from tlw_basicsr.compat import tell_basicsr
 from tlw_basicsr.data.resumable import CheckedDataset, ResumableSampler, SeededDataset
+from tlw_basicsr.engine.distributed import join_or_fail
 from tlw_basicsr.engine.options import parse_options
 from tlw_basicsr.engine.preflight import check_batch, check_files, check_folders, get_wandb_options
+from tlw_basicsr.engine.rehearsal import rehearse
 from tlw_basicsr.models import build_model
 from tlw_basicsr.models.states import DamagedState, find_best_iterations, find_state, list_states, prune, strip_options
 from tlw_basicsr.models.validation import names_of_sets
@@ -55,8 +57,8 @@ def train_pipeline(root_path: str, argv: list[str] | None = None) -> None:
         argv: the command line's arguments, ``sys.argv[1:]`` if None.
 
     Raises:
-        UserError: an option, image or checkpoint is wrong, or a file can't be written. What can be known before
-            training is checked first.
+        UserError: An option, image or checkpoint is wrong, or a file can't be written. One iteration and one validation
+            are rehearsed before any folder is made or moved.
         SystemExit: SIGTERM or SIGINT stopped the training after an iteration, which is saved; 128 + the signal.
     """
     opt, args = parse_options(root_path, is_train=True, argv=argv)
@@ -64,16 +66,23 @@ def train_pipeline(root_path: str, argv: list[str] | None = None) -> None:
     torch.backends.cudnn.benchmark = True
     states = Path(opt["path"]["training_states"])
     saved = opt["auto_resume"] and list_states(states)
-    resume_state, notes = find_state(opt)
-    notes = [*args.notes, *notes]
-    check_files(opt)
+    failure, summary = None, ""
+    resume_state, notes = None, []
+    try:
+        resume_state, notes = find_state(opt)
+        check_files(opt)
+        summary, unread = rehearse(opt, args.given)
+        notes = [*unread, *notes]
+    except UserError as error:
+        failure = error
+    join_or_fail(opt, failure)
     with lock_experiment(opt, notes.append):
         if opt["auto_resume"] and saved != list_states(states):  # another training has just ended
             resume_state, more = find_state(opt)
             notes += more
         make_folders(opt, args, resume_state is not None)
         wait_for_all(opt)
-        train(opt, resume_state, notes)
+        train(opt, resume_state, notes, summary)
 
 
 @contextmanager
@@ -102,12 +111,14 @@ def lock_experiment(opt: Options, warn: Callable[[str], object]) -> Iterator[Non
         yield
 
 
-def train(opt: Options, resume_state: dict[str, Any] | None, notes: list[str]) -> None:
-    """Train in the folders that are made, from a state or the start; ``notes`` are for the log."""
+def train(opt: Options, resume_state: dict[str, Any] | None, notes: list[str], summary: str = "") -> None:
+    """Train in the folders that are made, from a state or the start; ``notes`` and ``summary`` are for the log."""
     # The logger must not be used above: its file lies in the new folder.
     logger = start_log(opt, "train")
     for note in notes:
         logger.warning(clean(note))
+    if summary:
+        logger.info(summary)
     tb_logger = start_tensorboard(opt)
 
     while True:
@@ -452,13 +463,20 @@ def test_pipeline(root_path: str, argv: list[str] | None = None) -> None:
     Raises:
         UserError: an option, image or checkpoint is wrong.
     """
-    opt, _ = parse_options(root_path, is_train=False, argv=argv)
+    opt, args = parse_options(root_path, is_train=False, argv=argv)
     left_out = leave_out_missing_sets(opt["datasets"])
-    check_files(opt)
+    failure, summary, notes = None, "", []
+    try:
+        check_files(opt)
+        summary, notes = rehearse(opt, args.given)
+    except UserError as error:
+        failure = error
+    join_or_fail(opt, failure)
     make_exp_dirs(opt)
     logger = start_log(opt, "test")
-    for reason in left_out:
-        logger.warning(f"{reason}; this test set is left out.")
+    for note in [*(f"{reason}; this test set is left out." for reason in left_out), *notes]:
+        logger.warning(clean(note))
+    logger.info(summary)
 
     model = build_model(opt)
     for key, dataset_opt in sorted(opt["datasets"].items()):

@@ -1,19 +1,19 @@
-"""The sections of a YAML: every option that this package or BasicSR's loops read, what it accepts and what it means.
+"""The sections of a YAML: every option that this package or BasicSR's loops read, its values and its meaning.
 
-The checks and ``docs/options.md`` are made of these classes. Options of networks, losses, distances and metrics are the
-parameters of their own classes and functions.
+The checks and ``docs/options.md`` are made from these classes. Options of networks, losses, distances and metrics are
+the parameters of their own classes and functions.
 """
 
 from dataclasses import dataclass
 from typing import Annotated
 
+from tlw_basicsr.registry import BASICSR, OTHER, OURS
 from tlw_basicsr.util.kinds import (
     BOOL,
     DICT,
     FOLDER_NAME,
     LIST,
     NAMES,
-    NUMBER,
     POSITIVE,
     STR,
     SUFFIX,
@@ -28,6 +28,9 @@ from tlw_basicsr.util.kinds import (
 # numpy's seeds end at 2^32 - 1, and a rank and a worker are added
 SEED = or_none(whole(0, 4_000_000_000))
 GPUS = Kind("a whole number of at least 0, or auto", lambda v: v == "auto" or whole(0).accepts(v))
+# YAML's 5e3 is 5000.0
+ITERATIONS = Kind("a whole number above 0", lambda v: is_number(v) and v > 0 and v == int(v))
+ROOT = Kind("text, or a list of texts", lambda v: STR.accepts(v) or (NAMES.accepts(v) and bool(v)))
 DECAY = Kind("a number in [0, 1)", lambda v: is_number(v) and 0 <= v < 1)
 
 
@@ -35,30 +38,30 @@ DECAY = Kind("a number in [0, 1)", lambda v: is_number(v) and 0 <= v < 1)
 class TopOptions:
     """The top of the file."""
 
-    name: Annotated[str, FOLDER_NAME, "of the experiment and its folder"]
+    name: Annotated[str, FOLDER_NAME, "name of the experiment and of its folder"]
     model_type: Annotated[str, STR, "registered model; `TLWModel` trains `base_model` with TLW"]
     base_model: Annotated[str, STR, "registered model with a pixel loss, for `TLWModel`"] = "SRModel"
-    scale: Annotated[int, whole(1), "of the super-resolution; needed where a data set or network needs it"]
-    num_gpu: Annotated[int | str, GPUS, "GPUs of this process; 0 is the CPU, auto all that are visible"]
-    manual_seed: Annotated[int | None, SEED, "of all random numbers; ~ draws one"] = None
+    scale: Annotated[int, whole(1), "factor of the super-resolution; needed where a data set or network needs it"]
+    num_gpu: Annotated[int | str, GPUS, "GPUs of this process; 0 is the CPU, auto takes all that are visible"]
+    manual_seed: Annotated[int | None, SEED, "seed of all random numbers; ~ draws one"] = None
     plugins: Annotated[
         list[str] | None, or_none(NAMES), "modules to import, which register further parts with BasicSR"
     ] = None
     datasets: Annotated[dict, DICT, "sections `train`, `val`, `val_2`, …; for testing `test`, `test_1`, …"]
     network_g: Annotated[dict, DICT, "the SR network; further `network_…` as the model needs them"]
     path: Annotated[dict, DICT, "checkpoints to start from"]
-    train: Annotated[dict, DICT, "of a training"]
-    val: Annotated[dict | None, or_none(DICT), "of the validation; of a test it must be there"] = None
-    logger: Annotated[dict, DICT, "of a training"]
+    train: Annotated[dict, DICT, "options of a training"]
+    val: Annotated[dict | None, or_none(DICT), "options of the validation; a test needs it"] = None
+    logger: Annotated[dict, DICT, "what a training logs and saves"]
     dist_params: Annotated[dict | None, or_none(DICT), "backend and port of a launcher"] = None
-    find_unused_parameters: Annotated[bool, BOOL, "of DistributedDataParallel"] = False
+    find_unused_parameters: Annotated[bool, BOOL, "passed to DistributedDataParallel"] = False
 
 
 @dataclass(kw_only=True)
 class LoaderOptions:
     """What the loader of any data set reads."""
 
-    name: Annotated[str, FOLDER_NAME, "in the log, and of the folder of saved images"]
+    name: Annotated[str, FOLDER_NAME, "name in the log, and of the folder of saved images"]
     type: Annotated[str, STR, "registered data set"]
     use_shuffle: Annotated[bool, BOOL, "(train)"] = True
     batch_size_per_gpu: Annotated[int, whole(1), "(train) samples in a batch"]
@@ -94,32 +97,45 @@ class BicubicSROptions(ImageOptions):
 
 @dataclass(kw_only=True)
 class BasicSROptions(ImageOptions):
-    """BasicSR's data sets, such as ``PairedImageDataset``."""
+    """BasicSR's data sets, such as ``PairedImageDataset``; those of forks may take lists of folders."""
 
-    dataroot_lq: Annotated[str | list, Kind("text", lambda v: bool(v)), "folder of LR images, or an LMDB"]
+    dataroot_gt: Annotated[str | list, ROOT, "folder of HR images, or an LMDB"]
+    dataroot_lq: Annotated[str | list, ROOT, "folder of LR images, or an LMDB"]
     filename_tmpl: Annotated[str, TEMPLATE, "LR's name from HR's, such as {}x4"] = "{}"
     color: Annotated[str | None, or_none(STR), "y for one channel, Y of YCbCr"] = None
     mean: Annotated[list | None, or_none(LIST), "subtracted from the images"] = None
     std: Annotated[list | None, or_none(LIST), "the images are divided by it"] = None
 
 
+DATASET_SECTIONS = {OURS: BicubicSROptions, BASICSR: BasicSROptions, OTHER: LoaderOptions}  # by a class's origin
+
+
 @dataclass(kw_only=True)
 class TrainOptions:
     """``train``; further losses ``…_opt`` and optimisers ``optim_…`` as the model needs them."""
 
-    total_iter: Annotated[float, POSITIVE, "iterations"]
-    warmup_iter: Annotated[float, NUMBER, "iterations in which the learning rate rises from 0; -1 is none"] = -1
-    ema_decay: Annotated[float, DECAY, "of the average of the SR network, `params_ema`; 0 is none"] = 0
+    total_iter: Annotated[float, ITERATIONS, "number of iterations"]
+    warmup_iter: Annotated[
+        float,
+        Kind("a whole number", lambda v: is_number(v) and v == int(v)),
+        "iterations in which the learning rate rises from 0; -1 turns that off",
+    ] = -1
+    ema_decay: Annotated[
+        float, DECAY, "decay of the average of the SR network, `params_ema`; 0 turns the average off"
+    ] = 0
     optim_g: Annotated[
         dict, DICT, "optimiser of the SR network, `{type: Adam, lr: …}`: any of `torch.optim` by its name"
     ]
-    optim_w: Annotated[dict, DICT, "the weighting network's, likewise"]
+    optim_w: Annotated[dict, DICT, "optimiser of the weighting network, likewise"]
     scheduler: Annotated[
         dict, DICT, "BasicSR's `MultiStepLR` and `CosineAnnealingRestartLR`, or any of torch's by its name"
     ]
     pixel_opt: Annotated[dict | None, or_none(DICT), "the pixel loss; `TLWLoss` with `model_type: TLWModel`"]
-    tlw: Annotated[dict | None, or_none(DICT), "of `TLWModel`, see `train.tlw`"] = None
-    uncertainty: Annotated[dict, DICT, "of `UncertaintyModel`, see `train.uncertainty`"]
+    tlw: Annotated[dict | None, or_none(DICT), "options of `TLWModel`, see `train.tlw`"] = None
+    uncertainty: Annotated[dict, DICT, "options of `UncertaintyModel`, see `train.uncertainty`"]
+    rehearse: Annotated[bool, BOOL, "try one iteration and one validation before the training, and throw them away"] = (
+        True
+    )
     use_amp: Annotated[
         str | bool, one_of(False, "bf16", "fp16"), "autocast of the training step; the loss is scaled for fp16"
     ] = False
@@ -149,9 +165,9 @@ class UncertaintyOptions:
 class ValOptions:
     """``val``."""
 
-    val_freq: Annotated[float, POSITIVE, "(train) iterations from one validation to the next"]
+    val_freq: Annotated[float, ITERATIONS, "(train) iterations from one validation to the next"]
     save_img: Annotated[bool, BOOL, "save the SR images"]
-    suffix: Annotated[str | None, SUFFIX, "of the images' names; ~ is the experiment's name"] = None
+    suffix: Annotated[str | None, SUFFIX, "suffix of the images' names; ~ is the experiment's name"] = None
     pbar: Annotated[bool, BOOL, "a progress bar, on a terminal"] = True
     metrics: Annotated[
         dict | None, or_none(DICT), "`NAME: {type: …, better: higher or lower}`, by registered names"
@@ -165,8 +181,8 @@ class ValOptions:
 class LoggerOptions:
     """``logger``."""
 
-    print_freq: Annotated[float, POSITIVE, "iterations from one line of the log to the next"]
-    save_checkpoint_freq: Annotated[float, POSITIVE, "iterations from one checkpoint to the next"]
+    print_freq: Annotated[float, ITERATIONS, "iterations from one line of the log to the next"]
+    save_checkpoint_freq: Annotated[float, ITERATIONS, "iterations from one checkpoint to the next"]
     keep_checkpoints: Annotated[
         int | None, or_none(whole(1)), "how many iterations' files are kept, beside the best; ~ for all"
     ] = None
@@ -178,5 +194,7 @@ class LoggerOptions:
 class DistOptions:
     """``dist_params``."""
 
-    backend: Annotated[str | None, or_none(STR), "of torch.distributed; ~ is nccl, or gloo without a GPU"] = None
-    port: Annotated[int | None, or_none(whole(1)), "for slurm"] = None
+    backend: Annotated[str | None, or_none(STR), "backend of torch.distributed; ~ is nccl, or gloo without a GPU"] = (
+        None
+    )
+    port: Annotated[int | None, or_none(whole(1)), "port of the first process, for slurm"] = None

@@ -24,7 +24,7 @@ from tlw_basicsr.models.guard import StepGuard, are_finite, is_small, list_param
 from tlw_basicsr.models.optimizer import TrainingOptimizer
 from tlw_basicsr.models.optimizers import build_optimizer, build_schedulers
 from tlw_basicsr.models.validation import validate_alone
-from tlw_basicsr.networks import check_fit, read_network, tell_fit
+from tlw_basicsr.networks import check_fit, describe_fit, read_network
 from tlw_basicsr.util.errors import UserError
 from tlw_basicsr.util.files import save_file
 
@@ -270,7 +270,7 @@ class TrainingMixin(BaseModel):
         state = read_network(load_path, param_key, what)
         check_fit(state, net, strict, load_path, what)
         if not strict:
-            get_root_logger().warning(f"strict_load: false, {load_path}: {tell_fit(state, net)}")
+            get_root_logger().warning(f"strict_load: false, {load_path}: {describe_fit(state, net)}")
             own = net.state_dict()
             state = {name: v for name, v in state.items() if name in own and own[name].shape == v.shape}
         get_root_logger().info(f"Loading {type(net).__name__} from {load_path}, param key [{param_key}].")

@@ -1,7 +1,7 @@
-"""Validation: what can be known of it is told before training, and what fails in it costs nothing that was trained.
+"""Validation that measures what a set has, and leaves no trace in the training.
 
-BasicSR's own compares with the HR image of the last training batch where a set has none, and takes the mean of all
-images for not a number where one is.
+BasicSR's own compares with the HR image of the last training batch where a set has none, and reports NaN for a whole
+set if the metric of one image is NaN.
 """
 
 import inspect
@@ -23,9 +23,7 @@ from tlw_basicsr.data.listing import name_images
 from tlw_basicsr.registry import lookup
 from tlw_basicsr.util.errors import UserError
 
-MOST_SIZES = 8  # of a set's images, on which the network is tried
 LQ_ALONE = "SingleImageDataset"  # has no HR images
-FITTING_SIDES = [48, 64, 56, 60, 72]  # of windows of 6, 7, 8, 12 and 16 pixels
 
 
 def compares(metric: Mapping[str, Any]) -> bool:
@@ -35,10 +33,14 @@ def compares(metric: Mapping[str, Any]) -> bool:
 
 
 def calculate_metric(data: Mapping[str, Any], opt: Mapping[str, Any]) -> Any:
-    """BasicSR's; a value that is not a number is an error. ``img`` and ``img1``, its name of before 1.3.5, are one.
+    """Compute a metric by BasicSR's ``calculate_metric``, and refuse NaN.
+
+    Args:
+        data: The images, uint8 (H, W, C): ``img`` (``img1`` before BasicSR 1.3.5) and ``img2``.
+        opt: The metric's options, as in ``val.metrics``.
 
     Raises:
-        UserError: the metric gives NaN.
+        UserError: The metric is NaN.
     """
     parameters = inspect.signature(METRIC_REGISTRY.get(opt["type"])).parameters
     images = {("img" if key == "img1" else key): value for key, value in data.items()}
@@ -56,13 +58,13 @@ def calculate_metric(data: Mapping[str, Any], opt: Mapping[str, Any]) -> Any:
 
 
 def names_of_sets(datasets: Sequence[Dataset], apart: bool) -> list[list[str] | None]:
-    """A name for every item of the sets, all different; None for a set that does not tell its paths.
+    """Name every item of the sets, each differently; a set without paths gets None.
 
     Args:
-        datasets: with their options as ``opt``.
-        apart: their images are saved in one folder, as in a training.
+        datasets: The sets, with their options as ``opt``.
+        apart: Whether their images are saved in one folder, as in a training.
     """
-    paths = [_paths(dataset) for dataset in datasets]
+    paths = [list_paths(dataset) for dataset in datasets]
     together = apart and sum(each is not None for each in paths) > 1
 
     def key(path: str, dataset: Any) -> str:
@@ -76,8 +78,8 @@ def names_of_sets(datasets: Sequence[Dataset], apart: bool) -> list[list[str] | 
     return [[next(names) for _ in each] if known is not None else None for each, known in zip(keys, paths, strict=True)]
 
 
-def _paths(dataset: Any) -> list[str] | None:
-    """The LR paths of a data set's items."""
+def list_paths(dataset: Any) -> list[str] | None:
+    """Return the LR paths of a data set's items, or None where it does not list them."""
     if hasattr(dataset, "entries"):
         return [entry.path for entry in dataset.entries]
     paths = getattr(dataset, "paths", None)
@@ -93,12 +95,12 @@ def _paths(dataset: Any) -> list[str] | None:
 
 @contextmanager
 def validate_alone(model: Any, dataset: Any) -> Iterator[None]:
-    """Within it a model validates on ``dataset`` by what that has, and leaves no trace in the training.
+    """Let a model validate on ``dataset`` by what that has, without a trace in the training.
 
-    Images that the set has normalised by ``mean`` and ``std`` are measured and saved as they are in [0, 1], where the
-    model goes through it as BasicSR's SRModel. The training batch's HR image is away; metrics that need HR images are
-    left out where the set has none, and so are values of other sets. Networks come back in the modes that they were in,
-    also where the validation fails.
+    Images that the set has normalised by ``mean`` and ``std`` are measured and saved in [0, 1] where the model goes
+    through them as BasicSR's SRModel does. The HR image of the training batch and values of other sets are removed, and
+    metrics that need HR images are left out where the set has none. Networks return to their modes, also after an
+    error.
     """
     networks = [net for net in vars(model).values() if isinstance(net, torch.nn.Module)]
     training = {part: part.training for net in networks for part in net.modules()}

@@ -1,4 +1,4 @@
-"""What an option may be: kinds of values, read from annotated signatures and checked in one line.
+"""Kinds of option values, read from annotated signatures and checked with one-line errors.
 
 A parameter that is an option says what it accepts and means where it is declared::
 
@@ -18,14 +18,14 @@ from tlw_basicsr.util.errors import UserError, short
 
 
 class Kind(NamedTuple):
-    """What an option may be, for a person and for the check."""
+    """What values an option accepts: a text for people, and the check itself."""
 
     text: str
     accepts: Callable[[Any], bool]
 
 
 class Option(NamedTuple):
-    """A parameter that is an option: its kind, what it means, and its default (``inspect.Parameter.empty``: none)."""
+    """An option: its kind, its meaning and its default, ``inspect.Parameter.empty`` where it must be given."""
 
     kind: Kind
     meaning: str = ""
@@ -87,58 +87,60 @@ TEMPLATE = Kind(
 
 
 def find_close(word: Any, choices: Collection[Any], cutoff: float = 0.6) -> str:
-    """The choice that is spelt most like ``word``; empty if none is like it."""
+    """Return the choice that is spelt most like ``word``, or an empty text if none is similar."""
     close = difflib.get_close_matches(short(word).strip("'"), sorted(map(str, choices)), n=1, cutoff=cutoff)
     return close[0] if close else ""
 
 
 def suggestion(word: Any, choices: Collection[Any], cutoff: float = 0.6) -> str:
-    """`` (did you mean …?)``, or nothing."""
+    """Return `` (did you mean …?)``, or an empty text if no choice is similar."""
     close = find_close(word, choices, cutoff)
     return f" (did you mean {close}?)" if close else ""
 
 
 def check_section(
-    section: Any, place: str, schema: Schema, required: Collection[str] = (), others: Collection[str] = ()
+    section: Any, place: str, schema: Schema, required: Collection[str] = (), strict: bool = True
 ) -> None:
     """Check a section of the options.
 
     Args:
-        section: its keys and values.
-        place: its place, such as ``train.tlw``; empty for the top.
-        schema: the kinds of the known keys.
-        required: keys that must be there.
-        others: further keys, which may hold anything.
+        section: Its keys and values.
+        place: Its place, such as ``train.tlw``; empty for the top.
+        schema: The kinds of the known keys.
+        required: Keys that must be given.
+        strict: Refuse keys that are not in ``schema``. Otherwise one is refused only where it is nearly a required key
+            that is missing.
 
     Raises:
-        UserError: a key is unknown or missing, or a value is of the wrong kind.
+        UserError: A key is unknown or missing, or a value is of the wrong kind.
     """
     if not isinstance(section, dict):
         raise UserError(f"{place}: expected a section of 'key: value', got {short(section)}")
     prefix = f"{place}." if place else ""
+    missing = [key for key in required if key not in section]
     for key, value in section.items():
         if key in schema:
             if not schema[key].accepts(value):
                 raise UserError(f"{prefix}{key}: expected {schema[key].text}, got {short(value)}")
-        elif key not in others:
+        elif strict or suggestion(key, missing):
             known = sorted({*schema, *required})
-            raise UserError(f"{prefix}{key}: unknown option{suggestion(key, known)}; accepted are {', '.join(known)}")
-    for key in required:
-        if key not in section:
-            raise UserError(f"{prefix}{key}: missing; expected {schema.get(key, ANY).text}")
+            hint = suggestion(key, missing) or suggestion(key, known)
+            raise UserError(f"{prefix}{key}: unknown option{hint}; accepted are {', '.join(known)}")
+    if missing:
+        raise UserError(f"{prefix}{missing[0]}: missing; expected {schema.get(missing[0], ANY).text}")
 
 
 def list_kinds(call: Callable, without: Collection[str] = ()) -> dict[str, Kind]:
-    """The kinds of the options that are parameters of ``call``, see :func:`describe_parameters`."""
+    """Return the kinds of the options among the parameters of ``call``, see :func:`describe_parameters`."""
     return {name: option.kind for name, option in describe_parameters(call, without).items()}
 
 
 def describe_parameters(call: Callable, without: Collection[str] = ()) -> dict[str, Option]:
-    """The options that are parameters of ``call``, a class or function, in their order; not ``*args`` and ``**kwargs``.
+    """Return the options among the parameters of ``call`` in their order, without ``*args`` and ``**kwargs``.
 
     Args:
-        call: whose signature is read.
-        without: parameters that are not options.
+        call: The class or function whose signature is read.
+        without: Parameters that are not options.
     """
     parameters = inspect.signature(call).parameters.values()
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]

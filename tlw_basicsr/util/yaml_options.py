@@ -1,4 +1,4 @@
-"""Reading YAML safely, and the changes to it of ``--force_yml``."""
+"""Reads YAML safely, and applies the changes of ``--force_yml``."""
 
 import re
 from typing import Any
@@ -8,9 +8,24 @@ import yaml
 from tlw_basicsr.util.errors import UserError, short
 from tlw_basicsr.util.kinds import Options
 
+# YAML 1.1 takes 060 for octal and 1:30 for base 60, which nobody who trains a network means.
+SURPRISING_NUMBER = re.compile(r"[-+]?(0[0-9_]+|[0-9_]+(:[0-9_]+)+)")
+
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which also reads ``1e-4`` as a number and refuses a key given twice with other values."""
+    """PyYAML's safe loader, which also reads ``1e-4`` as a number.
+
+    It refuses a key given twice with different values, and numbers that YAML reads otherwise than people do.
+    """
+
+    def construct_number(self, node: yaml.ScalarNode) -> int:
+        if SURPRISING_NUMBER.fullmatch(node.value):
+            problem = (
+                f"{short(node.value)} is no plain number: YAML reads one with a leading 0 or a colon in another base; "
+                "write it without them, and without commas (250,000 is 250 and 000)"
+            )
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return self.construct_yaml_int(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         texts: dict[str, str] = {}
@@ -23,7 +38,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Merge ``<<``; of a key that comes more than once only the last stays, or merges of merges would explode."""
+        """Merge ``<<`` and keep only the last of equal keys, or merges of merges would grow without bound."""
         super().flatten_mapping(node)
         node.value = list({_identity(key): (key, value) for key, value in node.value}.values())
 
@@ -32,16 +47,21 @@ def _identity(key: yaml.Node) -> Any:
     return (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else id(key)
 
 
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_number)
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )
 
 
 def load_yaml(text: str, name: str) -> Any:
     """Parse YAML without running code.
 
+    Args:
+        text: the YAML.
+        name: where it comes from, for messages.
+
     Raises:
-        UserError: it is not YAML; the message has the line.
+        UserError: The text is not YAML, or has a number that YAML reads in another base. The message names the line.
     """
     try:
         return _unshared(yaml.load(text, Loader=_Loader), name)
@@ -55,11 +75,10 @@ def load_yaml(text: str, name: str) -> Any:
 
 
 def _unshared(content: Any, name: str) -> Any:
-    """``content`` with a copy for every YAML alias: BasicSR takes keys out of sections, which must not be shared.
+    """Copy what YAML aliases share: BasicSR takes keys out of sections, so that no two places may share one.
 
     Raises:
-        UserError: the aliases make more than 100,000 values of it, or an endless one; or it has a number of more than
-            1,000 bits, which can't be written.
+        UserError: The aliases expand to more than 100,000 values or without end, or a number has more than 1,000 bits.
     """
     count = 0
 
@@ -78,9 +97,12 @@ def _unshared(content: Any, name: str) -> Any:
 
 
 def force_options(opt: Options, entries: list[str]) -> None:
-    """Apply ``--force_yml`` entries such as ``train:ema_decay=0.999`` to ``opt``. A value is YAML; so is ``none``.
+    """Apply ``--force_yml`` entries such as ``train:ema_decay=0.999`` to ``opt``.
 
-    The last key of an entry may be new; the sections before it must exist.
+    A value is YAML, or ``none``. The last key of an entry may be new; the sections before it must exist.
+
+    Raises:
+        UserError: An entry is malformed or names a section that the options lack.
     """
     for entry in entries:
         keys, separator, text = entry.partition("=")

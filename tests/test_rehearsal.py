@@ -1,0 +1,207 @@
+"""What is tried before a training: nothing of it is left, and options remember who has read them."""
+
+import copy
+import pickle
+from copy import deepcopy
+
+import pytest
+import torch
+from basicsr.utils.logger import initialized_logger
+
+from tests.conftest import plain_options, tiny_options, write_yaml
+from tests.helpers import EVERY_BASE, check_all, log_text
+from tlw_basicsr import UserError
+from tlw_basicsr.engine import rehearsal
+from tlw_basicsr.engine.pipeline import test_pipeline as run_test
+from tlw_basicsr.engine.recorded import Asked, MissingOption, Recorded
+from tlw_basicsr.models import TLWMixin
+from tlw_basicsr.util.files import load_file
+
+
+def unpack(**options):
+    return options
+
+
+# how a key is read, and the places that are noted by it
+READS = {
+    "brackets": (lambda o: o["a"], {("a",)}),
+    "get": (lambda o: o.get("a"), {("a",)}),
+    "get what is not there": (lambda o: o.get("z", 1), {("z",)}),
+    "in": (lambda o: "z" in o, {("z",)}),
+    "pop": (lambda o: o.pop("a"), {("a",)}),
+    "pop what is not there": (lambda o: o.pop("z", None), {("z",)}),
+    "setdefault": (lambda o: o.setdefault("z", 1), {("z",)}),
+    "iteration": (list, {("a",), ("b",)}),
+    "items": (lambda o: o.items(), {("a",), ("b",)}),
+    "values": (lambda o: o.values(), {("a",), ("b",)}),
+    "arguments": (lambda o: unpack(**o), {("a",), ("b",)}),
+    "dict": (dict, {("a",), ("b",)}),
+    "unpacking": (lambda o: {**o}, {("a",), ("b",)}),
+    "union": (lambda o: o | {"c": 1}, {("a",), ("b",)}),
+    "union from the right": (lambda o: {"c": 1} | o, {("a",), ("b",)}),
+    "update": (lambda o: {}.update(o), {("a",), ("b",)}),
+    "nested": (lambda o: o["b"]["type"], {("b",), ("b", "type")}),
+    "deepcopy": (lambda o: deepcopy(o)["b"].pop("type"), {("b",), ("b", "type")}),
+    "copy": (lambda o: copy.copy(o).copy()["b"]["type"], {("b",), ("b", "type")}),
+    "nested of a plain dict": (lambda o: dict(o)["b"]["type"], {("a",), ("b",), ("b", "type")}),
+    "nothing": (lambda o: (deepcopy(o), isinstance(o, dict), o == {}, len(o)), set()),
+    "writing": (lambda o: o.update(z=1), set()),
+}
+
+
+@pytest.mark.parametrize("name", READS)
+def test_options_remember_what_was_read(name):
+    read, places = READS[name]
+    asked = Asked()
+    read(Recorded({"a": 1, "b": {"type": "T", "c": 2}}, asked))
+    assert asked.places == places
+    assert asked.newest == (("b",) if ("b", "type") in places else ())
+
+
+def test_recorded_options_are_the_options():
+    content = {"a": 1, "b": {"c": [{"d": 2}]}}
+    recorded = Recorded(content, Asked())
+    assert recorded == content == deepcopy(recorded) and isinstance(recorded["b"], dict)
+    assert dict(pickle.loads(pickle.dumps(dict(content)))) == content
+    for read in (lambda: recorded["b"]["z"], lambda: recorded["b"].pop("z"), lambda: {}["z"]):
+        with pytest.raises(KeyError) as error:
+            read()
+    with pytest.raises(MissingOption, match=r"b\.z"):
+        deepcopy(recorded)["b"]["z"]
+    assert error.value.args == ("z",)
+
+
+# ------------------------------------------------------------------------------------------------- without a trace
+
+
+@pytest.mark.parametrize("make", [tiny_options, plain_options])
+def test_a_training_is_the_same_with_and_without(photographs, train, tmp_path, make):
+    """To the bit, with one line more in the log."""
+    experiments = [
+        train(make(photographs, train__rehearse=rehearse, train__total_iter=3), root=tmp_path / str(rehearse))
+        for rehearse in (True, False)
+    ]
+    states = [load_file(f / "models/net_g_latest.pth", "") for f in experiments]
+    for key, state in states[0].items():
+        assert all(torch.equal(state[name], states[1][key][name]) for name in state)
+    first, second = map(log_text, experiments)
+    assert first.count("Rehearsed one iteration and 1 validation in ") == 1 and " GiB at most." in first
+    assert "Rehearsed" not in second
+    assert first.count("Network [EDSR] is created.") == second.count("Network [EDSR] is created.")
+
+
+def test_a_failure_leaves_nothing_and_prints_nothing(photographs, train, tmp_path, capfd, monkeypatch):
+    opt = tiny_options(photographs, train__total_iter=1)
+    train(opt)
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(rehearsal.tempfile, "tempdir", None)
+    monkeypatch.setattr(TLWMixin, "tlw_pixel_loss", lambda *_: print("loud") or 1 / 0)
+    capfd.readouterr()
+    with pytest.raises(UserError, match="TLWModel fails in the first iteration \\(ZeroDivisionError"):
+        train(opt)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert capfd.readouterr() == ("", "") and not initialized_logger
+
+
+def test_a_step_that_is_not_finite_is_the_trainings_to_report(photographs, tmp_path, monkeypatch):
+    opt = plain_options(photographs, train__max_bad_steps=1, train__optim_g__lr=1e30)
+    check_all(tmp_path, opt)
+    assert {p.name for p in tmp_path.iterdir()} == {"options.yml"}
+
+
+def test_tlw_test_rehearses_before_results_are_moved(photographs, tmp_path, monkeypatch):
+    opt = plain_options(photographs, train=..., logger=...)
+    opt["datasets"] = {"test": opt["datasets"]["val"]}
+    monkeypatch.chdir(tmp_path)
+    run_test(str(tmp_path), ["-opt", str(write_yaml(tmp_path, opt))])
+    before = sorted(tmp_path.rglob("*"))
+    log = next((tmp_path / "results/tiny").glob("test_*.log")).read_text()
+    assert "Rehearsed 1 validation in" in log and log.count("Validation photos_val") == 1
+    opt["network_g"]["num_in_ch"] = 1
+    with pytest.raises(UserError, match="network_g: EDSR fails in the validation on photos_val"):
+        run_test(str(tmp_path), ["-opt", str(write_yaml(tmp_path, opt))])
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+# ------------------------------------------------------------------------------------------------- what is met
+
+
+MET = {
+    # of BasicSR's models
+    "gt_usm: missing; it is read in the first iteration": lambda p: plain_options(p, model_type="RealESRNetModel"),
+    "model_type: RealESRNetModel fails in the first iteration (KeyError: 'kernel1'); images: lq (2, 3, 24, 24)": (
+        lambda p: plain_options(p, model_type="RealESRNetModel", gt_usm=True, datasets__train__gt_size=48)
+    ),
+    "network_d: missing; it is read in building the model": lambda p: tiny_options(p, base_model="ESRGANModel"),
+    "network_d: VGGStyleDiscriminator fails in the first iteration (AssertionError: Input size must be identical to input": (
+        lambda p: tiny_options(
+            p,
+            base_model="SRGANModel",
+            **EVERY_BASE["SRGANModel"]
+            | {"network_d": {"type": "VGGStyleDiscriminator", "num_in_ch": 3, "num_feat": 4, "input_size": 128}},
+        )
+    ),
+    # of torch
+    "train.optim_g: Adam fails in building the model (ValueError: betas must be either both floats or both Tensors)": (
+        lambda p: plain_options(p, train__optim_g__betas=[0, 0.99])
+    ),
+    # of a loss that would broadcast
+    "network_g: RRDBNet gives (2, 1, 16, 16) where the HR image is (2, 3, 16, 16)": lambda p: plain_options(
+        p,
+        network_g={"type": "RRDBNet", "num_in_ch": 3, "num_out_ch": 1, "scale": 2, "num_feat": 4, "num_block": 1},
+    ),
+    # of validations
+    "val.metrics.p: calculate_psnr fails in the validation on photos_val (ValueError: Wrong input_order XYZ": (
+        lambda p: plain_options(
+            p, val__metrics={"p": {"type": "calculate_psnr", "crop_border": 2, "input_order": "XYZ"}}
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("message", MET)
+def test_what_a_part_demands_is_one_line(photographs, tmp_path, message):
+    with pytest.raises(UserError) as error:
+        check_all(tmp_path, MET[message](photographs))
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert {p.name for p in tmp_path.iterdir()} == {"options.yml"}
+
+
+def test_a_discriminator_that_begins_first_does_not_hide_the_generator(photographs, tmp_path):
+    opt = tiny_options(photographs, base_model="ESRGANModel", **EVERY_BASE["ESRGANModel"])
+    opt["train"] |= {"net_d_iters": 2, "net_d_init_iters": 100}
+    assert check_all(tmp_path, opt) == []
+
+
+def test_a_plugin_that_fails_late_in_its_own_way_names_model_and_stage(photographs, tmp_path, monkeypatch):
+    (tmp_path / "late_plugin.py").write_text(
+        "from basicsr.models.sr_model import SRModel\n"
+        "from basicsr.utils.registry import MODEL_REGISTRY\n"
+        "@MODEL_REGISTRY.register()\n"
+        "class LateModel(SRModel):\n"
+        "    def optimize_parameters(self, current_iter):\n"
+        "        assert self.opt['window'] == 3, 'the window must be 3'\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    opt = plain_options(photographs, plugins=["late_plugin"], model_type="LateModel")
+    with pytest.raises(UserError, match=r"^window: missing; it is read in the first iteration"):
+        check_all(tmp_path, opt)
+    message = r"model_type: LateModel fails in the first iteration \(AssertionError: the window must be 3\)"
+    with pytest.raises(UserError, match=message):
+        check_all(tmp_path, {**opt, "window": 5})
+
+
+def test_queue_size_is_named(photographs, tmp_path, monkeypatch):
+    (tmp_path / "queue_plugin.py").write_text(
+        "from basicsr.models.sr_model import SRModel\n"
+        "from basicsr.utils.registry import MODEL_REGISTRY\n"
+        "@MODEL_REGISTRY.register()\n"
+        "class QueueModel(SRModel):\n"
+        "    def feed_data(self, data):\n"
+        "        assert self.opt.get('queue_size', 180) % 4 == 0, 'queue size should be divisible by batch size'\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    opt = plain_options(photographs, plugins=["queue_plugin"], model_type="QueueModel", queue_size=6)
+    with pytest.raises(UserError, match=r"\(AssertionError: queue size should be .*; queue_size: 6"):
+        check_all(tmp_path, opt)

@@ -1,0 +1,358 @@
+"""Tries the real model before anything is made: one iteration, one validation of each set, thrown away afterwards.
+
+What a network, loss, optimiser, metric or model of BasicSR or a plugin demands is met here, in one line that names the
+section and the stage, instead of in a traceback after an earlier run was moved aside.
+"""
+
+import gc
+import io
+import logging
+import resource
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import torch
+from basicsr.models import lr_scheduler
+from basicsr.models.sr_model import SRModel
+from basicsr.utils import set_random_seed
+from basicsr.utils.logger import initialized_logger
+from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader, Dataset
+
+from tlw_basicsr.data.listing import list_images
+from tlw_basicsr.data.resumable import CheckedDataset
+from tlw_basicsr.engine.options import find_model
+from tlw_basicsr.engine.preflight import check_batch, count_batch
+from tlw_basicsr.engine.recorded import Asked, MissingOption, Place, Recorded, check_unread
+from tlw_basicsr.models import TLWMixin, build_model
+from tlw_basicsr.models.optimizers import list_optimizers, list_schedulers
+from tlw_basicsr.models.validation import LQ_ALONE, list_paths
+from tlw_basicsr.registry import OTHER, check_arguments, find_doubts, find_origin, lookup
+from tlw_basicsr.util.errors import UserError, first_line, short
+from tlw_basicsr.util.kinds import Options, suggestion
+
+# Functions that ask for the `type` of a section right before they build its part
+BUILDERS = {
+    "build_network",
+    "build_loss",
+    "build_optimizer",
+    "build_schedulers",
+    "calculate_metric",
+    "get_optimizer",
+    "setup_optimizers",
+    "setup_schedulers",
+}
+
+
+def rehearse(opt: Options, given: Options) -> tuple[str, list[str]]:
+    """Try what the options ask for, and check the keys that nobody has read.
+
+    Nothing is written or logged, and random numbers begin anew afterwards. Of several processes each is alone here:
+    what exists only in a group, such as ``sync_bn``, is left out, and so is ``use_compile``, which takes long.
+
+    Args:
+        opt: The completed options.
+        given: The options as they were given.
+
+    Returns:
+        A line about what it took, empty with ``train.rehearse: false``; and a line for each key without effect.
+
+    Raises:
+        UserError: Something fails, in one line that names the section and the stage; or see :func:`check_unread`.
+    """
+    model = find_model(opt)
+    if opt["is_train"] and not opt["train"].get("rehearse", True):
+        return "", check_unread(given, None, model, opt)
+    start = time.perf_counter()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with tempfile.TemporaryDirectory(prefix="tlw_rehearsal_", ignore_cleanup_errors=True) as folder, _silence():
+        rehearsal = Rehearsal(opt, folder)
+        rehearsal.run()
+    asked, sets, notes = rehearsal.asked, rehearsal.validations, rehearsal.notes
+    del rehearsal
+    gc.collect()
+    peak = _peak_memory(opt)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    set_random_seed(opt["manual_seed"] + opt["rank"])
+    parts = ["one iteration"] * opt["is_train"] + [f"{sets} validation{'s' * (sets != 1)}"] * (sets > 0)
+    line = f"Rehearsed {' and '.join(parts)} in {time.perf_counter() - start:.1f} s, {peak:.1f} GiB at most."
+    return line, [*notes, *check_unread(given, asked, model, opt)]
+
+
+class Rehearsal:
+    """One iteration and a validation of each set by a copy of the options that remembers what was read.
+
+    Args:
+        opt: The completed options.
+        folder: An empty folder for what a model may write although nobody asks it to.
+    """
+
+    def __init__(self, opt: Options, folder: str) -> None:
+        self.opt, self.asked, self.notes = opt, Asked(), []
+        self.model: Any = None
+        self.validations = 0
+        self.copy = copy = Recorded(opt, self.asked)
+        for key in ("experiments_root", "models", "training_states", "visualization", "results_root", "log"):
+            dict.__getitem__(copy, "path")[key] = str(Path(folder, key))
+        train = dict.get(copy, "train") if opt["is_train"] else None
+        if train is not None:
+            # a generator that waits for its discriminator is tried at once; a step that is refused is no failure yet
+            waits = {"net_d_iters": 1, "net_d_init_iters": 0}
+            train.update({key: value for key, value in waits.items() if key in opt["train"]})
+            train.update(max_bad_steps=2, use_compile=False)
+        if val := dict.get(copy, "val"):
+            val["save_best"] = None
+        if opt["dist"]:
+            copy.update(dist=False, num_gpu=min(opt["num_gpu"], 1))
+            if train is not None and opt["num_gpu"] and (opt["train"].get("tlw") or {}).get("sync_bn"):
+                dict.__getitem__(train, "tlw")["sync_bn"] = False
+
+    def run(self) -> None:
+        """Build, read, train and validate.
+
+        Raises:
+            UserError: One of them fails.
+        """
+        with self._stage("in building the model", ("model_type",)):
+            self.model = build_model(self.copy)
+        if self.opt["is_train"]:
+            self._iterate()
+        for key, dataset_opt in self.opt["datasets"].items():
+            if dataset_opt["phase"] != "train" and self.opt.get("val"):
+                self._validate(key, dataset_opt)
+
+    def _iterate(self) -> None:
+        model, dataset_opt = self.model, self.opt["datasets"]["train"]
+        with self._stage("in reading the first batch", ("datasets", "train")):
+            dataset = CheckedDataset(self.copy["datasets"]["train"], "datasets.train")
+            check_batch(len(dataset), dataset_opt, self.opt)
+            batch = next(iter(DataLoader(dataset, count_batch(dataset_opt, self.opt))))
+        warmup = self.opt["train"].get("warmup_iter", -1)
+        with self._stage("in the first iteration", ("model_type",)):
+            if hasattr(model, "set_epoch"):
+                model.set_epoch(0)
+            model.update_learning_rate(1, warmup_iter=warmup)
+            model.feed_data(batch)
+            model.optimize_parameters(1)
+            for value in model.get_current_log().values():
+                format(value, ".4e")  # as the log writes it
+            model.get_current_learning_rate()
+            model.update_learning_rate(2, warmup_iter=warmup)
+        self._check_step()
+
+    def _check_step(self) -> None:
+        """Check that the loss has not broadcast the output, and that the base model of TLW calls its pixel loss."""
+        if told := self._describe_mismatch():
+            raise UserError(told)
+        if isinstance(self.model, TLWMixin) and not self.model.tlw.log:
+            name = self.opt.get("base_model", "SRModel")
+            message = f"base_model: {name} has not called its pixel loss, which TLW replaces, in the first iteration"
+            if find_origin(find_model(self.opt)) != OTHER:
+                raise UserError(message)
+            self.notes.append(message)
+
+    def _describe_mismatch(self) -> str:
+        """Say that output and HR image differ in shape; a third party's model may mean that."""
+        images = [getattr(self.model, name, None) for name in ("output", "gt")]
+        shapes = [tuple(image.shape) for image in images if isinstance(image, torch.Tensor)]
+        if len(set(shapes)) < 2 or find_origin(find_model(self.opt)) == OTHER:
+            return ""
+        name = self.opt["network_g"]["type"]
+        return f"network_g: {name} gives {shapes[0]} where the HR image is {shapes[1]}{self._describe_batch()}"
+
+    def _validate(self, key: str, dataset_opt: Options) -> None:
+        name = dataset_opt["name"]
+        iteration = 1 if self.opt["is_train"] else self.opt["name"]
+        with self._stage(f"in the validation on {name}", ("datasets", key)):
+            dataset = CheckedDataset(dict.__getitem__(dict.__getitem__(self.copy, "datasets"), key), f"datasets.{key}")
+            one = OneItem(dataset, _find_smallest(dataset, dataset_opt, f"datasets.{key}"))
+            self.model.validation(DataLoader(one), iteration, None, False)
+        self.validations += 1
+
+    # --------------------------------------------------------------------------------------------- errors
+
+    @contextmanager
+    def _stage(self, stage: str, place: Place) -> Iterator[None]:
+        """Turn an error within it into a line that names ``stage``, and ``place`` where no section is known."""
+        self.asked.newest = ()
+        try:
+            yield
+        except Exception as error:
+            raise UserError(self._explain(error, stage, place)) from error
+
+    def _explain(self, error: Exception, stage: str, place: Place) -> str:
+        name = self.opt["model_type"]
+        if isinstance(error, UserError) and error.__cause__ and str(error).startswith(name):
+            error = error.__cause__  # type: ignore[assignment]  what build_model has met
+        missing = [e for e in (error, error.__cause__) if isinstance(e, MissingOption)]
+        if missing:
+            return f"{missing[0].args[0]}: missing; it is read {stage}"
+        if "iteration" in stage and (told := self._describe_mismatch()):
+            return told
+        place = self._find_place(error) or place
+        where, section = ".".join(map(str, place)), _value_at(self.opt, place)
+        if isinstance(error, UserError):
+            files = [f"path.{k}" for k, v in self.opt["path"].items() if "pretrain" in k and v and str(v) in str(error)]
+            named = str(error).split(":")[0].split(".")[0].split()[0] in self.opt
+            return str(error) if named else f"{(files or [where])[0]}: {error}"
+        part = section.get("type") if isinstance(section, dict) else section
+        call = _find_call(place, part)
+        if isinstance(error, NotImplementedError) and str(place[-1]).startswith(("optim_", "scheduler")):
+            names = list_schedulers() if place[-1] == "scheduler" else list_optimizers()
+            return f"{where}.type: {short(part)}{suggestion(part, names)}; accepted are {', '.join(names)}"
+        doubts = ""
+        if call and stage == "in building the model":
+            extra = {"optim_": ("params",), "schedu": ("optimizer", "last_epoch")}.get(str(place[-1])[:6], ())
+            try:
+                check_arguments(section, where, call, extra=extra)
+            except UserError as told:
+                return str(told)
+            doubts = find_doubts(section, call)
+        hint = self._name_options(str(error))
+        if (
+            place[0].startswith("network_")
+            and getattr(self.model, "batch", {}).get("gt", torch.empty(0, 3)).shape[1] == 1
+        ):
+            hint += "; the images have one channel, which num_in_ch: 1 takes"
+        if place == ("network_g",) and "validation" in stage and type(self.model).test is SRModel.test:
+            hint += "; a model that pads an image to what its network takes is SwinIRModel"
+        return f"{where}: {part} fails {stage} ({first_line(error)}){doubts}{self._describe_batch()}{hint}"
+
+    def _name_options(self, message: str) -> str:
+        """The options whose names are in an error's message, also as words: ``; KEY: VALUE``."""
+        words = {p: str(p[-1]) for p in self.asked.places if "_" in str(p[-1])}
+        named = sorted(p for p, key in words.items() if key in message or key.replace("_", " ") in message)
+        values = [f"; {'.'.join(map(str, p))}: {short(_value_at(self.opt, p))}" for p in named]
+        return "".join(values[:3])
+
+    def _find_place(self, error: Exception) -> Place:
+        """Return the section of the innermost part that the error comes from; empty where that is not known."""
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        owners = {id(part): place for part, place in self._list_parts()}
+        for frame in reversed(frames):
+            if frame.f_code.co_name in BUILDERS and self.asked.newest:
+                return self.asked.newest
+            if place := owners.get(id(frame.f_locals.get("self"))):
+                return place
+        # a call with other arguments than a method takes has no frame of its own
+        called = [place for part, place in self._list_parts() if f"{type(part).__name__}." in str(error)]
+        return called[0] if called else ()
+
+    def _list_parts(self) -> Iterator[tuple[Any, Place]]:
+        """The model's networks, losses, optimisers and schedulers with the sections that they were built from."""
+        for name, value in vars(self.model).items() if self.model else ():
+            beginning, _, label = name.removesuffix("_ema").partition("_")
+            if beginning == "net" and isinstance(value, nn.Module):
+                yield value, (f"network_{label}",)
+            elif beginning == "cri" and isinstance(value, nn.Module):
+                losses = [k for k in self.opt["train"] if str(k).startswith(label) and str(k).endswith("_opt")]
+                yield value, ("train", *losses[:1])
+            elif beginning == "optimizer" and isinstance(value, Optimizer):
+                yield getattr(value, "inner", value), ("train", f"optim_{label}")
+        yield from ((scheduler, ("train", "scheduler")) for scheduler in getattr(self.model, "schedulers", ()))
+        if isinstance(tlw := getattr(self.model, "tlw", None), nn.Module):
+            yield from ((tlw, ("train", "pixel_opt")), (tlw.distance, ("train", "pixel_opt", "distance")))
+
+    def _describe_batch(self) -> str:
+        """The shapes of the images that the model was given, and in a validation where they come from."""
+        batch = getattr(self.model, "batch", {})
+        shapes = [f"{k} {tuple(batch[k].shape)}" for k in ("lq", "gt") if isinstance(batch.get(k), torch.Tensor)]
+        paths = batch.get("lq_path")
+        path = f", {paths[0]}" if isinstance(paths, list) and len(paths) == 1 else ""
+        return f"; images: {', '.join(shapes)}{path}" if shapes else ""
+
+
+class OneItem(Dataset):
+    """One item of a data set, which otherwise looks like the set."""
+
+    def __init__(self, source: Any, index: int) -> None:
+        self.source, self.index = source, index
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, _: int) -> Any:
+        return self.source[self.index]
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "source":
+            raise AttributeError(name)
+        return getattr(self.source, name)
+
+
+def _find_smallest(dataset: Any, opt: Options, place: str) -> int:
+    """Return the index of a set's smallest image by its headers, or 0 where a set's class is not known.
+
+    Raises:
+        UserError: The set is empty.
+    """
+    if not len(dataset):
+        raise UserError(f"{place}: {opt['name']} has no image")
+    entries = getattr(dataset, "entries", None)
+    if entries is None:
+        paths, kind = list_paths(dataset), lookup(DATASET_REGISTRY, opt, place)
+        if opt["type"] not in ("PairedImageDataset", LQ_ALONE) or find_origin(kind) == OTHER or not paths:
+            return 0
+        listed = list_images({**opt, "meta_info_file": None}, "dataroot_lq", place)
+        by_path = {str(Path(entry.path)): entry for entry in listed}
+        entries = [by_path[str(Path(path))] for path in paths if str(Path(path)) in by_path]
+        if len(entries) < len(paths):
+            return 0
+    sizes = [(min(entry.height, entry.width), entry.height * entry.width) for entry in entries]
+    return sizes.index(min(sizes))
+
+
+def _value_at(opt: Options, place: Place) -> Any:
+    """The value at a place; None where there is none."""
+    value: Any = opt
+    for key in place:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def _find_call(place: Place, name: Any) -> Any:
+    """Return the class or function of a section's ``type``, or None where it is not known."""
+    if not isinstance(name, str) or place[0] in ("datasets", "model_type"):
+        return None
+    if place[-1] == "scheduler":
+        known = {"MultiStepLR": "MultiStepRestartLR"}.get(name, name)  # BasicSR's own, under another name
+        return getattr(lr_scheduler, known, None) or getattr(torch.optim.lr_scheduler, known, None)
+    if str(place[-1]).startswith("optim_"):
+        return getattr(torch.optim, name, None)
+    registry = {"val": METRIC_REGISTRY, "train": LOSS_REGISTRY}.get(place[0], ARCH_REGISTRY)
+    return lookup(registry, {"type": name}, ".".join(place))
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Let nothing be printed, warned of or logged, and BasicSR's logger not be started: its file has no folder yet."""
+    logger = logging.getLogger("basicsr")
+    before, started = logger.disabled, "basicsr" in initialized_logger
+    logger.disabled = initialized_logger["basicsr"] = True
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.disabled = before
+        if not started:
+            del initialized_logger["basicsr"]
+
+
+def _peak_memory(opt: Options) -> float:
+    """The most memory of this process so far, or of its GPU in the rehearsal, in GiB."""
+    if opt["num_gpu"] and torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    unit = 1 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
