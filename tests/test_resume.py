@@ -19,7 +19,7 @@ from tests.conftest import ROOT, plain_options, reset_logger, tiny_options, writ
 from tests.helpers import log_lines, log_text, quick, same, start, wait_for
 from tlw_basicsr import UserError
 from tlw_basicsr.engine.options import parse_options
-from tlw_basicsr.models.states import compare_options, find_state, prune, strip_options
+from tlw_basicsr.engine.resume import compare_options, find_state, prune, strip_options
 from tlw_basicsr.util import files
 from tlw_basicsr.util.files import load_file, save_file
 
@@ -210,7 +210,7 @@ def test_with_no_whole_state_a_training_does_not_start_over(finished, photograph
 def test_a_state_that_is_named_must_be_whole(finished, photographs, train, tmp_path):
     state = finished(tmp_path) / "training_states/6.state"
     truncate(state)
-    with pytest.raises(UserError, match=r"path\.resume_state: .*6\.state is no readable checkpoint"):
+    with pytest.raises(UserError, match=r"path\.resume_state: .*6\.state is not a readable checkpoint"):
         train(quick(photographs, path={"resume_state": str(state)}))
 
 

@@ -105,7 +105,7 @@ SLOW = """
 import os, signal, sys, time
 from pathlib import Path
 import tlw_basicsr
-from tlw_basicsr.data import prepare
+from tlw_basicsr.tools import prepare
 def work(item):
     Path(f"worker{os.getpid()}").touch()
     time.sleep(100)
@@ -213,7 +213,7 @@ def test_text_of_files_is_cleaned_and_cut():
 
 def test_a_large_yaml_is_refused_at_once(tmp_path):
     (tmp_path / "a.yml").write_text("a: [" + "0, " * 2_000_000 + "0]")
-    with pytest.raises(UserError, match=r"^-opt: .*a\.yml is of 6,000,006 bytes; accepted are at most 262,144"):
+    with pytest.raises(UserError, match=r"^-opt: .*a\.yml has 6,000,006 bytes; accepted are at most 262,144"):
         read_options(str(tmp_path / "a.yml"))
 
 

@@ -10,8 +10,7 @@ from tests.conftest import photograph, tiny_options
 from tests.helpers import EVERY_BASE, GAN, log_lines, same
 from tlw_basicsr import UserError, with_tlw
 from tlw_basicsr.models.guard import StepGuard, list_parameters
-from tlw_basicsr.models.optimizer import TrainingOptimizer
-from tlw_basicsr.models.training import MixedPrecision
+from tlw_basicsr.models.optimizer import MixedPrecision, TrainingOptimizer
 from tlw_basicsr.util.files import load_file
 
 EDSR = {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 4, "num_block": 1, "upscale": 4}

@@ -34,11 +34,20 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from tlw_basicsr.compat import tell_basicsr
-from tlw_basicsr.data.resumable import CheckedDataset, ResumableSampler, SeededDataset
+from tlw_basicsr.data.resumable import CheckedDataset, NamedDataset, ResumableSampler, SeededDataset
 from tlw_basicsr.engine.options import parse_options
 from tlw_basicsr.engine.preflight import check_batch, check_files, check_folders, get_wandb_options
+from tlw_basicsr.engine.resume import (
+    DamagedState,
+    find_best_iterations,
+    find_state,
+    list_states,
+    prune,
+    set_aside,
+    strip_options,
+    take,
+)
 from tlw_basicsr.models import build_model
-from tlw_basicsr.models.states import DamagedState, find_best_iterations, find_state, list_states, prune, strip_options
 from tlw_basicsr.models.validation import names_of_sets
 from tlw_basicsr.util.errors import UserError, clean, clean_line, files_in_a_line, first_line, reason_of
 from tlw_basicsr.util.files import hold_lock, remove_leftovers, write_text
@@ -102,121 +111,191 @@ def lock_experiment(opt: Options, warn: Callable[[str], object]) -> Iterator[Non
         yield
 
 
-def train(opt: Options, resume_state: dict[str, Any] | None, notes: list[str]) -> None:
-    """Train in the folders that are made, from a state or the start; ``notes`` are for the log."""
-    # The logger must not be used above: its file lies in the new folder.
+def train(opt: Options, state: dict[str, Any] | None, notes: list[str]) -> None:
+    """Train in the experiment's folders from a state or from the start; ``notes`` are for the log."""
+    # The logger must not be used before this: its file lies in the new folder.
     logger = start_log(opt, "train")
-    for note in notes:
-        logger.warning(clean(note))
     tb_logger = start_tensorboard(opt)
-
+    damaged: DamagedState | None = None
     while True:
+        for note in notes:
+            logger.warning(clean(note))
         model = build_model(opt)
         model.given_options = strip_options(opt)
         loader, sampler = train_data(opt)
         val_loaders = validation_data(opt)
-        damaged = resume(model, resume_state)
+        damaged = take(model, state)
         if damaged is None:
             break
-        resume_state, notes = find_state(opt, damaged)
-        for note in notes:
-            logger.warning(clean(note))
-    stop = StopSignals(opt["dist"], model.device)
-    for each in (loader, *val_loaders):
-        each.worker_init_fn = stop.leave_to_parent(each.worker_init_fn)
-    total_iters = int(opt["train"]["total_iter"])
-    logger.info(
-        f"Training: {len(sampler.dataset):,} images, {len(loader):,} iterations an epoch, {total_iters:,} in all, "
-        f"batch of {opt['datasets']['train']['batch_size_per_gpu']} on each of {opt['world_size']} processes."
-    )
-    current_iter = 0
-    if resume_state:
-        current_iter = resume_state["iter"]
-        logger.info(f"Resuming after iteration {current_iter:,}.")
-    # An epoch begins anew where another batch size or number of processes has changed its length.
-    position = (resume_state or {}).get("position") or {"epoch": 0, "iter": 0, "iters_per_epoch": len(loader)}
-    if resume_state and position["iters_per_epoch"] != len(loader):
-        epoch = resume_state["epoch"] + 1
-        logger.warning(
-            f"An epoch had {position['iters_per_epoch']} iterations, now {len(loader)}; epoch {epoch} begins."
-        )
-        position = {"epoch": epoch, "iter": current_iter, "iters_per_epoch": len(loader)}
-    model.position = position
+        state, notes = find_state(opt, damaged)
+    for note in set_aside(opt, state["iter"]) if state and opt["rank"] == 0 else ():
+        logger.warning(note)
+    with named_file(getattr(tb_logger, "log_dir", None)):
+        Training(opt, model, (loader, sampler), val_loaders, tb_logger, state).run()
+        if tb_logger:
+            tb_logger.close()
+    leave_together(opt)  # the first process may still be validating
 
-    def validate() -> None:
-        for val_loader in val_loaders:
+
+class Training:
+    """The iterations of a training, with what is logged, validated and saved between them.
+
+    Args:
+        opt: the options.
+        model: the model, which has taken the state.
+        data: the loader of the training data and its sampler.
+        val_loaders: the loaders of the validation sets.
+        tb_logger: TensorBoard's ``SummaryWriter``, or None.
+        state: the state that it goes on from, or None.
+    """
+
+    def __init__(
+        self,
+        opt: Options,
+        model: Any,
+        data: tuple[DataLoader, ResumableSampler],
+        val_loaders: list[DataLoader],
+        tb_logger: Any,
+        state: dict[str, Any] | None,
+    ) -> None:
+        self.opt, self.model, self.val_loaders, self.tb_logger = opt, model, val_loaders, tb_logger
+        self.loader, self.sampler = data
+        self.logger = get_root_logger()
+        self.total_iters = int(opt["train"]["total_iter"])
+        self.logger.info(
+            f"Training: {len(self.sampler.dataset):,} images, {len(self.loader):,} iterations an epoch, "
+            f"{self.total_iters:,} in all, batch of {opt['datasets']['train']['batch_size_per_gpu']} on each of "
+            f"{opt['world_size']} processes."
+        )
+        self.start = self.current_iter = state["iter"] if state else 0
+        if state:
+            self.logger.info(f"Resuming after iteration {self.current_iter:,}.")
+        model.position = self.position = self.find_position(state)
+        self.epoch = self.position["epoch"]
+        self.stop = StopSignals(opt["dist"], model.device)
+        for each in (self.loader, *val_loaders):
+            each.worker_init_fn = self.stop.leave_to_parent(each.worker_init_fn)
+        self.data_timer, self.iter_timer = AverageTimer(), AverageTimer()
+        self.message_logger = MessageLogger(opt, self.current_iter, tb_logger)
+
+    def find_position(self, state: dict[str, Any] | None) -> dict[str, int]:
+        """Return an epoch, the iteration it began after, and its length, from which all later epochs are counted.
+
+        An epoch begins anew where another batch size or number of processes has changed its length.
+        """
+        length = len(self.loader)
+        position = (state or {}).get("position") or {"epoch": 0, "iter": 0, "iters_per_epoch": length}
+        if state and position["iters_per_epoch"] != length:
+            epoch = state["epoch"] + 1
+            self.logger.warning(
+                f"An epoch had {position['iters_per_epoch']} iterations, now {length}; epoch {epoch} begins."
+            )
+            position = {"epoch": epoch, "iter": self.current_iter, "iters_per_epoch": length}
+        return position
+
+    def run(self) -> None:
+        """Train until ``train.total_iter``.
+
+        Raises:
+            SystemExit: SIGTERM or SIGINT stopped the training after an iteration, which is saved.
+        """
+        show_bar = self.opt["rank"] == 0 and sys.stderr.isatty()
+        self.bar = tqdm(
+            total=self.total_iters, initial=self.current_iter, unit="it", disable=not show_bar, dynamic_ncols=True
+        )
+        with self.bar, logging_redirect_tqdm([self.logger]), self.stop:
+            while self.current_iter < self.total_iters:
+                try:
+                    self.run_epoch()
+                except Exception as error:
+                    if isinstance(error, UserError) or not 0 < self.start >= self.current_iter - 1:
+                        raise
+                    where = self.opt["path"]["resume_state"]
+                    raise UserError(f"{where}: the first iteration after it fails ({first_line(error)})") from error
+            self.finish()
+
+    def run_epoch(self) -> None:
+        """Train from the present iteration to the end of its epoch, or of the training."""
+        epoch, done = divmod(self.current_iter - self.position["iter"], len(self.loader))
+        self.epoch = epoch + self.position["epoch"]
+        self.sampler.set_position(self.epoch, done * (self.loader.batch_size or 1))
+        if hasattr(self.model, "set_epoch"):
+            self.model.set_epoch(self.epoch)
+        self.data_timer.start()
+        self.iter_timer.start()
+        for batch in batches(self.loader, self.opt):
+            self.data_timer.record()
+            self.current_iter += 1
+            self.model.update_learning_rate(self.current_iter, warmup_iter=self.opt["train"].get("warmup_iter", -1))
+            self.model.feed_data(batch)
+            self.model.optimize_parameters(self.current_iter)
+            self.iter_timer.record()
+            self.bar.update()
+            self.end_iteration()
+            if self.current_iter >= self.total_iters:
+                break
+            self.data_timer.start()
+            self.iter_timer.start()
+
+    def end_iteration(self) -> None:
+        """Log, validate and save where it is due; stop if a signal has asked for it."""
+        validating = self.val_loaders and self.is_due(self.opt["val"]["val_freq"])
+        if validating or self.is_due(self.opt["logger"]["print_freq"]):
+            times = {"time": self.iter_timer.get_avg_time(), "data_time": self.data_timer.get_avg_time()}
+            lrs = self.model.get_current_learning_rate()
+            values = {"epoch": self.epoch, "iter": self.current_iter, "lrs": lrs, **times}
+            self.message_logger({**values, **self.model.get_current_log()})
+        if validating:
+            self.validate()
+        stopping = self.stop.agreed()
+        if stopping or self.is_due(self.opt["logger"]["save_checkpoint_freq"]):
+            self.save()  # after the validation: the state holds the best metrics
+        if stopping:
+            self.logger.info(
+                f"Stopped by {signal.Signals(stopping).name} after iteration {self.current_iter:,}; "
+                "--auto_resume goes on from here."
+            )
+            if self.tb_logger:
+                self.tb_logger.close()
+            leave_together(self.opt)
+            sys.exit(128 + stopping)
+
+    def is_due(self, frequency: int) -> bool:
+        """Return whether something that is done every ``frequency`` iterations is due."""
+        return self.current_iter % frequency == 0
+
+    def validate(self) -> None:
+        """Validate on every set. An error is logged, as the training has lost nothing."""
+        for loader in self.val_loaders:
             try:
-                model.validation(val_loader, current_iter, tb_logger, opt["val"]["save_img"])
-            except Exception as error:  # of what kind is up to the model; the training has lost nothing
-                if opt["dist"]:
+                self.model.validation(loader, self.current_iter, self.tb_logger, self.opt["val"]["save_img"])
+            except Exception as error:  # the model raises what it likes
+                if self.opt["dist"]:
                     raise  # the other processes may wait for this one in the middle of it
                 reason = str(error) if isinstance(error, UserError) else first_line(error)
-                name = getattr(val_loader.dataset, "opt")["name"]  # noqa: B009, a torch Dataset has none
-                logger.error(f"The validation on {name} after iteration {current_iter:,} fails ({reason}); going on.")
+                name = getattr(loader.dataset, "opt")["name"]  # noqa: B009, a torch Dataset has none
+                self.logger.error(
+                    f"The validation on {name} after iteration {self.current_iter:,} fails ({reason}); going on."
+                )
 
-    def save() -> None:
-        logger.info("Saving models and training states.")
-        model.save(epoch, current_iter)
-        if opt["rank"] == 0:
-            val = opt.get("val") or {}
+    def save(self) -> None:
+        """Save the networks and the state, and remove those that are not to be kept."""
+        self.logger.info("Saving models and training states.")
+        self.model.save(self.epoch, self.current_iter)
+        if self.opt["rank"] == 0:
+            val = self.opt.get("val") or {}
             metric = val.get("save_best") or next(iter(val.get("metrics") or {}), None)
-            prune(opt, current_iter, find_best_iterations(getattr(model, "best_metric_results", {}), metric))
+            best = find_best_iterations(getattr(self.model, "best_metric_results", {}), metric)
+            prune(self.opt, self.current_iter, best)
 
-    message_logger = MessageLogger(opt, current_iter, tb_logger)
-    data_timer, iter_timer = AverageTimer(), AverageTimer()
-    show_bar = opt["rank"] == 0 and sys.stderr.isatty()
-    bar = tqdm(total=total_iters, initial=current_iter, unit="it", disable=not show_bar, dynamic_ncols=True)
-    with bar, logging_redirect_tqdm([logger]), stop:
-        trained = current_iter < total_iters
-        while current_iter < total_iters:
-            epoch, done = divmod(current_iter - position["iter"], len(loader))
-            epoch += position["epoch"]
-            sampler.set_position(epoch, done * (loader.batch_size or 1))
-            if hasattr(model, "set_epoch"):
-                model.set_epoch(epoch)
-            data_timer.start()
-            iter_timer.start()
-            for batch in batches(loader, opt):
-                data_timer.record()
-                current_iter += 1
-                model.update_learning_rate(current_iter, warmup_iter=opt["train"].get("warmup_iter", -1))
-                model.feed_data(batch)
-                model.optimize_parameters(current_iter)
-                iter_timer.record()
-                bar.update()
-                validating = val_loaders and current_iter % opt["val"]["val_freq"] == 0
-                if validating or current_iter % opt["logger"]["print_freq"] == 0:
-                    times = {"time": iter_timer.get_avg_time(), "data_time": data_timer.get_avg_time()}
-                    lrs = model.get_current_learning_rate()
-                    message_logger(
-                        {"epoch": epoch, "iter": current_iter, "lrs": lrs, **times, **model.get_current_log()}
-                    )
-                if validating:
-                    validate()
-                stopping = stop.agreed()
-                if stopping or current_iter % opt["logger"]["save_checkpoint_freq"] == 0:
-                    save()  # after the validation: the state holds the best metrics
-                if stopping:
-                    logger.info(
-                        f"Stopped by {signal.Signals(stopping).name} after iteration {current_iter:,}; "
-                        "--auto_resume goes on from here."
-                    )
-                    close_tensorboard(tb_logger)
-                    leave_together(opt)
-                    sys.exit(128 + stopping)
-                if current_iter >= total_iters:
-                    break
-                data_timer.start()
-                iter_timer.start()
-
-        logger.info("End of training. Save the latest model.")
-        model.save(epoch=-1, current_iter=-1)
-        if val_loaders and current_iter % opt["val"]["val_freq"]:
-            validate()
-        if trained and current_iter % opt["logger"]["save_checkpoint_freq"]:
-            save()  # a later run may go further
-    close_tensorboard(tb_logger)
-    leave_together(opt)  # the first process may still be validating
+    def finish(self) -> None:
+        """Save the latest networks; validate and save where the last iteration did not."""
+        self.logger.info("End of training. Save the latest model.")
+        self.model.save(epoch=-1, current_iter=-1)
+        if self.val_loaders and not self.is_due(self.opt["val"]["val_freq"]):
+            self.validate()
+        if self.current_iter > self.start and not self.is_due(self.opt["logger"]["save_checkpoint_freq"]):
+            self.save()  # a later run may go further
 
 
 class AverageTimer:
@@ -240,21 +319,6 @@ class AverageTimer:
         return sum(self.seconds) / max(len(self.seconds), 1)
 
 
-def resume(model: Any, state: dict[str, Any] | None) -> DamagedState | None:
-    """Let every process's model take a state, or none; returns why one of them can't."""
-    damaged = None
-    if state:
-        try:
-            model.resume_training(state)
-        except DamagedState as error:
-            damaged = error
-        if not model.agreed(torch.tensor(damaged is None, device=model.device)):
-            return damaged or DamagedState(
-                f"path.resume_state: another process can't take the state of {state['iter']}"
-            )
-    return damaged
-
-
 def wait_for_all(opt: Options) -> None:
     """Wait until every process is here."""
     if opt["dist"]:
@@ -268,14 +332,27 @@ def leave_together(opt: Options) -> None:
         dist.destroy_process_group()
 
 
+class LogFile(logging.FileHandler):
+    """A log's file, which ends the program when it can't be written."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Raise a :class:`UserError` for the error that writing has met."""
+        error = sys.exc_info()[1] or OSError("unknown")
+        logging.getLogger("basicsr").removeHandler(self)
+        with suppress(OSError, AttributeError):
+            self.stream.close()  # type: ignore[union-attr]  which would fail again when Python ends
+        raise UserError(f"{self.baseFilename} can't be written ({reason_of(error)})") from error
+
+
 def start_log(opt: Options, kind: str) -> logging.Logger:
-    """BasicSR's logger with a new file, which tells when it can't be written."""
-    log_file = Path(opt["path"]["log"], f"{kind}_{opt['name']}_{get_time_str()}.log")
-    logger = get_root_logger(log_level=logging.INFO, log_file=str(log_file))
+    """Let BasicSR's logger write to a new file too, in the first process."""
+    logger = get_root_logger()
     logger.addFilter(clean_record)
-    for handler in logger.handlers:
-        if isinstance(handler, logging.FileHandler):
-            handler.handleError = partial(fail_to_log, handler)  # type: ignore[method-assign]
+    if opt["rank"] == 0:
+        file = LogFile(Path(opt["path"]["log"], f"{kind}_{opt['name']}_{get_time_str()}.log"), "w")
+        file.setFormatter(logger.handlers[0].formatter)
+        logger.addHandler(file)
+        logger.setLevel(logging.INFO)
     logger.info(get_env_info())
     logger.info(tell_basicsr())
     logger.info(dict2str(opt))
@@ -313,49 +390,26 @@ def start_tensorboard(opt: Options) -> Any:
     folder = str(Path(opt["root_path"], "tb_logger", opt["name"]))
     threading.excepthook = hide_tensorboards
     with named_file(folder):
-        tb_logger = init_tb_logger(log_dir=folder)
-    writer = tb_logger.file_writer.event_writer
-    writer.add_event = partial(add_event, writer.add_event, folder)
-    return tb_logger
+        return init_tb_logger(log_dir=folder)
 
 
 def hide_tensorboards(failed: Any) -> None:
-    """A hook for errors in threads: TensorBoard's is raised again where the next value is written."""
+    """Leave out the traceback of TensorBoard's thread: its error is raised again where the next value is written."""
     if not isinstance(failed.exc_value, OSError) or not type(failed.thread).__module__.startswith("tensorboard"):
         threading.__excepthook__(failed)
 
 
-def add_event(add: Callable[[Any], None], folder: str, event: Any) -> None:
-    """Write one of TensorBoard's events by ``add``; an error names its folder."""
-    with named_file(folder):
-        add(event)
-
-
 @contextmanager
-def named_file(path: str) -> Iterator[None]:
-    """Within it, an error of the operating system that names no file names ``path``."""
+def named_file(path: str | None) -> Iterator[None]:
+    """Let an error of the operating system that names no file name ``path``; within a training, TensorBoard's is one.
+
+    All other files are opened by name or written by :func:`tlw_basicsr.util.files.whole_file`.
+    """
     try:
         yield
     except OSError as error:
         error.filename = error.filename or path
         raise
-
-
-def close_tensorboard(tb_logger: Any) -> None:
-    """Write what is left, if there is a ``SummaryWriter``."""
-    if tb_logger:
-        with named_file(tb_logger.log_dir):
-            tb_logger.close()
-
-
-def fail_to_log(handler: logging.FileHandler, record: logging.LogRecord) -> None:
-    """Raise a :class:`UserError` for the error that a log's handler has met; the handler is taken away."""
-    error = sys.exc_info()[1] or OSError("unknown")
-    with suppress(OSError, AttributeError):
-        handler.stream.close()  # type: ignore[union-attr]
-    handler.stream = None  # type: ignore[assignment]
-    logging.getLogger("basicsr").removeHandler(handler)
-    raise UserError(f"{handler.baseFilename} can't be written ({reason_of(error)})") from error
 
 
 def make_folders(opt: Options, args: Any, resuming: bool) -> None:
@@ -398,7 +452,7 @@ def validation_data(opt: Options) -> list[DataLoader]:
     sets = {key: options for key, options in opt["datasets"].items() if options["phase"] == "val"}
     if not opt.get("val"):
         return []
-    datasets = [CheckedDataset(options, f"datasets.{key}") for key, options in sets.items()]
+    datasets = [NamedDataset(options, f"datasets.{key}") for key, options in sets.items()]
     for dataset, names in zip(datasets, names_of_sets(datasets, apart=True), strict=True):
         dataset.names = names
     return [data_loader(dataset, dataset.opt, opt) for dataset in datasets]
@@ -407,10 +461,20 @@ def validation_data(opt: Options) -> list[DataLoader]:
 def data_loader(
     dataset: Dataset, dataset_opt: Options, opt: Options, sampler: ResumableSampler | None = None
 ) -> DataLoader:
-    """BasicSR's loader, with a random generator of its own: beginning to read it leaves the training's alone."""
+    """Build BasicSR's loader, with a random generator of its own: beginning to read it leaves the training's alone.
+
+    ``prefetch_mode: cpu`` is for torch's worker processes, of which there is one at least. BasicSR's own thread for it
+    would share the training's random numbers, and wait for ever after an error.
+    """
+    dataset_opt, ahead = {**dataset_opt}, None
+    if dataset_opt.pop("prefetch_mode", None) == "cpu":
+        dataset_opt["num_worker_per_gpu"] = max(dataset_opt.get("num_worker_per_gpu", 0), 1)
+        ahead = 1 + dataset_opt.get("num_prefetch_queue", 1)
     loader = build_dataloader(
         dataset, dataset_opt, num_gpu=opt["num_gpu"], dist=opt["dist"], sampler=sampler, seed=opt["manual_seed"]
     )
+    if ahead and loader.num_workers:
+        loader.prefetch_factor = ahead
     loader.generator = torch.Generator().manual_seed(opt["manual_seed"])
     loader.worker_init_fn = partial(end_with_parent, loader.worker_init_fn)
     return loader
@@ -462,7 +526,7 @@ def test_pipeline(root_path: str, argv: list[str] | None = None) -> None:
 
     model = build_model(opt)
     for key, dataset_opt in sorted(opt["datasets"].items()):
-        dataset = CheckedDataset(dataset_opt, f"datasets.{key}")
+        dataset = NamedDataset(dataset_opt, f"datasets.{key}")
         (dataset.names,) = names_of_sets([dataset], apart=False)
         loader = data_loader(dataset, dataset_opt, opt)
         logger.info(f"Testing {dataset_opt['name']}: {len(dataset)} images.")

@@ -1,10 +1,6 @@
 """Training with Trainable Loss Weights on top of a BasicSR model: a thin adapter of :class:`tlw_basicsr.TLW`."""
 
-import math
-import time
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Annotated, Any, Literal
@@ -21,7 +17,7 @@ from torch.utils.data import DataLoader
 from tlw_basicsr.core.tlw import ECONOMY_NET_W, ECONOMY_OPTIM_W, NEARLY_CONSTANT, PRESETS, TLW
 from tlw_basicsr.data.images import undo_normalization
 from tlw_basicsr.losses.tlw_loss import TLWLoss
-from tlw_basicsr.models.training import channels_last, with_training
+from tlw_basicsr.models.training import TrainingMixin, channels_last
 from tlw_basicsr.networks import get_section
 from tlw_basicsr.util.errors import UserError
 from tlw_basicsr.util.kinds import Option, describe_parameters
@@ -76,7 +72,7 @@ def complete_economy(opt: dict[str, Any]) -> None:
         train["optim_w"] = {"type": "Adam", **ECONOMY_OPTIM_W, "betas": list(ECONOMY_OPTIM_W["betas"])}
 
 
-class TLWMixin(BaseModel):
+class TLWMixin(TrainingMixin):
     """Puts a :class:`tlw_basicsr.TLW` into a BasicSR model's own training step.
 
     Every BasicSR model with a pixel loss calls ``self.cri_pix(self.output, target)`` once in its
@@ -89,7 +85,6 @@ class TLWMixin(BaseModel):
     """
 
     first_visuals: dict[str, Tensor] | None = None
-    own_optimizers = 0  # after those of the base model
 
     def init_training_settings(self) -> None:
         """Build the weighting network, then what the base model builds, then take the place of its pixel loss."""
@@ -110,12 +105,9 @@ class TLWMixin(BaseModel):
         self.tlw = loss.make_tlw(net_w=self.net_w, optimizer=optimizer, **arguments)
         self.tlw.to(self.device)
         self.k = self.tlw.k(0)
-        self.price = Price(self.device, self.tlw.weight_interval)
         self.cri_pix = self.tlw_pixel_loss
         if self.tlw.distance is None:
             return
-        if self.tlw.use_amp and self.device.type == "cpu" and not computes_bf16():
-            get_root_logger().info("train.tlw.use_amp: bf16 will not help: this CPU has no arithmetic of that kind.")
         if self.tlw_options.use_channels_last or train.get("use_channels_last"):
             channels_last(self.tlw.distance)
         if train.get("use_compile"):
@@ -149,7 +141,8 @@ class TLWMixin(BaseModel):
         if self.net_w is None:
             return
         optim_opt = dict(self.opt["train"]["optim_w"])
-        self.optimizer_w = self.get_optimizer(optim_opt.pop("type"), self.net_w.parameters(), **optim_opt)
+        optimizer = self.get_optimizer(optim_opt.pop("type"), self.net_w.parameters(), **optim_opt)
+        self.optimizer_w = self.wrap_optimizer(optimizer)
         self.optimizers.append(self.optimizer_w)
         self.own_optimizers = 1
 
@@ -164,8 +157,17 @@ class TLWMixin(BaseModel):
             raise UserError("train.tlw.k_unit: epoch needs tlw_basicsr's train.py; with another one, use k_unit: iter")
         self.k = self.tlw.k(self.t)
         self.tlw.calls = current_iter  # a GAN's generator, and with it the pixel loss, may wait for iterations
-        with self.price.of_an_iteration():
-            super().optimize_parameters(current_iter)
+        self.last_e_step = self.tlw.last_e_step
+        super().optimize_parameters(current_iter)
+
+    def undo_iteration(self) -> None:
+        """As in every training; an E step in it has not been."""
+        super().undo_iteration()
+        self.tlw.last_e_step = self.last_e_step
+
+    def list_terms(self) -> dict[str, Any]:
+        """As in every training, and those of TLW."""
+        return {**super().list_terms(), "l_w": self.tlw.log.get("l_w"), "weights w": self.tlw.log.get("w")}
 
     def tlw_pixel_loss(self, sr: Tensor, gt: Tensor, **_: Any) -> Tensor:
         """L_θ of the SR image that the base model has computed, after the E step where one is due: scalar.
@@ -173,8 +175,9 @@ class TLWMixin(BaseModel):
         Of images that the data set has normalised by ``mean`` and ``std``, it is that of the images in [0, 1].
         """
         sr, gt = (undo_normalization(image, self.opt["datasets"]["train"]) for image in (sr, gt))
-        with self.price.of_tlw():
-            return self.tlw(sr, gt, self.t)
+        loss = self.tlw(sr, gt, self.t)
+        self.watch_losses(loss)
+        return loss
 
     def get_current_visuals(self) -> OrderedDict[str, Tensor]:
         """The base model's; the first image of a validation is kept for :meth:`log_weight_map`."""
@@ -182,9 +185,7 @@ class TLWMixin(BaseModel):
         self.first_visuals = self.first_visuals or visuals
         return visuals
 
-    def validation(
-        self, dataloader: DataLoader, current_iter: int | str, tb_logger: Any, save_img: bool = False
-    ) -> None:
+    def validation(self, dataloader: DataLoader, current_iter: int, tb_logger: Any, save_img: bool = False) -> None:
         """The base model's; of the first validation set TensorBoard also gets the weights of its first image."""
         self.first_visuals = None
         super().validation(dataloader, current_iter, tb_logger, save_img)
@@ -197,7 +198,7 @@ class TLWMixin(BaseModel):
             self.log_weight_map(tb_logger, name, current_iter, visuals["result"], visuals["gt"])
 
     @torch.no_grad()
-    def log_weight_map(self, tb_logger: Any, name: str, current_iter: int | str, sr: Tensor, gt: Tensor) -> None:
+    def log_weight_map(self, tb_logger: Any, name: str, current_iter: int, sr: Tensor, gt: Tensor) -> None:
         """Log x, x̂ and w of an image beside each other, its middle 512×512 pixels, and the histogram of w.
 
         Neither the weighting network's batch norm nor random numbers change. Of a video it is the first frame.
@@ -232,66 +233,15 @@ class TLWMixin(BaseModel):
             self.save_network(self.net_w, "net_w", current_iter)
         super().save(epoch, current_iter)
 
-    def tlw_state(self) -> dict[str, Any]:
-        """k, and the iteration in which φ was last stepped."""
-        return {"k": self.k, "last_e_step": self.tlw.last_e_step}
+    def training_state(self) -> dict[str, Any]:
+        """As of every training, with k and the iteration of the last E step."""
+        return {**super().training_state(), "tlw": {"k": self.k, "last_e_step": self.tlw.last_e_step}}
 
-    def load_tlw_state(self, state: dict[str, Any]) -> None:
-        """Undo :meth:`tlw_state`."""
-        self.k, self.tlw.last_e_step = state["k"], state["last_e_step"]
-
-
-class Price:
-    """What TLW adds to an iteration, measured over whole rounds of E steps at the start, after some to warm up.
-
-    Args:
-        device: on which the training runs.
-        weight_interval: iterations to an E step.
-    """
-
-    warm_up = 3
-
-    def __init__(self, device: torch.device, weight_interval: int) -> None:
-        self.device = device
-        self.measured = weight_interval * math.ceil(8 / weight_interval)
-        self.count, self.iterations, self.tlw = 0, 0.0, 0.0
-
-    @property
-    def measuring(self) -> bool:
-        """Whether this iteration is one of those that are measured."""
-        return self.warm_up < self.count <= self.warm_up + self.measured
-
-    @contextmanager
-    def of_an_iteration(self) -> Iterator[None]:
-        """The context of an iteration; the price is logged at the end of the last one that is measured."""
-        self.count += 1
-        start = self._now()
-        yield
-        self.iterations += self._now() - start
-        if self.count == self.warm_up + self.measured:
-            share = self.tlw / max(self.iterations - self.tlw, 1e-9)
-            get_root_logger().info(f"TLW adds {share:.0%} to an iteration, measured over {self.measured} of them.")
-
-    @contextmanager
-    def of_tlw(self) -> Iterator[None]:
-        """The context of TLW's part of an iteration."""
-        start = self._now()
-        yield
-        self.tlw += self._now() - start
-
-    def _now(self) -> float:
-        """Seconds; the same at all times in iterations that are not measured."""
-        if not self.measuring:
-            return 0.0
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-
-def computes_bf16() -> bool:
-    """Whether this CPU multiplies bf16 itself (AVX-512 BF16 or AMX), which is what makes it faster."""
-    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, name, lambda: False)() for name in names)
+    def resume_training(self, resume_state: dict[str, Any]) -> None:
+        """As in every training, with what :meth:`training_state` adds."""
+        super().resume_training(resume_state)
+        if "tlw" in resume_state:
+            self.k, self.tlw.last_e_step = resume_state["tlw"]["k"], resume_state["tlw"]["last_e_step"]
 
 
 def cut_middle(image: Tensor, side: int) -> Tensor:
@@ -301,19 +251,17 @@ def cut_middle(image: Tensor, side: int) -> Tensor:
     return image[..., top : top + side, left : left + side]
 
 
+@MODEL_REGISTRY.register()
 class TLWModel(TLWMixin, SRModel):
-    """SRModel trained with Trainable Loss Weights, see :class:`TLWMixin`."""
+    """SRModel, or the registered model ``base_model``, trained with Trainable Loss Weights, see :class:`TLWMixin`."""
+
+    def __new__(cls, opt: dict[str, Any]) -> Any:
+        """Build the model on ``base_model`` instead where that is another one."""
+        base = MODEL_REGISTRY.get(opt.get("base_model", "SRModel"))
+        return super().__new__(cls) if cls is not TLWModel or base is SRModel else with_tlw(base)(opt)
 
 
 @cache
 def with_tlw(base: type[BaseModel]) -> type[BaseModel]:
-    """The BasicSR model class ``base`` trained with Trainable Loss Weights: ``TLW{base}``, of SRModel TLWModel."""
+    """Return ``TLW{base}``, the BasicSR model class ``base`` trained with Trainable Loss Weights."""
     return TLWModel if base is SRModel else type(f"TLW{base.__name__}", (TLWMixin, base), {})
-
-
-def build_tlw_model(opt: dict[str, Any]) -> BaseModel:
-    """``model_type: TLWModel``: the registered model ``base_model`` (default SRModel) with TLW and what trains it."""
-    return with_training(with_tlw(MODEL_REGISTRY.get(opt.get("base_model", "SRModel"))))(opt)
-
-
-MODEL_REGISTRY._do_register("TLWModel", build_tlw_model)
