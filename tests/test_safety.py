@@ -23,7 +23,7 @@ from tlw_basicsr.engine.options import read_options
 from tlw_basicsr.models.states import take_gradients
 from tlw_basicsr.tools.inference import check_memory
 from tlw_basicsr.util.errors import clean
-from tlw_basicsr.util.files import hold_lock, load_file, open_regular, temporary_name
+from tlw_basicsr.util.files import hold_lock, load_file, open_regular
 
 ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
@@ -64,7 +64,7 @@ def test_where_there_are_no_locks_it_is_a_warning(tmp_path, monkeypatch):
     told = []
     with hold_lock(tmp_path / "x.lock", "it", told.append) as held:
         assert held == () and told == [
-            "it can't be locked (No locks available): see to it that no other process uses it"
+            "it can't be locked (No locks available): make sure that no other process uses it"
         ]
 
 
@@ -93,10 +93,6 @@ def test_a_second_training_of_a_name_ends_with_one_line_and_touches_nothing(phot
     # gone with the process, however that has ended
     with hold_lock(tmp_path / "experiments/.tiny.lock", "it", pytest.fail):
         pass
-
-
-def test_a_temporary_name_is_no_other_processs(tmp_path):
-    assert len({temporary_name(tmp_path / "a.pth") for _ in range(100)}) == 100
 
 
 # ------------------------------------------------------------------------------------------------- processes
@@ -250,6 +246,13 @@ def test_gradients_kept_for_more_iterations_than_a_step_now_has_are_left_out(kep
     take_gradients(optimizer, {"count": kept, "gradients": [torch.ones(2)]}, every)
     p = optimizer.param_groups[0]["params"][0]
     assert (p.grad is not None) == taken and getattr(optimizer, "accumulated", 0) == (kept if taken else 0)
+
+
+@pytest.mark.parametrize("gradient", [torch.ones(3), torch.full((2,), torch.nan)])
+def test_a_kept_gradient_must_fit(gradient):
+    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(2))])
+    with pytest.raises(UserError, match="a kept gradient is not finite, or of another shape"):
+        take_gradients(optimizer, {"count": 1, "gradients": [gradient]}, 2)
 
 
 def test_fewer_iterations_to_a_step_on_a_resume_are_told(photographs, train):

@@ -142,8 +142,8 @@ def read_all(path: Path, opt: Options) -> tuple[dict[str, Any], list[str], dict[
     """
     try:
         state = load_file(path, WHAT)
-        numbers = {"iter": state["iter"], "epoch": state["epoch"], **(state.get("position") or {})}
-        for name, value in numbers.items():
+        numbers = [("iter", state["iter"]), ("epoch", state["epoch"]), *(state.get("position") or {}).items()]
+        for name, value in numbers:
             if not isinstance(value, int) or value < 0:
                 raise UserError(f"{WHAT}: {path}: {name}: expected a whole number of at least 0, got {short(value)}")
         notes = compare_options(state, opt, path)
