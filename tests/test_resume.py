@@ -93,7 +93,7 @@ DAMAGES = [  # what is seen as a state is looked for
 ]
 MOMENTS = ("optimizers", 0, "state", 0)
 LATE = [  # what is seen as the state is taken
-    (put(torch.full((4, 3, 3, 3), torch.inf), *MOMENTS, "exp_avg"), "exp_avg of parameter 0 has values that are not finite"),
+    (put(torch.full((4, 3, 3, 3), torch.inf), *MOMENTS, "exp_avg"), "exp_avg of parameter 0 has values that are not finite real"),
     (put(torch.zeros(4), *MOMENTS, "exp_avg_sq"), r"exp_avg_sq of parameter 0 is \(4,\), not \(4, 3, 3, 3\)"),
     (put(..., *MOMENTS, "exp_avg"), "of another optimiser: moments of parameter 0 are missing"),
     (put(..., "optimizers", 0, "param_groups", 0, "betas"), "of another optimiser: betas is missing"),
@@ -132,10 +132,18 @@ def test_a_state_that_cant_be_taken_leads_to_the_one_before_it(finished, photogr
     assert {p.name for p in aside.rglob("*.*")} == {"6.state", "net_g_6.pth", "net_w_6.pth"}
 
 
-def test_what_the_first_iteration_makes_of_a_state_is_one_line(finished, photographs, train, tmp_path):
-    put("x", "schedulers", 0, "milestones")(finished(tmp_path) / "training_states/4.state")
-    with pytest.raises(UserError, match=r"4\.state: the first iteration after it fails \(TypeError: ") as error:
-        train(quick(photographs, path={"resume_state": str(tmp_path / "experiments/tiny/training_states/4.state")}))
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (put("x", "schedulers", 0, "milestones"), r"^train\.scheduler: fails in iteration 5 \(TypeError: "),
+        (put(torch.ones(2), *MOMENTS, "step"), r"4\.state: the first iteration after it fails \("),
+    ],
+)
+def test_what_an_iteration_makes_of_a_state_is_one_line(finished, photographs, train, tmp_path, damage, message):
+    state = finished(tmp_path) / "training_states/4.state"
+    damage(state)
+    with pytest.raises(UserError, match=message) as error:
+        train(quick(photographs, path={"resume_state": str(state)}))
     assert "\n" not in str(error.value)
 
 

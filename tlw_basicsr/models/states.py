@@ -208,8 +208,8 @@ def check_moments(optimizer: Optimizer) -> None:
         if adam and held and not {"step", "exp_avg", "exp_avg_sq"} <= held.keys():
             raise UserError(f"it is of another optimiser: moments of parameter {number} are missing")
         for key, value in held.items():
-            if torch.is_tensor(value) and not torch.isfinite(value).all():
-                raise UserError(f"{key} of parameter {number} has values that are not finite")
+            if torch.is_tensor(value) and (value.is_complex() or not torch.isfinite(value).all()):
+                raise UserError(f"{key} of parameter {number} has values that are not finite real numbers")
             if key in MOMENTS and value is not None and value.shape != p.shape:
                 raise UserError(f"{key} of parameter {number} is {tuple(value.shape)}, not {tuple(p.shape)}")
 

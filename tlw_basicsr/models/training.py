@@ -24,7 +24,7 @@ from tlw_basicsr.models.optimizer import MixedPrecision, TrainingOptimizer
 from tlw_basicsr.models.optimizers import build_optimizer, build_schedulers
 from tlw_basicsr.models.validation import validate_alone
 from tlw_basicsr.networks import check_fit, read_network, tell_fit
-from tlw_basicsr.util.errors import UserError
+from tlw_basicsr.util.errors import UserError, first_line
 from tlw_basicsr.util.files import save_file
 
 
@@ -130,12 +130,19 @@ class TrainingMixin(BaseModel):
             super().feed_data(data)
 
     def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:
-        """As BasicSR's, but the schedulers go on from their own rate, not from that of the warm-up."""
+        """As BasicSR's, but the schedulers go on from their own rate, not from that of the warm-up.
+
+        Raises:
+            UserError: a scheduler fails, as after its end.
+        """
         if 1 < current_iter <= warmup_iter:
             for scheduler in self.schedulers:
                 for group, lr in zip(scheduler.optimizer.param_groups, scheduler.get_last_lr(), strict=False):
                     group["lr"] = lr
-        super().update_learning_rate(current_iter, warmup_iter=warmup_iter)
+        try:
+            super().update_learning_rate(current_iter, warmup_iter=warmup_iter)
+        except Exception as error:  # a scheduler raises what it likes
+            raise UserError(f"train.scheduler: fails in iteration {current_iter:,} ({first_line(error)})") from error
 
     def optimize_parameters(self, current_iter: int) -> None:
         """As the model's own, in mixed precision by the options; an iteration that is not finite is undone.
