@@ -289,12 +289,12 @@ def test_tensorboards_full_disk_names_its_folder_without_a_traceback(photographs
 
 
 def test_crafted_states_end_in_a_right_result_or_one_line(tmp_path):
-    """A sample; `scripts/state_test.py` has some hundred."""
+    """A sample of what `scripts/state_test.py` has."""
     command = [sys.executable, str(ROOT / "scripts/state_test.py"), "--cases", "3", "--only"]
-    for names in ("random", "BUILD", "numpy", "last_e_step"):
+    for names in ("random", "BUILD", "numpy"):
         done = subprocess.run([*command, names], env=ENV, cwd=tmp_path, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr
         figures = json.loads(done.stdout)
         assert figures["cases"] >= 1 and not figures["wrong"]
-        expected = {"numpy": "the state before", "last_e_step": "the state before", "BUILD": "taken"}
+        expected = {"numpy": "the state before", "BUILD": "taken"}
         assert names == "random" or set(figures["ends"]) == {expected[names]}
