@@ -138,7 +138,10 @@ def test_errors_of_the_system_and_killed_workers_are_one_line(capfd, tmp_path):
         (tmp_path / "none").read_text()
 
     for main, message in (
-        (killed, "error: a process that loads data was killed, perhaps because memory ran out; lower num_worker_per_gpu"),
+        (
+            killed,
+            "error: a process that loads data was killed, perhaps because memory ran out; lower num_worker_per_gpu",
+        ),
         (no_file, f"error: {tmp_path / 'none'} can't be read or written (No such file or directory)"),
     ):
         with pytest.raises(SystemExit) as end:

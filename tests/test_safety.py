@@ -273,11 +273,11 @@ def test_tensorboards_full_disk_names_its_folder_without_a_traceback(photographs
     """Its thread meets it; the next value that is written tells."""
     write_yaml(tmp_path, quick(photographs, logger__use_tb_logger=True, train__total_iter=60, logger__print_freq=1))
     script = (
-        "import errno, os\nfrom tlw_basicsr.util.errors import run\nfrom tlw_basicsr.engine import pipeline\n"
-        "begin = pipeline.init_tb_logger\ndef fail(_): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))\n"
+        "import errno, os\nfrom tlw_basicsr.util.errors import run\nfrom tlw_basicsr.engine import logs, pipeline\n"
+        "begin = logs.init_tb_logger\ndef fail(_): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))\n"
         "def full(**more):\n    writer = begin(**more)\n"
         "    writer.file_writer.event_writer._async_writer._worker._record_writer.write = fail\n    return writer\n"
-        "pipeline.init_tb_logger = full\n"
+        "logs.init_tb_logger = full\n"
         f"run(lambda: pipeline.train_pipeline({str(tmp_path)!r}, ['-opt', 'options.yml']))\n"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=ENV, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""Starting a distributed run: GPUs by nccl, CPU processes by gloo."""
+"""Joining a distributed run: GPUs by nccl, CPU processes by gloo."""
 
 import os
 import subprocess
@@ -19,8 +19,8 @@ def init_distributed(
     Args:
         launcher: one of :data:`LAUNCHERS`; ``'none'`` does nothing.
         use_gpu: whether the networks are on GPUs.
-        backend: of torch.distributed; None for nccl with a GPU and gloo without.
-        port: of the first process, under slurm; default MASTER_PORT, else 29500.
+        backend: torch.distributed's; None for nccl with a GPU and gloo without.
+        port: the first process's under slurm; default MASTER_PORT, else 29500.
 
     Returns:
         Rank and number of processes.

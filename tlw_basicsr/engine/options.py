@@ -33,8 +33,9 @@ from tlw_basicsr.engine.schema import (
     UncertaintyOptions,
     ValOptions,
 )
+from tlw_basicsr.losses.tlw_loss import complete_economy, describe_options
 from tlw_basicsr.models.optimizers import check_optimizer, check_scheduler
-from tlw_basicsr.models.tlw_model import complete_economy, describe_options, with_tlw
+from tlw_basicsr.models.tlw_model import with_tlw
 from tlw_basicsr.registry import (
     BASICSR,
     OTHER,
@@ -215,7 +216,7 @@ TLW = {name: option.kind for name, option in describe_options().items()}
 def check_options(opt: Options, is_train: bool) -> list[str]:
     """Check all options against what BasicSR, this package and loaded plugins have.
 
-    What ``preset: economy`` may leave out of a training is put in: ``models.tlw_model.complete_economy``.
+    What ``preset: economy`` may leave out of a training is put in: ``losses.tlw_loss.complete_economy``.
 
     Returns:
         A line for each option that is legal and without effect.

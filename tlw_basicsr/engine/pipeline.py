@@ -1,14 +1,12 @@
-"""BasicSR's training and testing, as ``train.py`` and ``test.py`` run them."""
+"""BasicSR's training and testing, which ``train.py`` and ``test.py`` run."""
 
-import logging
 import shlex
 import signal
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,23 +18,20 @@ from basicsr.data import build_dataloader
 from basicsr.data.prefetch_dataloader import CUDAPrefetcher
 from basicsr.utils import (
     MessageLogger,
-    get_env_info,
     get_root_logger,
     get_time_str,
-    init_tb_logger,
     make_exp_dirs,
     mkdir_and_rename,
 )
 from basicsr.utils.dist_util import master_only
-from basicsr.utils.options import dict2str
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from tlw_basicsr.compat import tell_basicsr
 from tlw_basicsr.data.resumable import CheckedDataset, NamedDataset, ResumableSampler, SeededDataset
+from tlw_basicsr.engine.logs import named_file, start_log, start_tensorboard
 from tlw_basicsr.engine.options import parse_options
-from tlw_basicsr.engine.preflight import check_batch, check_files, check_folders, get_wandb_options
+from tlw_basicsr.engine.preflight import check_batch, check_files, check_folders
 from tlw_basicsr.engine.resume import (
     DamagedState,
     find_best_iterations,
@@ -49,7 +44,7 @@ from tlw_basicsr.engine.resume import (
 )
 from tlw_basicsr.models import build_model
 from tlw_basicsr.models.validation import names_of_sets
-from tlw_basicsr.util.errors import UserError, clean, clean_line, files_in_a_line, first_line, reason_of
+from tlw_basicsr.util.errors import UserError, clean, files_in_a_line, first_line
 from tlw_basicsr.util.files import hold_lock, remove_leftovers, write_text
 from tlw_basicsr.util.kinds import Options
 from tlw_basicsr.util.signals import StopSignals, end_with_parent
@@ -57,15 +52,14 @@ from tlw_basicsr.util.signals import StopSignals, end_with_parent
 
 @files_in_a_line()
 def train_pipeline(root_path: str, argv: list[str] | None = None) -> None:
-    """BasicSR's training, exact on resume: experiments, logs and TensorBoard files are made in ``root_path``.
+    """Train as BasicSR does, but exact on resume.
 
     Args:
-        root_path: the folder.
+        root_path: the folder of experiments, logs and TensorBoard files.
         argv: the command line's arguments, ``sys.argv[1:]`` if None.
 
     Raises:
-        UserError: an option, image or checkpoint is wrong, or a file can't be written. What can be known before
-            training is checked first.
+        UserError: an option, image or checkpoint is wrong, or a file can't be written.
         SystemExit: SIGTERM or SIGINT stopped the training after an iteration, which is saved; 128 + the signal.
     """
     opt, args = parse_options(root_path, is_train=True, argv=argv)
@@ -87,11 +81,11 @@ def train_pipeline(root_path: str, argv: list[str] | None = None) -> None:
 
 @contextmanager
 def lock_experiment(opt: Options, warn: Callable[[str], object]) -> Iterator[None]:
-    """Within it, the experiment's folder is this training's alone. The first process holds the lock for all.
+    """Keep other trainings out of the experiment's folder; the first process holds the lock for all.
 
     Raises:
-        UserError: another training holds it.
-        SystemExit: so in the other processes, without a message.
+        UserError: another training holds the lock.
+        SystemExit: in the other processes then, without a message.
     """
     folder = Path(opt["path"]["experiments_root"])
     with ExitStack() as stack:
@@ -101,12 +95,12 @@ def lock_experiment(opt: Options, warn: Callable[[str], object]) -> Iterator[Non
                 stack.enter_context(hold_lock(folder.with_name(f".{folder.name}.lock"), str(folder), warn))
             except (UserError, OSError) as error:
                 failure = error
-        told = [failure and True]
+        failed = [failure is not None]
         if opt["dist"]:
-            dist.broadcast_object_list(told)  # also waits: one process moves folders that others may be reading
+            dist.broadcast_object_list(failed)  # also waits: one process moves folders that others may be reading
         if failure:
             raise failure
-        if told[0]:
+        if failed[0]:
             sys.exit(2)
         yield
 
@@ -299,7 +293,7 @@ class Training:
 
 
 class AverageTimer:
-    """Mean seconds of the newest steps: as BasicSR's AvgTimer, which those before 1.3.4.2 lack."""
+    """Mean seconds of the newest steps, as BasicSR's AvgTimer, which versions before 1.3.4.2 lack."""
 
     def __init__(self) -> None:
         self.seconds: deque[float] = deque(maxlen=200)
@@ -310,12 +304,12 @@ class AverageTimer:
         self.begun = time.perf_counter()
 
     def record(self) -> None:
-        """End a step, and begin the next."""
+        """End a step and begin the next."""
         self.seconds.append(time.perf_counter() - self.begun)
         self.start()
 
     def get_avg_time(self) -> float:
-        """Their mean, 0 before the first."""
+        """Return the mean, or 0 before the first step."""
         return sum(self.seconds) / max(len(self.seconds), 1)
 
 
@@ -326,94 +320,14 @@ def wait_for_all(opt: Options) -> None:
 
 
 def leave_together(opt: Options) -> None:
-    """Wait until every process is here, and leave their group: one that just ends may break another's connection."""
+    """Wait until every process is here, then leave the group: one that just ends may break another's connection."""
     wait_for_all(opt)
     if opt["dist"]:
         dist.destroy_process_group()
 
 
-class LogFile(logging.FileHandler):
-    """A log's file, which ends the program when it can't be written."""
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        """Raise a :class:`UserError` for the error that writing has met."""
-        error = sys.exc_info()[1] or OSError("unknown")
-        logging.getLogger("basicsr").removeHandler(self)
-        with suppress(OSError, AttributeError):
-            self.stream.close()  # type: ignore[union-attr]  which would fail again when Python ends
-        raise UserError(f"{self.baseFilename} can't be written ({reason_of(error)})") from error
-
-
-def start_log(opt: Options, kind: str) -> logging.Logger:
-    """Let BasicSR's logger write to a new file too, in the first process."""
-    logger = get_root_logger()
-    logger.addFilter(clean_record)
-    if opt["rank"] == 0:
-        file = LogFile(Path(opt["path"]["log"], f"{kind}_{opt['name']}_{get_time_str()}.log"), "w")
-        file.setFormatter(logger.handlers[0].formatter)
-        logger.addHandler(file)
-        logger.setLevel(logging.INFO)
-    logger.info(get_env_info())
-    logger.info(tell_basicsr())
-    logger.info(dict2str(opt))
-    return logger
-
-
-def clean_record(record: logging.LogRecord) -> bool:
-    """A filter of the log that cleans its text, which may come from a file; a further line begins with a space."""
-    record.msg, record.args = "\n ".join(map(clean_line, record.getMessage().split("\n"))), ()
-    return True
-
-
-def start_tensorboard(opt: Options) -> Any:
-    """The first process's ``SummaryWriter``, or None, and before it wandb, which reads what is written.
-
-    BasicSR's own asks wandb for ``wandb.util.generate_id``, which is no longer there.
-
-    Raises:
-        UserError: wandb can't start.
-    """
-    if opt["rank"] or not opt["logger"]["use_tb_logger"] or "debug" in opt["name"]:
-        return None
-    if options := get_wandb_options(opt):
-        import wandb  # type: ignore[import-not-found]
-
-        run_id, project = options.get("resume_id"), options["project"]
-        resume = "allow" if run_id else "never"
-        try:
-            run = wandb.init(
-                id=run_id, resume=resume, name=opt["name"], config=opt, project=project, sync_tensorboard=True
-            )
-        except Exception as error:
-            raise UserError(f"logger.wandb: can't start ({first_line(error)})") from error
-        get_root_logger().info(f"wandb: project {project}, resume_id {run.id}.")
-    folder = str(Path(opt["root_path"], "tb_logger", opt["name"]))
-    threading.excepthook = hide_tensorboards
-    with named_file(folder):
-        return init_tb_logger(log_dir=folder)
-
-
-def hide_tensorboards(failed: Any) -> None:
-    """Leave out the traceback of TensorBoard's thread: its error is raised again where the next value is written."""
-    if not isinstance(failed.exc_value, OSError) or not type(failed.thread).__module__.startswith("tensorboard"):
-        threading.__excepthook__(failed)
-
-
-@contextmanager
-def named_file(path: str | None) -> Iterator[None]:
-    """Let an error of the operating system that names no file name ``path``; within a training, TensorBoard's is one.
-
-    All other files are opened by name or written by :func:`tlw_basicsr.util.files.whole_file`.
-    """
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or path
-        raise
-
-
 def make_folders(opt: Options, args: Any, resuming: bool) -> None:
-    """Make the experiment's folders and put the YAML into them. An earlier run of the name is moved aside."""
+    """Make the experiment's folders and put the YAML there; an earlier training of the name is moved aside."""
     if not resuming:
         make_exp_dirs(opt)
         if opt["logger"]["use_tb_logger"] and "debug" not in opt["name"] and opt["rank"] == 0:
@@ -427,7 +341,7 @@ def make_folders(opt: Options, args: Any, resuming: bool) -> None:
 
 @master_only
 def keep_options(opt: Options, args: Any) -> None:
-    """Write the YAML that the training goes by, to be used again: the file, or with ``--force_yml`` all options."""
+    """Keep the YAML of the training, to be used again: the file, or with ``--force_yml`` all options."""
     copy = Path(opt["path"]["experiments_root"], Path(args.opt).name)
     text = Path(args.opt).read_text("utf-8")
     if args.force_yml:
@@ -438,7 +352,7 @@ def keep_options(opt: Options, args: Any) -> None:
 
 
 def train_data(opt: Options) -> tuple[DataLoader, ResumableSampler]:
-    """The loader of the training data and its sampler."""
+    """Build the loader of the training data and its sampler."""
     dataset_opt = opt["datasets"]["train"]
     dataset = SeededDataset(CheckedDataset(dataset_opt, "datasets.train"), opt["manual_seed"])
     check_batch(len(dataset), dataset_opt, opt)
@@ -448,7 +362,7 @@ def train_data(opt: Options) -> tuple[DataLoader, ResumableSampler]:
 
 
 def validation_data(opt: Options) -> list[DataLoader]:
-    """The loaders of the validation sets; none without a ``val`` section."""
+    """Build the loaders of the validation sets; without a ``val`` section there are none."""
     sets = {key: options for key, options in opt["datasets"].items() if options["phase"] == "val"}
     if not opt.get("val"):
         return []
@@ -481,7 +395,7 @@ def data_loader(
 
 
 def batches(loader: DataLoader, opt: Options) -> Iterator[dict[str, Any]]:
-    """The batches from the sampler's position to the end of the epoch, by the prefetcher of the options."""
+    """Yield the batches from the sampler's position to the end of the epoch, by the prefetcher of the options."""
     if opt["datasets"]["train"].get("prefetch_mode") != "cuda":
         yield from loader
         return
@@ -491,7 +405,7 @@ def batches(loader: DataLoader, opt: Options) -> Iterator[dict[str, Any]]:
 
 
 def leave_out_missing_sets(datasets: Options) -> list[str]:
-    """Take the test sets away whose folders are not there, unless that leaves none, as the tables do; says which."""
+    """Remove the test sets whose folders do not exist, unless none would be left; return the reasons."""
     reasons = {}
     for key, dataset_opt in datasets.items():
         try:
@@ -499,7 +413,7 @@ def leave_out_missing_sets(datasets: Options) -> list[str]:
         except UserError as error:
             reasons[key] = str(error)
     if len(reasons) == len(datasets):
-        return []  # which the check of the files tells
+        return []  # the check of the files reports them
     for key in reasons:
         del datasets[key]
     return list(reasons.values())
@@ -507,10 +421,10 @@ def leave_out_missing_sets(datasets: Options) -> list[str]:
 
 @files_in_a_line()
 def test_pipeline(root_path: str, argv: list[str] | None = None) -> None:
-    """BasicSR's testing: images, metrics and the log go to ``results/{name}`` in ``root_path``.
+    """Test as BasicSR does.
 
     Args:
-        root_path: the folder.
+        root_path: the folder in which ``results/{name}`` gets the images, metrics and the log.
         argv: the command line's arguments, ``sys.argv[1:]`` if None.
 
     Raises:
@@ -534,5 +448,5 @@ def test_pipeline(root_path: str, argv: list[str] | None = None) -> None:
             model.validation(loader, current_iter=opt["name"], tb_logger=None, save_img=opt["val"]["save_img"])
         except UserError:
             raise
-        except Exception as error:  # of what kind is up to the model
+        except Exception as error:  # the model raises what it likes
             raise UserError(f"datasets.{key}: the test fails ({first_line(error)})") from error
