@@ -16,6 +16,7 @@ from tests.bad_input import base_options, cases, generator_of
 from tests.conftest import ROOT, reset_logger, tiny_options, write_yaml
 from tests.helpers import check_all
 from tlw_basicsr import UserError
+from tlw_basicsr.core.distances import LPIPSDistance
 from tlw_basicsr.engine.pipeline import train_pipeline
 from tlw_basicsr.losses.distance_loss import build_distance
 from tlw_basicsr.util.errors import run, short
@@ -137,7 +138,10 @@ def test_errors_of_the_system_and_killed_workers_are_one_line(capfd, tmp_path):
         (tmp_path / "none").read_text()
 
     for main, message in (
-        (killed, "error: a process that loads data was killed, for want of memory perhaps; lower num_worker_per_gpu"),
+        (
+            killed,
+            "error: a process that loads data was killed, perhaps because memory ran out; lower num_worker_per_gpu",
+        ),
         (no_file, f"error: {tmp_path / 'none'} can't be read or written (No such file or directory)"),
     ):
         with pytest.raises(SystemExit) as end:

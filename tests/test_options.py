@@ -545,7 +545,7 @@ def test_damaged_and_dangerous_checkpoints_are_refused(photographs, tmp_path, mo
     else:
         torch.save({"params": Evil()}, path)
     opt = tiny_options(photographs, path={"pretrain_network_g": str(path)})
-    with pytest.raises(UserError, match=r"bad\.pth is no readable checkpoint") as error:
+    with pytest.raises(UserError, match=r"bad\.pth is not a readable checkpoint") as error:
         check_all(tmp_path, opt)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "evil").exists()

@@ -1,4 +1,4 @@
-"""Resuming from what is whole, stopping by a signal, keeping N checkpoints, and files that can't be written."""
+"""Resuming from what is whole, stopping by a signal, keeping N checkpoints, and disks that are full."""
 
 import errno
 import json
@@ -19,9 +19,9 @@ from tests.conftest import ROOT, plain_options, reset_logger, tiny_options, writ
 from tests.helpers import log_lines, log_text, quick, same, start, wait_for
 from tlw_basicsr import UserError
 from tlw_basicsr.engine.options import parse_options
-from tlw_basicsr.models.states import compare_options, find_state, prune, strip_options
+from tlw_basicsr.engine.resume import compare_options, find_state, prune, strip_options
 from tlw_basicsr.util import files
-from tlw_basicsr.util.files import load_file, save_file
+from tlw_basicsr.util.files import load_file
 
 
 def truncate(path):
@@ -29,7 +29,7 @@ def truncate(path):
 
 
 def flip(path):
-    """One bit of a tensor's data."""
+    """Flip one bit of a tensor's data."""
     with zipfile.ZipFile(path) as archive:
         data = archive.read(max((m for m in archive.infolist() if "/data/" in m.filename), key=lambda m: m.file_size))
     content = path.read_bytes()
@@ -37,49 +37,26 @@ def flip(path):
     path.write_bytes(content[:start] + bytes([content[start] ^ 1]) + content[start + 1 :])
 
 
-def not_finite(path):
-    content = load_file(path, "")
-    next(iter(content["params"].values())).view(-1)[0] = torch.nan
-    torch.save(content, path)
-
-
-def changed(change):
-    """A damage that changes the file's content."""
+def put(value, *places):
+    """A damage that sets a value in the file's content; ``...`` deletes the entry."""
 
     def damage(path):
         content = load_file(path, "")
-        change(content)
+        section = content
+        for place in places[:-1]:
+            section = section[place]
+        if value is ...:
+            del section[places[-1]]
+        else:
+            section[places[-1]] = value
         torch.save(content, path)
 
-    damage.__name__ = change.__name__
     return damage
-
-
-def average_not_finite(content):
-    next(iter(content["params_ema"].values())).view(-1)[0] = torch.nan
-
-
-def average_missing(content):
-    del content["params_ema"]
-
-
-def average_of_another_network(content):
-    content["params_ema"] = {"x": torch.zeros(1)}
-
-
-def another_shape(content):
-    content["params"]["conv_first.bias"] = torch.zeros(5)
-
-
-def moment_not_finite(content):
-    content["optimizers"][0]["state"][0]["exp_avg"].view(-1)[0] = torch.inf
 
 
 @pytest.fixture(scope="module")
 def finished(photographs, tmp_path_factory):
     """The files of a finished training, to be damaged in copies."""
-    import shutil
-
     from tlw_basicsr.engine.pipeline import train_pipeline
 
     root = tmp_path_factory.mktemp("finished")
@@ -88,37 +65,125 @@ def finished(photographs, tmp_path_factory):
     return lambda to: shutil.copytree(root / "experiments", to / "experiments") / "tiny"
 
 
-@pytest.mark.parametrize(
-    ("file", "damage"),
-    [
-        ("training_states/6.state", truncate),
-        ("training_states/6.state", flip),
-        ("models/net_g_6.pth", truncate),
-        ("models/net_g_6.pth", not_finite),
-        ("models/net_w_6.pth", flip),
-        ("models/net_w_6.pth", Path.unlink),
-        ("models/net_g_6.pth", changed(average_not_finite)),
-        ("models/net_g_6.pth", changed(average_missing)),
-        ("models/net_g_6.pth", changed(average_of_another_network)),
-        ("models/net_g_6.pth", changed(another_shape)),
-        ("training_states/6.state", changed(moment_not_finite)),
-    ],
-    ids=lambda v: getattr(v, "__name__", v),
-)
-def test_a_damaged_newest_state_is_named_and_the_one_before_it_used(
-    finished, photographs, train, tmp_path, file, damage
+def parsed(photographs, root, **changes):
+    """The options of a training that resumes in ``root``."""
+    return parse_options(
+        str(root), True, ["-opt", str(write_yaml(root, quick(photographs, **changes))), "--auto_resume"]
+    )[0]
+
+
+STATE, NET_G, NET_W = "training_states/6.state", "models/net_g_6.pth", "models/net_w_6.pth"
+# fmt: off
+DAMAGES = [  # what is seen as a state is looked for
+    (STATE, truncate, "6.state is not a readable checkpoint"),
+    (STATE, flip, "6.state is not a readable checkpoint: .*BadZipFile"),
+    (STATE, put("x", "iter"), "6.state: iter: expected a whole number of at least 0, got 'x'"),
+    (STATE, put(..., "schedulers"), r"6.state is damaged \(KeyError: 'schedulers'\)"),
+    (STATE, put(3, "position"), "6.state is damaged"),
+    (STATE, put(torch.ones(2), "options", "train", "optim_g", "lr"), "6.state is damaged"),
+    (NET_G, truncate, "net_g_6.pth is not a readable checkpoint"),
+    (NET_G, put(torch.full((4,), torch.nan), "params", "conv_first.bias"), "conv_first.bias has values that are not finite"),
+    (NET_G, put(torch.zeros(5), "params", "conv_first.bias"), r"net_g_6.pth is of another network .*conv_first.bias is \(5,\)"),
+    (NET_G, put(torch.eye(4).to_sparse(), "params", "conv_first.bias"), "6.state "),
+    (NET_G, put(torch.full((4,), torch.nan), "params_ema", "conv_first.bias"), "params_ema: .* not finite"),
+    (NET_G, put({"x": torch.zeros(1)}, "params_ema"), "params_ema: .* is of another network"),
+    (NET_G, put(..., "params_ema"), "net_g_6.pth has no params_ema"),
+    (NET_W, flip, "net_w_6.pth is not a readable checkpoint"),
+    (NET_W, Path.unlink, "net_w_6.pth is not a file"),
+]
+MOMENTS = ("optimizers", 0, "state", 0)
+LATE = [  # what is seen as the state is taken
+    (put(torch.full((4, 3, 3, 3), torch.inf), *MOMENTS, "exp_avg"), "exp_avg of parameter 0 has values that are not finite real"),
+    (put(torch.zeros(4), *MOMENTS, "exp_avg_sq"), r"exp_avg_sq of parameter 0 is \(4,\), not \(4, 3, 3, 3\)"),
+    (put(..., *MOMENTS, "exp_avg"), "of another optimiser: moments of parameter 0 are missing"),
+    (put(..., "optimizers", 0, "param_groups", 0, "betas"), "of another optimiser: betas is missing"),
+    (put([0, 1], "optimizers", 0, "param_groups", 0, "params"), "ValueError: loaded state dict contains a parameter group"),
+    (put([], "optimizers"), "it holds 0 optimizers, this training has 2"),
+    (put([3], "random"), "TypeError"),
+]
+# fmt: on
+
+
+@pytest.mark.parametrize(("file", "damage", "message"), DAMAGES)
+def test_a_damaged_newest_state_is_named_and_the_one_before_it_found(
+    finished, photographs, tmp_path, file, damage, message
 ):
+    damage(finished(tmp_path) / file)
+    state, notes = find_state(parsed(photographs, tmp_path))
+    assert state["iter"] == 4
+    assert re.search(message, notes[0]) and notes[0].endswith("; the state before it is tried") and "\n" not in notes[0]
+
+
+@pytest.mark.parametrize(("damage", "message"), LATE)
+def test_a_state_that_cant_be_taken_leads_to_the_one_before_it(finished, photographs, train, tmp_path, damage, message):
+    """The model is built anew for it: the end is that of an untouched training, to the bit."""
     experiment = finished(tmp_path)
-    whole = {name: load_file(experiment / name, "") for name in ("models/net_g_6.pth", "training_states/6.state")}
-    (experiment / "models/.net_g_8.pth.1.tmp").write_bytes(b"left by a kill")
-    damage(experiment / file)
+    whole = {name: load_file(experiment / name, "") for name in (NET_G, NET_W, STATE)}
+    (experiment / "models/.net_g_8.pth.0123abcd.tmp").write_bytes(b"left by a kill")
+    damage(experiment / STATE)
     train(quick(photographs), "--auto_resume")
     text = log_text(experiment)
-    assert "Resuming after iteration 4." in text
     warning = next(line for line in text.splitlines() if "the state before it is tried" in line)
-    assert Path(file).name in warning and "6.state" in warning
+    assert re.search(rf"6\.state can't be taken: .*{message}", warning) and "Resuming after iteration 4." in text
     assert all(same(content, load_file(experiment / name, "")) for name, content in whole.items())
     assert not list(experiment.rglob("*.tmp"))
+    (aside,) = experiment.glob("after_4_*")  # nothing is lost
+    assert f"3 files of later iterations are moved to {aside}" in text
+    assert {p.name for p in aside.rglob("*.*")} == {"6.state", "net_g_6.pth", "net_w_6.pth"}
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (put("x", "schedulers", 0, "milestones"), r"^train\.scheduler: fails in iteration 5 \(TypeError: "),
+        (put(torch.ones(2), *MOMENTS, "step"), r"4\.state: the first iteration after it fails \("),
+    ],
+)
+def test_what_an_iteration_makes_of_a_state_is_one_line(finished, photographs, train, tmp_path, damage, message):
+    state = finished(tmp_path) / "training_states/4.state"
+    damage(state)
+    with pytest.raises(UserError, match=message) as error:
+        train(quick(photographs, path={"resume_state": str(state)}))
+    assert "\n" not in str(error.value)
+
+
+def test_a_redo_is_what_auto_resume_goes_on_from(finished, photographs, train, tmp_path):
+    """A training goes back to iteration 2, and is killed at 4: the 6.state of before must not be taken then."""
+    experiment = finished(tmp_path)
+    named = {"resume_state": str(experiment / "training_states/2.state")}
+    changes = {"train__pixel_opt__base": "mse"}
+    train(quick(photographs, path=named, train__total_iter=4, **changes))
+    (aside,) = experiment.glob("after_2_*")
+    assert f"6 files of later iterations are moved to {aside}" in log_text(experiment)
+    assert sorted(p.name for p in (aside / "training_states").iterdir()) == ["4.state", "6.state"]
+    train(quick(photographs, **changes), "--auto_resume")
+    assert "Resuming after iteration 4." in log_text(experiment)
+    assert not same(load_file(experiment / NET_G, ""), load_file(aside / NET_G, ""))
+
+
+WARM_UP = {
+    "MultiStepLR": {"type": "MultiStepLR", "milestones": [6], "gamma": 0.5},
+    "ExponentialLR": {"type": "ExponentialLR", "gamma": 0.9},
+    "CosineAnnealingRestartLR": {"type": "CosineAnnealingRestartLR", "periods": [9]},
+}
+
+
+@pytest.mark.parametrize("scheduler", WARM_UP)
+def test_after_the_warm_up_the_rate_is_the_schedulers_own(photographs, train, tmp_path, scheduler):
+    def rates(name, root, *arguments, **changes):
+        opt = quick(photographs, train__scheduler=WARM_UP[scheduler], train__total_iter=9, **changes)
+        text = log_text(train(opt, *arguments, root=tmp_path / name))
+        return [float(rate) for rate in re.findall(r"lr:\(([^,]+),\)", text)]
+
+    without, with_it = rates("without", tmp_path), rates("with", tmp_path, train__warmup_iter=4)
+    assert with_it[3:] == without[3:]
+    assert with_it[:3] == pytest.approx([1e-3 * i / 4 for i in (1, 2, 3)])
+    rates("cut", tmp_path, train__warmup_iter=4, logger__save_checkpoint_freq=3)
+    for name in ("6.state", "9.state"):
+        (tmp_path / "cut/experiments/tiny/training_states" / name).unlink()
+    for log in (tmp_path / "cut").rglob("*.log"):
+        log.unlink()
+    assert rates("cut", tmp_path, "--auto_resume", train__warmup_iter=4) == with_it[3:]
 
 
 def test_another_metric_begins_anew_on_a_resume(photographs, train):
@@ -165,9 +230,7 @@ def test_a_training_does_not_start_over_where_its_states_are_gone(finished, phot
     elif way == "empty":
         states.mkdir()
     files = sorted(tmp_path.rglob("*"))
-    opt, _ = parse_options(
-        str(tmp_path), True, ["-opt", str(write_yaml(tmp_path, quick(photographs))), "--auto_resume"]
-    )
+    opt = parsed(photographs, tmp_path)
     message = r"can't be read \(" if way == "unreadable" else "there is no state for the networks in"
     with pytest.raises(UserError, match=rf"^--auto_resume: .*{message}"):
         find_state(opt)
@@ -178,9 +241,7 @@ def test_a_training_killed_in_its_first_save_starts_anew(finished, photographs, 
     experiment = finished(tmp_path)
     for file in [*experiment.glob("*/*_[46].pth"), *experiment.glob("*/*_latest.pth"), *experiment.glob("*/*.state")]:
         file.unlink()
-    opt, _ = parse_options(
-        str(tmp_path), True, ["-opt", str(write_yaml(tmp_path, quick(photographs))), "--auto_resume"]
-    )
+    opt = parsed(photographs, tmp_path)
     assert list((experiment / "models").iterdir()) and find_state(opt) == (None, [])
 
 
@@ -210,7 +271,7 @@ def test_with_no_whole_state_a_training_does_not_start_over(finished, photograph
 def test_a_state_that_is_named_must_be_whole(finished, photographs, train, tmp_path):
     state = finished(tmp_path) / "training_states/6.state"
     truncate(state)
-    with pytest.raises(UserError, match=r"path\.resume_state: .*6\.state is no readable checkpoint"):
+    with pytest.raises(UserError, match=r"path\.resume_state: .*6\.state is not a readable checkpoint"):
         train(quick(photographs, path={"resume_state": str(state)}))
 
 
@@ -461,20 +522,6 @@ def test_a_full_disk_ends_the_training_in_one_line_and_damages_nothing(photograp
     for file in (*experiment.rglob("*.pth"), *experiment.rglob("*.state")):
         load_file(file, "")
     assert (experiment / "training_states/2.state").is_file()
-
-
-def test_no_space_leaves_the_earlier_file(tmp_path, monkeypatch):
-    path = tmp_path / "a.pth"
-    save_file({"a": torch.zeros(3)}, path)
-
-    def full(descriptor):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(files.os, "fsync", full)
-    with pytest.raises(UserError, match=r"a\.pth can't be written \(No space left on device\)"):
-        save_file({"a": torch.ones(3)}, path)
-    assert torch.equal(load_file(path, "")["a"], torch.zeros(3))
-    assert [p.name for p in tmp_path.iterdir()] == ["a.pth"]
 
 
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a folder that not even root can write to")

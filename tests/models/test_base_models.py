@@ -10,8 +10,7 @@ from tests.conftest import photograph, tiny_options
 from tests.helpers import EVERY_BASE, GAN, log_lines, same
 from tlw_basicsr import UserError, with_tlw
 from tlw_basicsr.models.guard import StepGuard, list_parameters
-from tlw_basicsr.models.optimizer import TrainingOptimizer
-from tlw_basicsr.models.training import MixedPrecision
+from tlw_basicsr.models.optimizer import MixedPrecision, TrainingOptimizer
 from tlw_basicsr.util.files import load_file
 
 EDSR = {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 4, "num_block": 1, "upscale": 4}
@@ -127,8 +126,7 @@ KERNELS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("base", ["RealESRNetModel", "RealESRGANModel"])
-def test_real_esrgan_models_degrade_on_the_fly_on_the_cpu(train, photographs, large_photographs, base):
+def real_esrgan(large_photographs, base):
     data = {
         "name": "real",
         "type": "RealESRGANDataset",
@@ -143,10 +141,25 @@ def test_real_esrgan_models_degrade_on_the_fly_on_the_cpu(train, photographs, la
     }
     changes = {**DEGRADATION, "scale": 4, "network_g": EDSR, "datasets__train": data}
     if base == "RealESRNetModel":
-        changes |= {"gt_usm": True}
-    else:
-        changes |= {**GAN, "l1_gt_usm": True, "percep_gt_usm": True, "gan_gt_usm": False}
-    run(train, photographs, base, **changes)
+        return {**changes, "gt_usm": True}
+    return {**changes, **GAN, "l1_gt_usm": True, "percep_gt_usm": True, "gan_gt_usm": False}
+
+
+@pytest.mark.parametrize("base", ["RealESRNetModel", "RealESRGANModel"])
+def test_real_esrgan_models_degrade_on_the_fly_on_the_cpu(train, photographs, large_photographs, base):
+    run(train, photographs, base, **real_esrgan(large_photographs, base))
+
+
+def test_real_esrgans_queues_are_resumed(train, photographs, large_photographs, tmp_path):
+    """They hold images of earlier iterations, and decide from when on images are taken out of them."""
+    changes = {**real_esrgan(large_photographs, "RealESRNetModel"), "datasets__val": ..., "val": ...}
+    changes |= {"base_model": "RealESRNetModel", "queue_size": 4, "train__tlw__k_unit": "iter"}
+    changes |= {"train__total_iter": 5, "logger__save_checkpoint_freq": 3}
+    whole = train(tiny_options(photographs, **changes), root=tmp_path / "whole")
+    train(tiny_options(photographs, **{**changes, "train__total_iter": 3}), root=tmp_path / "cut")
+    resumed = train(tiny_options(photographs, **changes), "--auto_resume", root=tmp_path / "cut")
+    for name in ("models/net_g_5.pth", "training_states/5.state"):
+        assert same(load_file(whole / name, ""), load_file(resumed / name, "")), name
 
 
 def test_real_esrgan_weights_the_sharpened_target(photographs, tmp_path):
@@ -224,6 +237,56 @@ def test_a_models_own_class(train, photographs):
         MODEL_REGISTRY.register(FromATest)
     _, lines = run(train, photographs, "FromATest")
     assert float(lines[-1]["l_mine"]) == 1.0
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_what_a_models_own_class_keeps_is_resumed_or_said(train, photographs, tmp_path, plain):
+    """A scale that grows, as a ``GradScaler``'s."""
+    from basicsr.models.sr_model import SRModel
+
+    class Scale:
+        value = 1.0
+
+        def state_dict(self):
+            return {"value": self.value if plain else object()}
+
+        def load_state_dict(self, state):
+            self.value = state["value"]
+
+    class WithAScale(SRModel):
+        def optimize_parameters(self, current_iter):
+            self.scaler = getattr(self, "scaler", None) or Scale()
+            self.scaler.value *= 2
+            super().optimize_parameters(current_iter)
+            self.log_dict["l_scale"] = self.scaler.value
+
+        def init_training_settings(self):
+            super().init_training_settings()
+            self.scaler = Scale()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(MODEL_REGISTRY._obj_map, "WithAScale", WithAScale)
+        train(tiny_options(photographs, base_model="WithAScale", train__total_iter=4))
+        experiment = train(tiny_options(photographs, base_model="WithAScale"), "--auto_resume")
+    text = "".join(log.read_text() for log in experiment.glob("*.log"))
+    assert ("scaler of the model is not saved (its state holds a object)" in text) is not plain
+    assert ("The state lacks scaler of the model: the resumed training will differ." in text) is not plain
+    assert float(log_lines(experiment)[-1]["l_scale"]) == (2**8 if plain else 2**4)
+
+
+def test_the_moving_average_has_the_running_averages(photographs, tmp_path):
+    """Those of batch norm, which no gradient changes; of a refused step it has none."""
+    from tests.helpers import built
+
+    model = built(photographs, tmp_path)
+    for name in ("net_g", "net_g_ema"):
+        setattr(model, name, torch.nn.Sequential(getattr(model, name), torch.nn.BatchNorm2d(3)))
+    for i, value in enumerate((0.5, float("nan")), 1):
+        model.lq, model.gt = torch.full((2, 3, 8, 8), value), torch.rand(2, 3, 16, 16)
+        model.optimize_parameters(i)
+        ours, averaged = model.net_g[1], model.net_g_ema[1]
+        assert ours.num_batches_tracked == averaged.num_batches_tracked == 1
+        assert torch.equal(ours.running_mean, averaged.running_mean) and averaged.running_mean.abs().min() > 0
 
 
 def test_a_model_without_a_pixel_loss_is_a_clear_error(train, photographs):

@@ -10,7 +10,7 @@ from tests.conftest import tiny_options
 from tests.helpers import batch, built, log_lines, real_pairs
 from tlw_basicsr import SSIMDistance, UserError
 from tlw_basicsr.core.distances import _EagerGradient
-from tlw_basicsr.models.training import MixedPrecision
+from tlw_basicsr.models.optimizer import MixedPrecision
 
 
 def test_eager_gradients_are_autograds():

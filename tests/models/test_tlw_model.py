@@ -27,8 +27,7 @@ def test_the_class_stands_on_its_base(photographs, tmp_path):
     model = built(photographs, tmp_path)
     assert type(model).__name__ == "TLWModel"
     assert isinstance(model, TLWModel) and isinstance(model, SRModel) and isinstance(model, TLWMixin)
-    assert with_tlw(SRModel) is with_tlw(SRModel)
-    assert "TLWModel" in MODEL_REGISTRY
+    assert with_tlw(SRModel) is TLWModel is MODEL_REGISTRY.get("TLWModel")
 
 
 def test_a_subclass_bears_its_own_name(photographs, tmp_path, monkeypatch):
@@ -38,7 +37,7 @@ def test_a_subclass_bears_its_own_name(photographs, tmp_path, monkeypatch):
     monkeypatch.setitem(MODEL_REGISTRY._obj_map, "MyTLWModel", MyTLWModel)
     model = built(photographs, tmp_path, model_type="MyTLWModel")
     assert type(model).__name__ == "MyTLWModel" and isinstance(model, MyTLWModel)
-    assert isinstance(model, TrainingMixin) and not issubclass(TLWMixin, TrainingMixin)
+    assert isinstance(model, TrainingMixin)
 
 
 def test_sr_network_is_run_once_and_the_weighting_network_twice_in_train_mode(photographs, tmp_path, pair):
@@ -108,21 +107,10 @@ def test_epochs_without_our_loop_are_a_clear_error(photographs, tmp_path, pair):
         model.optimize_parameters(1)
 
 
-def test_the_log_tells_the_price_and_when_weights_are_nearly_constant(photographs, train, monkeypatch):
+def test_the_log_tells_when_weights_are_nearly_constant(photographs, train, monkeypatch):
     monkeypatch.setattr(tlw_model, "NEARLY_CONSTANT", 0.5)
-    opt = tiny_options(photographs, train__total_iter=12)
-    text = next(train(opt).glob("train_*.log")).read_text()
-    assert text.count("TLW adds ") == 1 and "% to an iteration, measured over 8 of them." in text
+    text = next(train(tiny_options(photographs, train__total_iter=1)).glob("train_*.log")).read_text()
     assert "The weights are nearly constant (standard deviation 0.0" in text
-
-
-@pytest.mark.parametrize("able", [True, False])
-def test_a_cpu_without_bf16_is_told(photographs, train, monkeypatch, able):
-    monkeypatch.setattr(tlw_model, "computes_bf16", lambda: able)
-    text = next(
-        train(tiny_options(photographs, train__tlw__use_amp="bf16", train__total_iter=1)).glob("*.log")
-    ).read_text()
-    assert ("bf16 will not help" in text) is not able
 
 
 def test_economy_needs_neither_a_network_nor_an_optimiser(photographs, train):

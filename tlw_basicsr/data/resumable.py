@@ -1,4 +1,4 @@
-"""Training data that continues where an interrupted run has stopped, whatever the number of workers.
+"""Training data that continues where an interrupted run stopped, whatever the number of workers.
 
 BasicSR's samplers start an epoch again on resume, and its workers repeat their random numbers in every epoch. Here the
 sampler can begin inside an epoch, and the random numbers of an item depend on the seed, the epoch and the item's
@@ -22,7 +22,7 @@ from tlw_basicsr.util.errors import UserError, first_line
 
 
 class Draw(NamedTuple):
-    """One item to load: which image, and the place in the training that its random numbers come from."""
+    """One item to load: the index of an image, and the place in the training that seeds its random numbers."""
 
     index: int
     epoch: int
@@ -31,13 +31,13 @@ class Draw(NamedTuple):
 
 
 class ResumableSampler(EnlargedSampler):
-    """BasicSR's sampler, in the same order, giving :class:`Draw` s and able to begin inside an epoch.
+    """BasicSR's sampler in the same order, which yields :class:`Draw` s and can begin inside an epoch.
 
     Args:
         dataset: the data set.
         num_replicas: number of processes.
-        rank: of this process.
-        ratio: how often an epoch goes through the data set.
+        rank: this process's.
+        ratio: how often an epoch passes through the data set.
     """
 
     def __init__(self, dataset: Dataset, num_replicas: int, rank: int, ratio: int = 1) -> None:
@@ -45,7 +45,7 @@ class ResumableSampler(EnlargedSampler):
         self.start = 0
 
     def set_position(self, epoch: int, start: int) -> None:
-        """Give the items of ``epoch`` from the one at ``start`` on."""
+        """Begin with the item at ``start`` of ``epoch``."""
         self.set_epoch(epoch)
         self.start = start
 
@@ -62,16 +62,12 @@ class CheckedDataset(Dataset):
         opt: its options.
         where: their place, such as ``datasets.train``.
 
-    Attributes:
-        names: what the items' LR images are called, instead of the stems of their paths; None for those.
-
     Raises:
         UserError: its class refuses the options.
     """
 
     def __init__(self, opt: dict[str, Any], where: str) -> None:
         self.where = where
-        self.names: list[str] | None = None
         try:
             self.dataset = build_dataset(opt)
         except UserError:
@@ -85,7 +81,7 @@ class CheckedDataset(Dataset):
             self.dataset.paths = mend_paths(self.dataset.paths, opt)
 
     def __getattr__(self, name: str) -> Any:
-        if name == "dataset":  # while it is not there yet
+        if name == "dataset":  # not set yet
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
@@ -94,14 +90,10 @@ class CheckedDataset(Dataset):
 
     def __getitem__(self, index: int) -> Any:
         try:
-            item = self.dataset[index]
-            if self.names:  # BasicSR saves an image by the last part of this path, without what follows the last dot
-                path = PurePosixPath(str(item["lq_path"]).replace("\\", "/"))
-                item["lq_path"] = str(path.with_name(f"{self.names[index]}.png"))
-            return item
+            return self.dataset[index]
         except UserError:
             raise
-        except Exception as error:  # of what kind is up to the data set
+        except Exception as error:  # the data set raises what it likes
             paths = getattr(self.dataset, "paths", None)
             item = paths[index] if isinstance(paths, list) and index < len(paths) else f"item {index}"
             item = " or ".join(map(str, item.values())) if isinstance(item, dict) else item
@@ -111,14 +103,33 @@ class CheckedDataset(Dataset):
             raise UserError(f"{self.where}: {item} can't be read ({first_line(error)})") from error
 
 
-class SeededDataset(Dataset):
-    """A data set whose items are drawn by :class:`Draw`, each with random numbers of its own.
+class NamedDataset(CheckedDataset):
+    """A data set for validation, whose result images BasicSR saves under ``names``.
 
-    The generators of python, numpy and torch are seeded for the item and set back after it.
+    BasicSR takes a result's name from the stem of the item's ``lq_path``, which may be that of several images.
+
+    Attributes:
+        names: one for every item, or None for the stems.
+    """
+
+    names: list[str] | None = None
+
+    def __getitem__(self, index: int) -> Any:
+        item = super().__getitem__(index)
+        if self.names:  # in the same folder: video models also take names from there
+            path = PurePosixPath(str(item["lq_path"]).replace("\\", "/"))
+            item["lq_path"] = str(path.with_name(f"{self.names[index]}.png"))
+        return item
+
+
+class SeededDataset(Dataset):
+    """A data set that is indexed by :class:`Draw` and gives every item random numbers of its own.
+
+    The generators of python, numpy and torch are seeded for the item and restored after it.
 
     Args:
         dataset: the data set.
-        seed: of the training.
+        seed: the training's.
     """
 
     def __init__(self, dataset: Dataset, seed: int) -> None:

@@ -27,7 +27,8 @@ from tlw_basicsr.engine.schema import (
     UncertaintyOptions,
     ValOptions,
 )
-from tlw_basicsr.models.tlw_model import complete_economy, describe_options, with_tlw
+from tlw_basicsr.losses.tlw_loss import complete_economy, describe_options
+from tlw_basicsr.models.tlw_model import with_tlw
 from tlw_basicsr.models.validation import LQ_ALONE, compares
 from tlw_basicsr.registry import OTHER, OURS, check_arguments, find_origin, lookup
 from tlw_basicsr.util.errors import UserError, expanded, first_line, short
@@ -198,7 +199,7 @@ def check_options(opt: Options, is_train: bool) -> None:
     """Check all options against what BasicSR, this package and loaded plugins have.
 
     Keys that only a model or data set of BasicSR or a plugin may read are left to the rehearsal, which sees whether
-    it does. What ``preset: economy`` may leave out of a training is put in: ``models.tlw_model.complete_economy``.
+    it does. What ``preset: economy`` may leave out of a training is put in: ``losses.tlw_loss.complete_economy``.
 
     Raises:
         UserError: A key is unknown or missing, a value is of the wrong kind, a name is not registered, or options do

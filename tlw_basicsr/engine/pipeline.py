@@ -1,14 +1,12 @@
-"""BasicSR's training and testing, as ``train.py`` and ``test.py`` run them."""
+"""BasicSR's training and testing, which ``train.py`` and ``test.py`` run."""
 
-import logging
 import shlex
 import signal
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,29 +18,35 @@ from basicsr.data import build_dataloader
 from basicsr.data.prefetch_dataloader import CUDAPrefetcher
 from basicsr.utils import (
     MessageLogger,
-    get_env_info,
     get_root_logger,
     get_time_str,
-    init_tb_logger,
     make_exp_dirs,
     mkdir_and_rename,
 )
 from basicsr.utils.dist_util import master_only
-from basicsr.utils.options import dict2str
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from tlw_basicsr.compat import tell_basicsr
-from tlw_basicsr.data.resumable import CheckedDataset, ResumableSampler, SeededDataset
+from tlw_basicsr.data.resumable import CheckedDataset, NamedDataset, ResumableSampler, SeededDataset
 from tlw_basicsr.engine.distributed import join_or_fail
+from tlw_basicsr.engine.logs import named_file, start_log, start_tensorboard
 from tlw_basicsr.engine.options import parse_options
-from tlw_basicsr.engine.preflight import check_batch, check_files, check_folders, get_wandb_options
+from tlw_basicsr.engine.preflight import check_batch, check_files, check_folders
 from tlw_basicsr.engine.rehearsal import rehearse
+from tlw_basicsr.engine.resume import (
+    DamagedState,
+    find_best_iterations,
+    find_state,
+    list_states,
+    prune,
+    set_aside,
+    strip_options,
+    take,
+)
 from tlw_basicsr.models import build_model
-from tlw_basicsr.models.states import DamagedState, find_best_iterations, find_state, list_states, prune, strip_options
 from tlw_basicsr.models.validation import names_of_sets
-from tlw_basicsr.util.errors import UserError, clean, clean_line, files_in_a_line, first_line, reason_of
+from tlw_basicsr.util.errors import UserError, clean, files_in_a_line, first_line
 from tlw_basicsr.util.files import hold_lock, remove_leftovers, write_text
 from tlw_basicsr.util.kinds import Options
 from tlw_basicsr.util.signals import StopSignals, end_with_parent
@@ -50,10 +54,10 @@ from tlw_basicsr.util.signals import StopSignals, end_with_parent
 
 @files_in_a_line()
 def train_pipeline(root_path: str, argv: list[str] | None = None) -> None:
-    """BasicSR's training, exact on resume: experiments, logs and TensorBoard files are made in ``root_path``.
+    """Train as BasicSR does, but exact on resume.
 
     Args:
-        root_path: the folder.
+        root_path: the folder of experiments, logs and TensorBoard files.
         argv: the command line's arguments, ``sys.argv[1:]`` if None.
 
     Raises:
@@ -87,11 +91,11 @@ def train_pipeline(root_path: str, argv: list[str] | None = None) -> None:
 
 @contextmanager
 def lock_experiment(opt: Options, warn: Callable[[str], object]) -> Iterator[None]:
-    """Within it, the experiment's folder is this training's alone. The first process holds the lock for all.
+    """Keep other trainings out of the experiment's folder; the first process holds the lock for all.
 
     Raises:
-        UserError: another training holds it.
-        SystemExit: so in the other processes, without a message.
+        UserError: another training holds the lock.
+        SystemExit: in the other processes then, without a message.
     """
     folder = Path(opt["path"]["experiments_root"])
     with ExitStack() as stack:
@@ -101,137 +105,207 @@ def lock_experiment(opt: Options, warn: Callable[[str], object]) -> Iterator[Non
                 stack.enter_context(hold_lock(folder.with_name(f".{folder.name}.lock"), str(folder), warn))
             except (UserError, OSError) as error:
                 failure = error
-        told = [failure and True]
+        failed = [failure is not None]
         if opt["dist"]:
-            dist.broadcast_object_list(told)  # also waits: one process moves folders that others may be reading
+            dist.broadcast_object_list(failed)  # also waits: one process moves folders that others may be reading
         if failure:
             raise failure
-        if told[0]:
+        if failed[0]:
             sys.exit(2)
         yield
 
 
-def train(opt: Options, resume_state: dict[str, Any] | None, notes: list[str], summary: str = "") -> None:
-    """Train in the folders that are made, from a state or the start; ``notes`` and ``summary`` are for the log."""
-    # The logger must not be used above: its file lies in the new folder.
+def train(opt: Options, state: dict[str, Any] | None, notes: list[str], summary: str = "") -> None:
+    """Train in the experiment's folders from a state or from the start; ``notes`` and ``summary`` are for the log."""
+    # The logger must not be used before this: its file lies in the new folder.
     logger = start_log(opt, "train")
-    for note in notes:
-        logger.warning(clean(note))
     if summary:
         logger.info(summary)
     tb_logger = start_tensorboard(opt)
-
+    damaged: DamagedState | None = None
     while True:
+        for note in notes:
+            logger.warning(clean(note))
         model = build_model(opt)
         model.given_options = strip_options(opt)
         loader, sampler = train_data(opt)
         val_loaders = validation_data(opt)
-        damaged = resume(model, resume_state)
+        damaged = take(model, state)
         if damaged is None:
             break
-        resume_state, notes = find_state(opt, damaged)
-        for note in notes:
-            logger.warning(clean(note))
-    stop = StopSignals(opt["dist"], model.device)
-    for each in (loader, *val_loaders):
-        each.worker_init_fn = stop.leave_to_parent(each.worker_init_fn)
-    total_iters = int(opt["train"]["total_iter"])
-    logger.info(
-        f"Training: {len(sampler.dataset):,} images, {len(loader):,} iterations an epoch, {total_iters:,} in all, "
-        f"batch of {opt['datasets']['train']['batch_size_per_gpu']} on each of {opt['world_size']} processes."
-    )
-    current_iter = 0
-    if resume_state:
-        current_iter = resume_state["iter"]
-        logger.info(f"Resuming after iteration {current_iter:,}.")
-    # An epoch begins anew where another batch size or number of processes has changed its length.
-    position = (resume_state or {}).get("position") or {"epoch": 0, "iter": 0, "iters_per_epoch": len(loader)}
-    if resume_state and position["iters_per_epoch"] != len(loader):
-        epoch = resume_state["epoch"] + 1
-        logger.warning(
-            f"An epoch had {position['iters_per_epoch']} iterations, now {len(loader)}; epoch {epoch} begins."
-        )
-        position = {"epoch": epoch, "iter": current_iter, "iters_per_epoch": len(loader)}
-    model.position = position
-
-    def validate() -> None:
-        for val_loader in val_loaders:
-            try:
-                model.validation(val_loader, current_iter, tb_logger, opt["val"]["save_img"])
-            except Exception as error:  # of what kind is up to the model; the training has lost nothing
-                if opt["dist"]:
-                    raise  # the other processes may wait for this one in the middle of it
-                reason = str(error) if isinstance(error, UserError) else first_line(error)
-                name = getattr(val_loader.dataset, "opt")["name"]  # noqa: B009, a torch Dataset has none
-                logger.error(f"The validation on {name} after iteration {current_iter:,} fails ({reason}); going on.")
-
-    def save() -> None:
-        logger.info("Saving models and training states.")
-        model.save(epoch, current_iter)
-        if opt["rank"] == 0:
-            val = opt.get("val") or {}
-            metric = val.get("save_best") or next(iter(val.get("metrics") or {}), None)
-            prune(opt, current_iter, find_best_iterations(getattr(model, "best_metric_results", {}), metric))
-
-    message_logger = MessageLogger(opt, current_iter, tb_logger)
-    data_timer, iter_timer = AverageTimer(), AverageTimer()
-    show_bar = opt["rank"] == 0 and sys.stderr.isatty()
-    bar = tqdm(total=total_iters, initial=current_iter, unit="it", disable=not show_bar, dynamic_ncols=True)
-    with bar, logging_redirect_tqdm([logger]), stop:
-        trained = current_iter < total_iters
-        while current_iter < total_iters:
-            epoch, done = divmod(current_iter - position["iter"], len(loader))
-            epoch += position["epoch"]
-            sampler.set_position(epoch, done * (loader.batch_size or 1))
-            if hasattr(model, "set_epoch"):
-                model.set_epoch(epoch)
-            data_timer.start()
-            iter_timer.start()
-            for batch in batches(loader, opt):
-                data_timer.record()
-                current_iter += 1
-                model.update_learning_rate(current_iter, warmup_iter=opt["train"].get("warmup_iter", -1))
-                model.feed_data(batch)
-                model.optimize_parameters(current_iter)
-                iter_timer.record()
-                bar.update()
-                validating = val_loaders and current_iter % opt["val"]["val_freq"] == 0
-                if validating or current_iter % opt["logger"]["print_freq"] == 0:
-                    times = {"time": iter_timer.get_avg_time(), "data_time": data_timer.get_avg_time()}
-                    lrs = model.get_current_learning_rate()
-                    message_logger(
-                        {"epoch": epoch, "iter": current_iter, "lrs": lrs, **times, **model.get_current_log()}
-                    )
-                if validating:
-                    validate()
-                stopping = stop.agreed()
-                if stopping or current_iter % opt["logger"]["save_checkpoint_freq"] == 0:
-                    save()  # after the validation: the state holds the best metrics
-                if stopping:
-                    logger.info(
-                        f"Stopped by {signal.Signals(stopping).name} after iteration {current_iter:,}; "
-                        "--auto_resume goes on from here."
-                    )
-                    close_tensorboard(tb_logger)
-                    leave_together(opt)
-                    sys.exit(128 + stopping)
-                if current_iter >= total_iters:
-                    break
-                data_timer.start()
-                iter_timer.start()
-
-        logger.info("End of training. Save the latest model.")
-        model.save(epoch=-1, current_iter=-1)
-        if val_loaders and current_iter % opt["val"]["val_freq"]:
-            validate()
-        if trained and current_iter % opt["logger"]["save_checkpoint_freq"]:
-            save()  # a later run may go further
-    close_tensorboard(tb_logger)
+        state, notes = find_state(opt, damaged)
+    for note in set_aside(opt, state["iter"]) if state and opt["rank"] == 0 else ():
+        logger.warning(note)
+    with named_file(getattr(tb_logger, "log_dir", None)):
+        Training(opt, model, (loader, sampler), val_loaders, tb_logger, state).run()
+        if tb_logger:
+            tb_logger.close()
     leave_together(opt)  # the first process may still be validating
 
 
+class Training:
+    """The iterations of a training, with what is logged, validated and saved between them.
+
+    Args:
+        opt: the options.
+        model: the model, which has taken the state.
+        data: the loader of the training data and its sampler.
+        val_loaders: the loaders of the validation sets.
+        tb_logger: TensorBoard's ``SummaryWriter``, or None.
+        state: the state that it goes on from, or None.
+    """
+
+    def __init__(
+        self,
+        opt: Options,
+        model: Any,
+        data: tuple[DataLoader, ResumableSampler],
+        val_loaders: list[DataLoader],
+        tb_logger: Any,
+        state: dict[str, Any] | None,
+    ) -> None:
+        self.opt, self.model, self.val_loaders, self.tb_logger = opt, model, val_loaders, tb_logger
+        self.loader, self.sampler = data
+        self.logger = get_root_logger()
+        self.total_iters = int(opt["train"]["total_iter"])
+        self.logger.info(
+            f"Training: {len(self.sampler.dataset):,} images, {len(self.loader):,} iterations an epoch, "
+            f"{self.total_iters:,} in all, batch of {opt['datasets']['train']['batch_size_per_gpu']} on each of "
+            f"{opt['world_size']} processes."
+        )
+        self.start = self.current_iter = state["iter"] if state else 0
+        if state:
+            self.logger.info(f"Resuming after iteration {self.current_iter:,}.")
+        model.position = self.position = self.find_position(state)
+        self.epoch = self.position["epoch"]
+        self.stop = StopSignals(opt["dist"], model.device)
+        for each in (self.loader, *val_loaders):
+            each.worker_init_fn = self.stop.leave_to_parent(each.worker_init_fn)
+        self.data_timer, self.iter_timer = AverageTimer(), AverageTimer()
+        self.message_logger = MessageLogger(opt, self.current_iter, tb_logger)
+
+    def find_position(self, state: dict[str, Any] | None) -> dict[str, int]:
+        """Return an epoch, the iteration it began after, and its length, from which all later epochs are counted.
+
+        An epoch begins anew where another batch size or number of processes has changed its length.
+        """
+        length = len(self.loader)
+        position = (state or {}).get("position") or {"epoch": 0, "iter": 0, "iters_per_epoch": length}
+        if state and position["iters_per_epoch"] != length:
+            epoch = state["epoch"] + 1
+            self.logger.warning(
+                f"An epoch had {position['iters_per_epoch']} iterations, now {length}; epoch {epoch} begins."
+            )
+            position = {"epoch": epoch, "iter": self.current_iter, "iters_per_epoch": length}
+        return position
+
+    def run(self) -> None:
+        """Train until ``train.total_iter``.
+
+        Raises:
+            SystemExit: SIGTERM or SIGINT stopped the training after an iteration, which is saved.
+        """
+        show_bar = self.opt["rank"] == 0 and sys.stderr.isatty()
+        self.bar = tqdm(
+            total=self.total_iters, initial=self.current_iter, unit="it", disable=not show_bar, dynamic_ncols=True
+        )
+        with self.bar, logging_redirect_tqdm([self.logger]), self.stop:
+            while self.current_iter < self.total_iters:
+                try:
+                    self.run_epoch()
+                except Exception as error:
+                    if isinstance(error, UserError) or not 0 < self.start >= self.current_iter - 1:
+                        raise
+                    where = self.opt["path"]["resume_state"]
+                    raise UserError(f"{where}: the first iteration after it fails ({first_line(error)})") from error
+            self.finish()
+
+    def run_epoch(self) -> None:
+        """Train from the present iteration to the end of its epoch, or of the training."""
+        epoch, done = divmod(self.current_iter - self.position["iter"], len(self.loader))
+        self.epoch = epoch + self.position["epoch"]
+        self.sampler.set_position(self.epoch, done * (self.loader.batch_size or 1))
+        if hasattr(self.model, "set_epoch"):
+            self.model.set_epoch(self.epoch)
+        self.data_timer.start()
+        self.iter_timer.start()
+        for batch in batches(self.loader, self.opt):
+            self.data_timer.record()
+            self.current_iter += 1
+            self.model.update_learning_rate(self.current_iter, warmup_iter=self.opt["train"].get("warmup_iter", -1))
+            self.model.feed_data(batch)
+            self.model.optimize_parameters(self.current_iter)
+            self.iter_timer.record()
+            self.bar.update()
+            self.end_iteration()
+            if self.current_iter >= self.total_iters:
+                break
+            self.data_timer.start()
+            self.iter_timer.start()
+
+    def end_iteration(self) -> None:
+        """Log, validate and save where it is due; stop if a signal has asked for it."""
+        validating = self.val_loaders and self.is_due(self.opt["val"]["val_freq"])
+        if validating or self.is_due(self.opt["logger"]["print_freq"]):
+            times = {"time": self.iter_timer.get_avg_time(), "data_time": self.data_timer.get_avg_time()}
+            lrs = self.model.get_current_learning_rate()
+            values = {"epoch": self.epoch, "iter": self.current_iter, "lrs": lrs, **times}
+            self.message_logger({**values, **self.model.get_current_log()})
+        if validating:
+            self.validate()
+        stopping = self.stop.agreed()
+        if stopping or self.is_due(self.opt["logger"]["save_checkpoint_freq"]):
+            self.save()  # after the validation: the state holds the best metrics
+        if stopping:
+            self.logger.info(
+                f"Stopped by {signal.Signals(stopping).name} after iteration {self.current_iter:,}; "
+                "--auto_resume goes on from here."
+            )
+            if self.tb_logger:
+                self.tb_logger.close()
+            leave_together(self.opt)
+            sys.exit(128 + stopping)
+
+    def is_due(self, frequency: int) -> bool:
+        """Return whether something that is done every ``frequency`` iterations is due."""
+        return self.current_iter % frequency == 0
+
+    def validate(self) -> None:
+        """Validate on every set. An error is logged, as the training has lost nothing."""
+        for loader in self.val_loaders:
+            try:
+                self.model.validation(loader, self.current_iter, self.tb_logger, self.opt["val"]["save_img"])
+            except Exception as error:  # the model raises what it likes
+                if self.opt["dist"]:
+                    raise  # the other processes may wait for this one in the middle of it
+                reason = str(error) if isinstance(error, UserError) else first_line(error)
+                name = getattr(loader.dataset, "opt")["name"]  # noqa: B009, a torch Dataset has none
+                self.logger.error(
+                    f"The validation on {name} after iteration {self.current_iter:,} fails ({reason}); going on."
+                )
+
+    def save(self) -> None:
+        """Save the networks and the state, and remove those that are not to be kept."""
+        self.logger.info("Saving models and training states.")
+        self.model.save(self.epoch, self.current_iter)
+        if self.opt["rank"] == 0:
+            val = self.opt.get("val") or {}
+            metric = val.get("save_best") or next(iter(val.get("metrics") or {}), None)
+            best = find_best_iterations(getattr(self.model, "best_metric_results", {}), metric)
+            prune(self.opt, self.current_iter, best)
+
+    def finish(self) -> None:
+        """Save the latest networks; validate and save where the last iteration did not."""
+        self.logger.info("End of training. Save the latest model.")
+        self.model.save(epoch=-1, current_iter=-1)
+        if self.val_loaders and not self.is_due(self.opt["val"]["val_freq"]):
+            self.validate()
+        if self.current_iter > self.start and not self.is_due(self.opt["logger"]["save_checkpoint_freq"]):
+            self.save()  # a later run may go further
+
+
 class AverageTimer:
-    """Mean seconds of the newest steps: as BasicSR's AvgTimer, which those before 1.3.4.2 lack."""
+    """Mean seconds of the newest steps, as BasicSR's AvgTimer, which versions before 1.3.4.2 lack."""
 
     def __init__(self) -> None:
         self.seconds: deque[float] = deque(maxlen=200)
@@ -242,28 +316,13 @@ class AverageTimer:
         self.begun = time.perf_counter()
 
     def record(self) -> None:
-        """End a step, and begin the next."""
+        """End a step and begin the next."""
         self.seconds.append(time.perf_counter() - self.begun)
         self.start()
 
     def get_avg_time(self) -> float:
-        """Their mean, 0 before the first."""
+        """Return the mean, or 0 before the first step."""
         return sum(self.seconds) / max(len(self.seconds), 1)
-
-
-def resume(model: Any, state: dict[str, Any] | None) -> DamagedState | None:
-    """Let every process's model take a state, or none; returns why one of them can't."""
-    damaged = None
-    if state:
-        try:
-            model.resume_training(state)
-        except DamagedState as error:
-            damaged = error
-        if not model.agreed(torch.tensor(damaged is None, device=model.device)):
-            return damaged or DamagedState(
-                f"path.resume_state: another process can't take the state of {state['iter']}"
-            )
-    return damaged
 
 
 def wait_for_all(opt: Options) -> None:
@@ -273,104 +332,14 @@ def wait_for_all(opt: Options) -> None:
 
 
 def leave_together(opt: Options) -> None:
-    """Wait until every process is here, and leave their group: one that just ends may break another's connection."""
+    """Wait until every process is here, then leave the group: one that just ends may break another's connection."""
     wait_for_all(opt)
     if opt["dist"]:
         dist.destroy_process_group()
 
 
-def start_log(opt: Options, kind: str) -> logging.Logger:
-    """BasicSR's logger with a new file, which tells when it can't be written."""
-    log_file = Path(opt["path"]["log"], f"{kind}_{opt['name']}_{get_time_str()}.log")
-    logger = get_root_logger(log_level=logging.INFO, log_file=str(log_file))
-    logger.addFilter(clean_record)
-    for handler in logger.handlers:
-        if isinstance(handler, logging.FileHandler):
-            handler.handleError = partial(fail_to_log, handler)  # type: ignore[method-assign]
-    logger.info(get_env_info())
-    logger.info(tell_basicsr())
-    logger.info(dict2str(opt))
-    return logger
-
-
-def clean_record(record: logging.LogRecord) -> bool:
-    """A filter of the log that cleans its text, which may come from a file; a further line begins with a space."""
-    record.msg, record.args = "\n ".join(map(clean_line, record.getMessage().split("\n"))), ()
-    return True
-
-
-def start_tensorboard(opt: Options) -> Any:
-    """The first process's ``SummaryWriter``, or None, and before it wandb, which reads what is written.
-
-    BasicSR's own asks wandb for ``wandb.util.generate_id``, which is no longer there.
-
-    Raises:
-        UserError: wandb can't start.
-    """
-    if opt["rank"] or not opt["logger"]["use_tb_logger"] or "debug" in opt["name"]:
-        return None
-    if options := get_wandb_options(opt):
-        import wandb  # type: ignore[import-not-found]
-
-        run_id, project = options.get("resume_id"), options["project"]
-        resume = "allow" if run_id else "never"
-        try:
-            run = wandb.init(
-                id=run_id, resume=resume, name=opt["name"], config=opt, project=project, sync_tensorboard=True
-            )
-        except Exception as error:
-            raise UserError(f"logger.wandb: can't start ({first_line(error)})") from error
-        get_root_logger().info(f"wandb: project {project}, resume_id {run.id}.")
-    folder = str(Path(opt["root_path"], "tb_logger", opt["name"]))
-    threading.excepthook = hide_tensorboards
-    with named_file(folder):
-        tb_logger = init_tb_logger(log_dir=folder)
-    writer = tb_logger.file_writer.event_writer
-    writer.add_event = partial(add_event, writer.add_event, folder)
-    return tb_logger
-
-
-def hide_tensorboards(failed: Any) -> None:
-    """A hook for errors in threads: TensorBoard's is raised again where the next value is written."""
-    if not isinstance(failed.exc_value, OSError) or not type(failed.thread).__module__.startswith("tensorboard"):
-        threading.__excepthook__(failed)
-
-
-def add_event(add: Callable[[Any], None], folder: str, event: Any) -> None:
-    """Write one of TensorBoard's events by ``add``; an error names its folder."""
-    with named_file(folder):
-        add(event)
-
-
-@contextmanager
-def named_file(path: str) -> Iterator[None]:
-    """Within it, an error of the operating system that names no file names ``path``."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or path
-        raise
-
-
-def close_tensorboard(tb_logger: Any) -> None:
-    """Write what is left, if there is a ``SummaryWriter``."""
-    if tb_logger:
-        with named_file(tb_logger.log_dir):
-            tb_logger.close()
-
-
-def fail_to_log(handler: logging.FileHandler, record: logging.LogRecord) -> None:
-    """Raise a :class:`UserError` for the error that a log's handler has met; the handler is taken away."""
-    error = sys.exc_info()[1] or OSError("unknown")
-    with suppress(OSError, AttributeError):
-        handler.stream.close()  # type: ignore[union-attr]
-    handler.stream = None  # type: ignore[assignment]
-    logging.getLogger("basicsr").removeHandler(handler)
-    raise UserError(f"{handler.baseFilename} can't be written ({reason_of(error)})") from error
-
-
 def make_folders(opt: Options, args: Any, resuming: bool) -> None:
-    """Make the experiment's folders and put the YAML into them. An earlier run of the name is moved aside."""
+    """Make the experiment's folders and put the YAML there; an earlier training of the name is moved aside."""
     if not resuming:
         make_exp_dirs(opt)
         if opt["logger"]["use_tb_logger"] and "debug" not in opt["name"] and opt["rank"] == 0:
@@ -384,7 +353,7 @@ def make_folders(opt: Options, args: Any, resuming: bool) -> None:
 
 @master_only
 def keep_options(opt: Options, args: Any) -> None:
-    """Write the YAML that the training goes by, to be used again: the file, or with ``--force_yml`` all options."""
+    """Keep the YAML of the training, to be used again: the file, or with ``--force_yml`` all options."""
     copy = Path(opt["path"]["experiments_root"], Path(args.opt).name)
     text = Path(args.opt).read_text("utf-8")
     if args.force_yml:
@@ -395,7 +364,7 @@ def keep_options(opt: Options, args: Any) -> None:
 
 
 def train_data(opt: Options) -> tuple[DataLoader, ResumableSampler]:
-    """The loader of the training data and its sampler."""
+    """Build the loader of the training data and its sampler."""
     dataset_opt = opt["datasets"]["train"]
     dataset = SeededDataset(CheckedDataset(dataset_opt, "datasets.train"), opt["manual_seed"])
     check_batch(len(dataset), dataset_opt, opt)
@@ -405,11 +374,11 @@ def train_data(opt: Options) -> tuple[DataLoader, ResumableSampler]:
 
 
 def validation_data(opt: Options) -> list[DataLoader]:
-    """The loaders of the validation sets; none without a ``val`` section."""
+    """Build the loaders of the validation sets; without a ``val`` section there are none."""
     sets = {key: options for key, options in opt["datasets"].items() if options["phase"] == "val"}
     if not opt.get("val"):
         return []
-    datasets = [CheckedDataset(options, f"datasets.{key}") for key, options in sets.items()]
+    datasets = [NamedDataset(options, f"datasets.{key}") for key, options in sets.items()]
     for dataset, names in zip(datasets, names_of_sets(datasets, apart=True), strict=True):
         dataset.names = names
     return [data_loader(dataset, dataset.opt, opt) for dataset in datasets]
@@ -418,17 +387,27 @@ def validation_data(opt: Options) -> list[DataLoader]:
 def data_loader(
     dataset: Dataset, dataset_opt: Options, opt: Options, sampler: ResumableSampler | None = None
 ) -> DataLoader:
-    """BasicSR's loader, with a random generator of its own: beginning to read it leaves the training's alone."""
+    """Build BasicSR's loader, with a random generator of its own: beginning to read it leaves the training's alone.
+
+    ``prefetch_mode: cpu`` is for torch's worker processes, of which there is one at least. BasicSR's own thread for it
+    would share the training's random numbers, and wait for ever after an error.
+    """
+    dataset_opt, ahead = {**dataset_opt}, None
+    if dataset_opt.pop("prefetch_mode", None) == "cpu":
+        dataset_opt["num_worker_per_gpu"] = max(dataset_opt.get("num_worker_per_gpu", 0), 1)
+        ahead = 1 + dataset_opt.get("num_prefetch_queue", 1)
     loader = build_dataloader(
         dataset, dataset_opt, num_gpu=opt["num_gpu"], dist=opt["dist"], sampler=sampler, seed=opt["manual_seed"]
     )
+    if ahead and loader.num_workers:
+        loader.prefetch_factor = ahead
     loader.generator = torch.Generator().manual_seed(opt["manual_seed"])
     loader.worker_init_fn = partial(end_with_parent, loader.worker_init_fn)
     return loader
 
 
 def batches(loader: DataLoader, opt: Options) -> Iterator[dict[str, Any]]:
-    """The batches from the sampler's position to the end of the epoch, by the prefetcher of the options."""
+    """Yield the batches from the sampler's position to the end of the epoch, by the prefetcher of the options."""
     if opt["datasets"]["train"].get("prefetch_mode") != "cuda":
         yield from loader
         return
@@ -438,7 +417,7 @@ def batches(loader: DataLoader, opt: Options) -> Iterator[dict[str, Any]]:
 
 
 def leave_out_missing_sets(datasets: Options) -> list[str]:
-    """Take the test sets away whose folders are not there, unless that leaves none, as the tables do; says which."""
+    """Remove the test sets whose folders do not exist, unless none would be left; return the reasons."""
     reasons = {}
     for key, dataset_opt in datasets.items():
         try:
@@ -446,7 +425,7 @@ def leave_out_missing_sets(datasets: Options) -> list[str]:
         except UserError as error:
             reasons[key] = str(error)
     if len(reasons) == len(datasets):
-        return []  # which the check of the files tells
+        return []  # the check of the files reports them
     for key in reasons:
         del datasets[key]
     return list(reasons.values())
@@ -454,10 +433,10 @@ def leave_out_missing_sets(datasets: Options) -> list[str]:
 
 @files_in_a_line()
 def test_pipeline(root_path: str, argv: list[str] | None = None) -> None:
-    """BasicSR's testing: images, metrics and the log go to ``results/{name}`` in ``root_path``.
+    """Test as BasicSR does.
 
     Args:
-        root_path: the folder.
+        root_path: the folder in which ``results/{name}`` gets the images, metrics and the log.
         argv: the command line's arguments, ``sys.argv[1:]`` if None.
 
     Raises:
@@ -480,7 +459,7 @@ def test_pipeline(root_path: str, argv: list[str] | None = None) -> None:
 
     model = build_model(opt)
     for key, dataset_opt in sorted(opt["datasets"].items()):
-        dataset = CheckedDataset(dataset_opt, f"datasets.{key}")
+        dataset = NamedDataset(dataset_opt, f"datasets.{key}")
         (dataset.names,) = names_of_sets([dataset], apart=False)
         loader = data_loader(dataset, dataset_opt, opt)
         logger.info(f"Testing {dataset_opt['name']}: {len(dataset)} images.")
@@ -488,5 +467,5 @@ def test_pipeline(root_path: str, argv: list[str] | None = None) -> None:
             model.validation(loader, current_iter=opt["name"], tb_logger=None, save_img=opt["val"]["save_img"])
         except UserError:
             raise
-        except Exception as error:  # of what kind is up to the model
+        except Exception as error:  # the model raises what it likes
             raise UserError(f"datasets.{key}: the test fails ({first_line(error)})") from error

@@ -1,23 +1,36 @@
-"""The pixel loss with trainable weights, as a YAML names it."""
+"""The YAML's side of TLW: the pixel loss ``TLWLoss`` and the section ``train.tlw``."""
 
-from typing import Any, Literal, cast
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal, cast
 
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 
-from tlw_basicsr.core.tlw import TLW, Base, LossWeight, NumSamples, Stochastic, Weights
+from tlw_basicsr.core.tlw import (
+    ECONOMY_NET_W,
+    ECONOMY_OPTIM_W,
+    PRESETS,
+    TLW,
+    Base,
+    LossWeight,
+    NumSamples,
+    Stochastic,
+    Weights,
+)
 from tlw_basicsr.losses.distance_loss import build_distance
+from tlw_basicsr.networks import get_section
 from tlw_basicsr.util.errors import UserError, short
+from tlw_basicsr.util.kinds import Option, describe_parameters
 
 PAPERS_DISTANCE = {"type": "LPIPSDistance", "net": "vgg"}
 
 
 @LOSS_REGISTRY.register()
 class TLWLoss(nn.Module):
-    """``train.pixel_opt`` of a :class:`tlw_basicsr.TLWModel`: the options of :class:`tlw_basicsr.TLW` that stand there.
+    """``train.pixel_opt`` of a :class:`tlw_basicsr.TLWModel`.
 
-    It is not a loss by itself: the model gives it the weighting network, see :meth:`make_tlw`. In a loop of your own,
-    :class:`tlw_basicsr.TLW` is the loss.
+    It can't be called by itself: the model gives it the weighting network, see :meth:`make_tlw`. In a loop of your
+    own, :class:`tlw_basicsr.TLW` is the loss.
 
     Args:
         distance: options of D, ``{type: a registered loss that gives one value per sample, …}``, or such a module. None
@@ -57,10 +70,10 @@ class TLWLoss(nn.Module):
             "loss_weight": loss_weight,
         }
         if weights != "learned":
-            self.make_tlw()  # raises if they do not go together
+            self.make_tlw()  # raises where the options don't go together
 
     def make_tlw(self, **more: Any) -> TLW:
-        """Build the object from these options and ``more`` arguments of :class:`tlw_basicsr.TLW`.
+        """Build the :class:`tlw_basicsr.TLW` of these options and ``more`` arguments.
 
         Raises:
             UserError: an option is wrong, or does not go with another.
@@ -71,5 +84,54 @@ class TLWLoss(nn.Module):
             raise UserError(f"train.pixel_opt or train.tlw: {error}") from error
 
     def forward(self, sr: Tensor, gt: Tensor) -> Tensor:
-        """Refuse: the loss needs a weighting network."""
+        """Raise a UserError: there is no weighting network."""
         raise UserError("TLWLoss needs model_type: TLWModel, which has the weighting network; in Python use TLW")
+
+
+@dataclass(frozen=True, kw_only=True)
+class YamlOptions:
+    """The options of ``train.tlw`` that are not arguments of :class:`tlw_basicsr.TLW`."""
+
+    preset: Annotated[
+        Literal["exact", "fast", "economy", "paper"],
+        "values of the options that are not given: `exact`, the published mathematics; `economy` and `fast`, cheaper E "
+        "steps; `paper`, all values of the published runs",
+    ] = "exact"
+    k_unit: Annotated[Literal["epoch", "iter"], "what t counts from 0: epochs (the paper's) or iterations"] = "epoch"
+    use_channels_last: Annotated[bool, "weights of D and the weighting network in channels-last order"] = False
+    sync_bn: Annotated[bool, "batch norm of the weighting network over all processes; GPUs only"] = False
+
+
+def describe_options() -> dict[str, Option]:
+    """Return the options of ``train.tlw``: the model's own, then TLW's that do not belong to ``train.pixel_opt``."""
+    elsewhere = {"net_w", "optimizer", *describe_parameters(TLWLoss)}
+    return {**describe_parameters(YamlOptions), **describe_parameters(TLW, without=elsewhere)}
+
+
+def split_options(section: dict[str, Any] | None) -> tuple[YamlOptions, dict[str, Any]]:
+    """Split ``train.tlw`` into the options of the model and the arguments of TLW, on top of their preset."""
+    section = section or {}
+    own = YamlOptions(**{key: value for key, value in section.items() if key in YamlOptions.__annotations__})
+    arguments = {key: value for key, value in section.items() if key not in asdict(own)}
+    return own, {**PRESETS[own.preset], **arguments}
+
+
+def complete_economy(opt: dict[str, Any]) -> None:
+    """Put ``network_w`` and ``train.optim_w``, which ``preset: economy`` may leave out, into the options.
+
+    From there on they are like any other: resumed, found by ``path.pretrain_network_w`` and the tools.
+
+    Raises:
+        UserError: a section is not a mapping.
+    """
+    train = get_section(opt, "train")
+    loss, tlw = (get_section(train, key, "train") for key in ("pixel_opt", "tlw"))
+    learned = loss.get("type") == "TLWLoss" and loss.get("weights", "learned") == "learned"
+    if not learned or tlw.get("preset") != "economy":
+        return
+    data = get_section(get_section(opt, "datasets"), "train", "datasets")
+    channels = 1 if data.get("color") == "y" else get_section(opt, "network_g").get("num_out_ch", 3)
+    if opt.get("network_w") is None:
+        opt["network_w"] = {"type": "TLWWeightNet", "num_in_ch": channels, **ECONOMY_NET_W}
+    if train.get("optim_w") is None:
+        train["optim_w"] = {"type": "Adam", **ECONOMY_OPTIM_W, "betas": list(ECONOMY_OPTIM_W["betas"])}

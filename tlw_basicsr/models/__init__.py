@@ -1,4 +1,4 @@
-"""BasicSR models with Trainable Loss Weights, and building any model for training."""
+"""BasicSR models with Trainable Loss Weights; building any model for training."""
 
 from copy import deepcopy
 from typing import Any
@@ -30,7 +30,7 @@ def build_model(opt: dict[str, Any]) -> BaseModel:
         raise
     except KeyError as error:
         raise UserError(f"{opt['model_type']}: the option {error} is missing") from error
-    except Exception as error:  # what a model's classes make of wrong options
+    except Exception as error:  # a model raises what it likes
         raise UserError(f"{opt['model_type']} can't be built from these options ({first_line(error)})") from error
     get_root_logger().info(f"Model [{type(built).__name__}] is created.")
     return built

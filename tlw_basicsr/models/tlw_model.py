@@ -1,13 +1,8 @@
 """Training with Trainable Loss Weights on top of a BasicSR model: a thin adapter of :class:`tlw_basicsr.TLW`."""
 
-import math
-import time
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from functools import cache
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
 from basicsr.archs import build_network
@@ -18,65 +13,14 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from tlw_basicsr.core.tlw import ECONOMY_NET_W, ECONOMY_OPTIM_W, NEARLY_CONSTANT, PRESETS, TLW
+from tlw_basicsr.core.tlw import NEARLY_CONSTANT
 from tlw_basicsr.data.images import undo_normalization
-from tlw_basicsr.losses.tlw_loss import TLWLoss
-from tlw_basicsr.models.training import channels_last, with_training
-from tlw_basicsr.networks import get_section
+from tlw_basicsr.losses.tlw_loss import TLWLoss, complete_economy, split_options
+from tlw_basicsr.models.training import TrainingMixin, channels_last
 from tlw_basicsr.util.errors import UserError
-from tlw_basicsr.util.kinds import Option, describe_parameters
 
 
-@dataclass(frozen=True, kw_only=True)
-class YamlOptions:
-    """What ``train.tlw`` has beside the arguments of :class:`tlw_basicsr.TLW`."""
-
-    preset: Annotated[
-        Literal["exact", "fast", "economy", "paper"],
-        "values of the options that are not given: `exact`, the published mathematics; `economy` and `fast`, cheaper E "
-        "steps; `paper`, all values of the published runs",
-    ] = "exact"
-    k_unit: Annotated[Literal["epoch", "iter"], "what t counts from 0: epochs (the paper's) or iterations"] = "epoch"
-    use_channels_last: Annotated[bool, "weights of D and the weighting network in channels-last order"] = False
-    sync_bn: Annotated[bool, "batch norm of the weighting network over all processes; GPUs only"] = False
-
-
-def describe_options() -> dict[str, Option]:
-    """The options ``train.tlw``: those of this model, then TLW's that do not stand in ``train.pixel_opt``."""
-    elsewhere = {"net_w", "optimizer", *describe_parameters(TLWLoss)}
-    return {**describe_parameters(YamlOptions), **describe_parameters(TLW, without=elsewhere)}
-
-
-def split_options(section: dict[str, Any] | None) -> tuple[YamlOptions, dict[str, Any]]:
-    """The YAML's section ``train.tlw``: the options of this model, and the arguments of TLW on top of their preset."""
-    section = section or {}
-    own = YamlOptions(**{key: value for key, value in section.items() if key in YamlOptions.__annotations__})
-    arguments = {key: value for key, value in section.items() if key not in asdict(own)}
-    return own, {**PRESETS[own.preset], **arguments}
-
-
-def complete_economy(opt: dict[str, Any]) -> None:
-    """Put ``network_w`` and ``train.optim_w``, which ``preset: economy`` may leave out, into the options.
-
-    From there on they are like any other: resumed, found by ``path.pretrain_network_w`` and the tools.
-
-    Raises:
-        UserError: a section that tells which they are is none.
-    """
-    train = get_section(opt, "train")
-    loss, tlw = (get_section(train, key, "train") for key in ("pixel_opt", "tlw"))
-    learned = loss.get("type") == "TLWLoss" and loss.get("weights", "learned") == "learned"
-    if not learned or tlw.get("preset") != "economy":
-        return
-    data = get_section(get_section(opt, "datasets"), "train", "datasets")
-    channels = 1 if data.get("color") == "y" else get_section(opt, "network_g").get("num_out_ch", 3)
-    if opt.get("network_w") is None:
-        opt["network_w"] = {"type": "TLWWeightNet", "num_in_ch": channels, **ECONOMY_NET_W}
-    if train.get("optim_w") is None:
-        train["optim_w"] = {"type": "Adam", **ECONOMY_OPTIM_W, "betas": list(ECONOMY_OPTIM_W["betas"])}
-
-
-class TLWMixin(BaseModel):
+class TLWMixin(TrainingMixin):
     """Puts a :class:`tlw_basicsr.TLW` into a BasicSR model's own training step.
 
     Every BasicSR model with a pixel loss calls ``self.cri_pix(self.output, target)`` once in its
@@ -89,10 +33,9 @@ class TLWMixin(BaseModel):
     """
 
     first_visuals: dict[str, Tensor] | None = None
-    own_optimizers = 0  # after those of the base model
 
     def init_training_settings(self) -> None:
-        """Build the weighting network, then what the base model builds, then take the place of its pixel loss."""
+        """Build the weighting network and what the base model builds; replace the base model's pixel loss."""
         complete_economy(self.opt)
         train = self.opt["train"]
         self.tlw_options, arguments = split_options(train.get("tlw"))
@@ -110,21 +53,18 @@ class TLWMixin(BaseModel):
         self.tlw = loss.make_tlw(net_w=self.net_w, optimizer=optimizer, **arguments)
         self.tlw.to(self.device)
         self.k = self.tlw.k(0)
-        self.price = Price(self.device, self.tlw.weight_interval)
         self.cri_pix = self.tlw_pixel_loss
         if self.tlw.distance is None:
             return
-        if self.tlw.use_amp and self.device.type == "cpu" and not computes_bf16():
-            get_root_logger().info("train.tlw.use_amp: bf16 will not help: this CPU has no arithmetic of that kind.")
         if self.tlw_options.use_channels_last or train.get("use_channels_last"):
             channels_last(self.tlw.distance)
         if train.get("use_compile"):
             self.tlw.distance.compile()
 
     def make_net_w(self) -> nn.Module:
-        """The weighting network on its device, in train mode, with the start values of ``path.pretrain_network_w``.
+        """Build the weighting network on its device, in train mode, from ``path.pretrain_network_w`` if that is given.
 
-        TLW averages its gradients over processes itself, so that it is not wrapped for that.
+        It is not wrapped for distributed training: TLW averages its gradients over processes.
         """
         train, path = self.opt["train"], self.opt["path"]
         net_w = build_network(self.opt["network_w"])
@@ -144,49 +84,57 @@ class TLWMixin(BaseModel):
         return net_w.train()
 
     def setup_optimizers(self) -> None:
-        """The base model's optimisers, then that of the weighting network."""
+        """Build the base model's optimisers, then that of the weighting network."""
         super().setup_optimizers()
         if self.net_w is None:
             return
         optim_opt = dict(self.opt["train"]["optim_w"])
-        self.optimizer_w = self.get_optimizer(optim_opt.pop("type"), self.net_w.parameters(), **optim_opt)
+        optimizer = self.get_optimizer(optim_opt.pop("type"), self.net_w.parameters(), **optim_opt)
+        self.optimizer_w = self.wrap_optimizer(optimizer)
         self.optimizers.append(self.optimizer_w)
         self.own_optimizers = 1
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell the epoch, counted from 0, for ``k_unit: epoch``."""
+        """Set the epoch, counted from 0, for ``k_unit: epoch``."""
         self.epoch = epoch
 
     def optimize_parameters(self, current_iter: int) -> None:
-        """The base model's step, with k of this iteration."""
+        """Run the base model's step with k of this iteration."""
         self.t = current_iter - 1 if self.tlw_options.k_unit == "iter" else self.epoch
         if self.t is None:
             raise UserError("train.tlw.k_unit: epoch needs tlw_basicsr's train.py; with another one, use k_unit: iter")
         self.k = self.tlw.k(self.t)
-        self.iteration = current_iter
-        with self.price.of_an_iteration():
-            super().optimize_parameters(current_iter)
+        self.iteration, self.last_e_step = current_iter, self.tlw.last_e_step
+        super().optimize_parameters(current_iter)
+
+    def undo_iteration(self) -> None:
+        """As in every training; the iteration has had no E step."""
+        super().undo_iteration()
+        self.tlw.last_e_step = self.last_e_step
+
+    def list_terms(self) -> dict[str, Any]:
+        """As in every training, with TLW's."""
+        return {**super().list_terms(), "l_w": self.tlw.log.get("l_w"), "weights w": self.tlw.log.get("w")}
 
     def tlw_pixel_loss(self, sr: Tensor, gt: Tensor, **_: Any) -> Tensor:
-        """L_θ of the SR image that the base model has computed, after the E step where one is due: scalar.
+        """Return L_θ, a scalar, of the SR image that the base model has computed, after the E step where one is due.
 
-        Of images that the data set has normalised by ``mean`` and ``std``, it is that of the images in [0, 1].
+        Images that the data set has normalised by ``mean`` and ``std`` are brought back to [0, 1] for it.
         """
         sr, gt = (undo_normalization(image, self.opt["datasets"]["train"]) for image in (sr, gt))
-        with self.price.of_tlw():
-            # a GAN's generator, and with it the pixel loss, may wait for iterations
-            return self.tlw(sr, gt, self.t, iteration=self.iteration)
+        # a GAN's generator, and with it the pixel loss, may wait for iterations
+        loss = self.tlw(sr, gt, self.t, iteration=self.iteration)
+        self.watch_losses(loss)
+        return loss
 
     def get_current_visuals(self) -> OrderedDict[str, Tensor]:
-        """The base model's; the first image of a validation is kept for :meth:`log_weight_map`."""
+        """Return the base model's; keep the first image of a validation for :meth:`log_weight_map`."""
         visuals = super().get_current_visuals()
         self.first_visuals = self.first_visuals or visuals
         return visuals
 
-    def validation(
-        self, dataloader: DataLoader, current_iter: int | str, tb_logger: Any, save_img: bool = False
-    ) -> None:
-        """The base model's; of the first validation set TensorBoard also gets the weights of its first image."""
+    def validation(self, dataloader: DataLoader, current_iter: int, tb_logger: Any, save_img: bool = False) -> None:
+        """Validate as the base model; TensorBoard also gets the weights of the first set's first image."""
         self.first_visuals = None
         super().validation(dataloader, current_iter, tb_logger, save_img)
         opt: dict[str, Any] = getattr(dataloader.dataset, "opt")  # noqa: B009, a torch Dataset has none
@@ -198,14 +146,14 @@ class TLWMixin(BaseModel):
             self.log_weight_map(tb_logger, name, current_iter, visuals["result"], visuals["gt"])
 
     @torch.no_grad()
-    def log_weight_map(self, tb_logger: Any, name: str, current_iter: int | str, sr: Tensor, gt: Tensor) -> None:
-        """Log x, x̂ and w of an image beside each other, its middle 512×512 pixels, and the histogram of w.
+    def log_weight_map(self, tb_logger: Any, name: str, current_iter: int, sr: Tensor, gt: Tensor) -> None:
+        """Log the middle 512×512 pixels of x, x̂ and w beside each other, and the histogram of w.
 
-        Neither the weighting network's batch norm nor random numbers change. Of a video it is the first frame.
+        Neither the weighting network's batch norm nor random numbers change. A video is logged by its first frame.
 
         Args:
             tb_logger: TensorBoard's ``SummaryWriter``.
-            name: of the image, in the tags ``weights/{name}`` and ``weights_histogram/{name}``.
+            name: the image's, for the tags ``weights/{name}`` and ``weights_histogram/{name}``.
             current_iter: iteration.
             sr: x̂ (…, C, H, W) in [0, 1].
             gt: x, likewise.
@@ -218,7 +166,7 @@ class TLWMixin(BaseModel):
         tb_logger.add_histogram(f"weights_histogram/{name}", w, current_iter)
 
     def get_current_log(self) -> OrderedDict[str, float]:
-        """The base model's log, k, and of the newest iteration with a pixel loss :meth:`tlw_basicsr.TLW.summarize`."""
+        """Return the base model's log, k, and :meth:`tlw_basicsr.TLW.summarize` of its last pixel loss."""
         log, summary = OrderedDict(super().get_current_log()), self.tlw.summarize()
         if summary:
             log["k"] = self.k
@@ -228,93 +176,40 @@ class TLWMixin(BaseModel):
         return log
 
     def save(self, epoch: int, current_iter: int) -> None:
-        """``net_w_{current_iter}.pth``, then the base model's files, the training state last."""
+        """Write ``net_w_{current_iter}.pth``, then the base model's files, the training state last."""
         if self.net_w is not None:
             self.save_network(self.net_w, "net_w", current_iter)
         super().save(epoch, current_iter)
 
-    def tlw_state(self) -> dict[str, Any]:
-        """k, and the iteration in which φ was last stepped."""
-        return {"k": self.k, "last_e_step": self.tlw.last_e_step}
+    def training_state(self) -> dict[str, Any]:
+        """As in every training, with k and the iteration of the last E step."""
+        return {**super().training_state(), "tlw": {"k": self.k, "last_e_step": self.tlw.last_e_step}}
 
-    def load_tlw_state(self, state: dict[str, Any]) -> None:
-        """Undo :meth:`tlw_state`."""
-        self.k, self.tlw.last_e_step = state["k"], state["last_e_step"]
-
-
-class Price:
-    """What TLW adds to an iteration, measured over whole rounds of E steps at the start, after some to warm up.
-
-    Args:
-        device: on which the training runs.
-        weight_interval: iterations to an E step.
-    """
-
-    warm_up = 3
-
-    def __init__(self, device: torch.device, weight_interval: int) -> None:
-        self.device = device
-        self.measured = weight_interval * math.ceil(8 / weight_interval)
-        self.count, self.iterations, self.tlw = 0, 0.0, 0.0
-
-    @property
-    def measuring(self) -> bool:
-        """Whether this iteration is one of those that are measured."""
-        return self.warm_up < self.count <= self.warm_up + self.measured
-
-    @contextmanager
-    def of_an_iteration(self) -> Iterator[None]:
-        """The context of an iteration; the price is logged at the end of the last one that is measured."""
-        self.count += 1
-        start = self._now()
-        yield
-        self.iterations += self._now() - start
-        if self.count == self.warm_up + self.measured:
-            share = self.tlw / max(self.iterations - self.tlw, 1e-9)
-            get_root_logger().info(f"TLW adds {share:.0%} to an iteration, measured over {self.measured} of them.")
-
-    @contextmanager
-    def of_tlw(self) -> Iterator[None]:
-        """The context of TLW's part of an iteration."""
-        start = self._now()
-        yield
-        self.tlw += self._now() - start
-
-    def _now(self) -> float:
-        """Seconds; the same at all times in iterations that are not measured."""
-        if not self.measuring:
-            return 0.0
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-
-def computes_bf16() -> bool:
-    """Whether this CPU multiplies bf16 itself (AVX-512 BF16 or AMX), which is what makes it faster."""
-    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, name, lambda: False)() for name in names)
+    def resume_training(self, resume_state: dict[str, Any]) -> None:
+        """As in every training, with what :meth:`training_state` adds."""
+        super().resume_training(resume_state)
+        if "tlw" in resume_state:
+            self.k, self.tlw.last_e_step = resume_state["tlw"]["k"], resume_state["tlw"]["last_e_step"]
 
 
 def cut_middle(image: Tensor, side: int) -> Tensor:
-    """The middle of ``image`` (N, C, H, W), at most ``side`` × ``side``."""
+    """Return the middle of ``image`` (N, C, H, W), at most ``side`` × ``side`` pixels."""
     height, width = image.shape[-2:]
     top, left = max(height - side, 0) // 2, max(width - side, 0) // 2
     return image[..., top : top + side, left : left + side]
 
 
+@MODEL_REGISTRY.register()
 class TLWModel(TLWMixin, SRModel):
-    """SRModel trained with Trainable Loss Weights, see :class:`TLWMixin`."""
+    """SRModel, or the registered model ``base_model``, trained with Trainable Loss Weights, see :class:`TLWMixin`."""
+
+    def __new__(cls, opt: dict[str, Any]) -> Any:
+        """Build the model on ``base_model`` instead where that is another one."""
+        base = MODEL_REGISTRY.get(opt.get("base_model", "SRModel"))
+        return super().__new__(cls) if cls is not TLWModel or base is SRModel else with_tlw(base)(opt)
 
 
 @cache
 def with_tlw(base: type[BaseModel]) -> type[BaseModel]:
-    """The BasicSR model class ``base`` trained with Trainable Loss Weights: ``TLW{base}``, of SRModel TLWModel."""
+    """Return ``TLW{base}``, the BasicSR model class ``base`` trained with Trainable Loss Weights."""
     return TLWModel if base is SRModel else type(f"TLW{base.__name__}", (TLWMixin, base), {})
-
-
-def build_tlw_model(opt: dict[str, Any]) -> BaseModel:
-    """``model_type: TLWModel``: the registered model ``base_model`` (default SRModel) with TLW and what trains it."""
-    return with_training(with_tlw(MODEL_REGISTRY.get(opt.get("base_model", "SRModel"))))(opt)
-
-
-MODEL_REGISTRY._do_register("TLWModel", build_tlw_model)

@@ -1,8 +1,7 @@
-"""What a training needs of any BasicSR model and BasicSR's own lacks: files written whole, states that hold all."""
+"""Adds atomic checkpoints, full training states, guarded steps and mixed precision to any BasicSR model."""
 
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -20,17 +19,17 @@ from torch.utils.data import DataLoader
 from tlw_basicsr.compat import CudaMeans
 from tlw_basicsr.core.weight_net import paper_start_values
 from tlw_basicsr.models import states
-from tlw_basicsr.models.guard import StepGuard, are_finite, is_small, list_parameters, watch_backward
-from tlw_basicsr.models.optimizer import TrainingOptimizer
+from tlw_basicsr.models.guard import StepGuard, are_finite, copy_all, is_small, list_parameters
+from tlw_basicsr.models.optimizer import MixedPrecision, TrainingOptimizer
 from tlw_basicsr.models.optimizers import build_optimizer, build_schedulers
 from tlw_basicsr.models.validation import validate_alone
 from tlw_basicsr.networks import check_fit, describe_fit, read_network
-from tlw_basicsr.util.errors import UserError
+from tlw_basicsr.util.errors import UserError, first_line
 from tlw_basicsr.util.files import save_file
 
 
 class TrainingMixin(BaseModel):
-    """Checkpoints, devices and optimiser steps of a BasicSR model; goes before the model's own class.
+    """Checkpoints, devices and optimiser steps of a BasicSR model; a base class that precedes the model's own.
 
     Options in ``train``, all off by default:
 
@@ -50,6 +49,8 @@ class TrainingMixin(BaseModel):
     ``guard: false`` turns that off.
     """
 
+    own_optimizers = 0  # how many a subclass adds after those of the BasicSR model
+
     def __init__(self, opt: dict[str, Any]) -> None:
         train = opt.get("train") or {}
         device = "cpu" if opt["num_gpu"] == 0 else "cuda"
@@ -61,12 +62,199 @@ class TrainingMixin(BaseModel):
         with device_names(opt):
             super().__init__(opt)
 
+    # ------------------------------------------------------------------------------------------------- building
+
+    def init_training_settings(self) -> None:
+        """Build what the model's own builds; the guard sees what its losses return."""
+        super().init_training_settings()
+        for name, loss in vars(self).items():
+            if name.startswith("cri_") and isinstance(loss, nn.Module):
+                loss.register_forward_hook(lambda _, __, value: self.watch_losses(value))
+
+    def get_optimizer(self, optim_type: str, params: Any, lr: float, **kwargs: Any) -> Optimizer:
+        """Build the model's own optimiser, or torch's of the name."""
+        try:
+            return super().get_optimizer(optim_type, params, lr, **kwargs)
+        except NotImplementedError:
+            return build_optimizer(optim_type, params, lr=lr, **kwargs)
+
+    def setup_optimizers(self) -> None:
+        """Build the model's own optimisers, each within a :class:`TrainingOptimizer`."""
+        super().setup_optimizers()
+        wrapped = {id(optimizer): self.wrap_optimizer(optimizer) for optimizer in self.optimizers}
+        self.optimizers: list[Any] = list(wrapped.values())
+        for name, value in list(vars(self).items()):
+            if id(value) in wrapped:
+                setattr(self, name, wrapped[id(value)])
+
+    def wrap_optimizer(self, optimizer: Optimizer) -> TrainingOptimizer:
+        """Add what the options ask of every step."""
+        train = self.opt["train"]
+        every, limit = train.get("accumulation_steps", 1), train.get("clip_grad_norm")
+        return TrainingOptimizer(optimizer, self.guard, self.amp, every, limit)
+
+    def setup_schedulers(self) -> None:
+        """Build the model's own schedulers, or torch's of the name in ``train.scheduler``."""
+        section = dict(self.opt["train"]["scheduler"])  # BasicSR removes the type from it
+        try:
+            super().setup_schedulers()
+        except NotImplementedError:
+            self.schedulers = build_schedulers(section, self.optimizers)
+
+    def model_to_device(self, net: nn.Module) -> nn.Module:
+        """As BasicSR's, with ``use_channels_last`` and ``use_compile``; distributed on CPU processes too."""
+        train = (self.opt.get("train") or {}) if self.is_train else {}
+        if train.get("init_g") == "paper" and net is getattr(self, "net_g", None):
+            generator = torch.Generator().manual_seed(self.opt["manual_seed"])
+            net.apply(partial(paper_start_values, generator=generator))
+        if train.get("use_channels_last"):
+            channels_last(net)
+        if train.get("use_compile"):
+            net.compile()
+        if self.opt["dist"] and self.device.type == "cpu":
+            unused = self.opt.get("find_unused_parameters", False)
+            return DistributedDataParallel(net, find_unused_parameters=unused)
+        return super().model_to_device(net)
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Return ``net_g``, ``net_g_ema`` and the others by their names."""
+        return {name: value for name, value in vars(self).items() if name[:3] == "net" and isinstance(value, nn.Module)}
+
+    # ------------------------------------------------------------------------------------------------- iterations
+
     def feed_data(self, data: dict[str, Any]) -> None:
         """As the model's own, on its device."""
-        # On the CPU `.to()` is no copy, and BasicSR's video validation squeezes the tensors that it has fed.
+        # On the CPU `.to()` makes no copy, and BasicSR's video validation squeezes the tensors that it has fed.
         self.batch = data = {k: value.detach() if torch.is_tensor(value) else value for k, value in data.items()}
         with device_names(self.opt):
             super().feed_data(data)
+
+    def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:
+        """As BasicSR's, but the schedulers go on from their own rate, not from that of the warm-up.
+
+        Raises:
+            UserError: a scheduler fails, as after its end.
+        """
+        if 1 < current_iter <= warmup_iter:
+            for scheduler in self.schedulers:
+                for group, lr in zip(scheduler.optimizer.param_groups, scheduler.get_last_lr(), strict=False):
+                    group["lr"] = lr
+        try:
+            super().update_learning_rate(current_iter, warmup_iter=warmup_iter)
+        except Exception as error:  # a scheduler raises what it likes
+            raise UserError(f"train.scheduler: fails in iteration {current_iter:,} ({first_line(error)})") from error
+
+    def optimize_parameters(self, current_iter: int) -> None:
+        """As the model's own, in mixed precision by the options; an iteration that is not finite is undone.
+
+        Raises:
+            UserError: ``train.max_bad_steps`` iterations in a row were not finite.
+        """
+        try:
+            with self.guard.iteration(self.networks().values(), lambda: self.list_images().values()), self.amp.step():
+                super().optimize_parameters(current_iter)
+        except Exception:
+            # some losses refuse what is not finite; in a distributed training the other processes wait for this one
+            if self.opt["dist"] or not self.guard.enabled or not (names := self.name_not_finite(self.list_terms())):
+                raise
+        else:
+            if not self.guard.refused:
+                self.guard.in_row = 0
+                return
+            logged = {n: torch.tensor(float(v)) for n, v in self.log_dict.items() if n.startswith("l")}
+            names = self.name_not_finite({**self.list_terms(), **logged})
+        self.undo_iteration()
+        self.log_bad_step(current_iter, names)
+
+    def watch_losses(self, value: Any) -> None:
+        """Let the guard see a loss, or several, of this iteration."""
+        if self.guard.active:
+            self.guard.losses += [
+                loss.detach()
+                for loss in (value if isinstance(value, (list, tuple)) else [value])
+                if torch.is_tensor(loss)
+            ]
+
+    def list_images(self) -> dict[str, Any]:
+        """Return the images that must be finite for a step."""
+        return {name: getattr(self, name, None) for name in ("lq", "gt", "output")}
+
+    def list_terms(self) -> dict[str, Any]:
+        """Return the tensors among which the cause of a refusal is looked for, by their names in the log."""
+        return self.list_images()
+
+    def undo_iteration(self) -> None:
+        """Put back what a refused iteration has changed."""
+        self.guard.undo(self.optimizers)
+
+    def name_not_finite(self, terms: dict[str, Any]) -> list[str]:
+        """Return the names of terms, gradients and networks that are not finite."""
+        names = [name for name, value in terms.items() if not are_finite([value])]
+        for number, optimizer in enumerate(self.optimizers):
+            if not is_small(optimizer):
+                name = next((k for k, v in vars(self).items() if v is optimizer), f"optimizer {number}")
+                finite = are_finite(p.grad for p in list_parameters(optimizer))
+                names.append(f"{'step' if finite else 'gradient'} of {name}")
+        return names + [f"state of {name}" for name, net in self.networks().items() if not are_finite(net.buffers())]
+
+    def agreed(self, flag: Tensor) -> Tensor:
+        """Return ``flag``, true only where it is true in every process."""
+        if not self.opt["dist"]:
+            return flag
+        flag = flag.to(torch.int32)
+        dist.all_reduce(flag, dist.ReduceOp.MIN)
+        return flag.bool()
+
+    def log_bad_step(self, current_iter: int, terms: list[str]) -> None:
+        """Log which terms of which images were not finite; at ``max_bad_steps`` in a row, keep the batch and stop.
+
+        Raises:
+            UserError: that many; the message names the file ``bad_step_{current_iter}.pth``.
+        """
+        values = [v for key, v in self.batch.items() if key.endswith("path") or key == "key"]
+        paths = list(dict.fromkeys(p for v in values for p in (v if isinstance(v, (list, tuple)) else [v])))
+        causes: list[Any] = [(terms, paths)]
+        if self.opt["dist"]:
+            causes = [None] * self.opt["world_size"]
+            dist.all_gather_object(causes, (terms, paths))
+        text = "; ".join(
+            f"{', '.join(names)} (images {', '.join(map(str, images))})" for names, images in causes if names
+        )
+        limit = self.opt["train"].get("max_bad_steps", 10)
+        get_root_logger().warning(
+            f"Iteration {current_iter:,}: not finite: {text}. The step is left out, {self.guard.in_row} in a row "
+            f"(train.max_bad_steps: {limit})."
+        )
+        if self.guard.in_row < limit:
+            return
+        rank = self.opt.get("rank", 0)
+        folder = Path(self.opt["path"].get("experiments_root", self.opt["path"]["models"]))
+        path = folder / f"bad_step_{current_iter}{f'_{rank}' if rank else ''}.pth"
+        networks = {name: net.state_dict() for name, net in self.networks().items()}
+        save_file({"iter": current_iter, "terms": terms, "paths": paths, "batch": self.batch, **networks}, path)
+        raise UserError(
+            f"train.max_bad_steps: {self.guard.in_row} iterations in a row were not finite, the last one "
+            f"{current_iter:,}: {text}; its batch and the networks before it are in {path}"
+        )
+
+    def get_current_log(self) -> OrderedDict[str, float]:
+        """Return the model's own log and the number of refused steps, if there are any, or in mixed precision."""
+        log = OrderedDict(super().get_current_log())
+        if self.guard.skipped or self.amp.dtype is not None:
+            log["skipped"] = self.guard.skipped
+        return log
+
+    def model_ema(self, decay: float = 0.999) -> None:
+        """As BasicSR's, and a copy of the buffers; not in iterations that are refused or only add to the gradient."""
+        if decay and (self.guard.refused or getattr(self.optimizers[0], "accumulated", 0)):
+            return
+        super().model_ema(decay)
+        buffers = dict(self.get_bare_model(self.net_g).named_buffers())
+        pairs = [(ours, buffers[name]) for name, ours in self.net_g_ema.named_buffers() if name in buffers]
+        if pairs:
+            copy_all([ours for ours, _ in pairs], [theirs for _, theirs in pairs])
+
+    # ------------------------------------------------------------------------------------------------- validation
 
     def validation(self, dataloader: DataLoader, current_iter: int, *args: Any, **kwargs: Any) -> None:
         """As the model's own, on its device, by the bare network; the best networks are saved by the options.
@@ -88,156 +276,10 @@ class TrainingMixin(BaseModel):
         if not self.is_train or not metric:
             return
         first = next(options["name"] for options in self.opt["datasets"].values() if options["phase"] == "val")
-        best = self.best_metric_results[first][metric] if dataset == first else {"iter": None}
-        if best["iter"] == current_iter:
+        if dataset == first and self.best_metric_results[first][metric]["iter"] == current_iter:
             self.save(-1, "best")
 
-    own_optimizers = 0  # of a subclass, after those of the BasicSR model
-
-    def get_optimizer(self, optim_type: str, params: Any, lr: float, **kwargs: Any) -> Optimizer:
-        """The model's own, or torch's of the name."""
-        try:
-            return super().get_optimizer(optim_type, params, lr, **kwargs)
-        except NotImplementedError:
-            return build_optimizer(optim_type, params, lr=lr, **kwargs)
-
-    def setup_optimizers(self) -> None:
-        """The model's own, each within a :class:`TrainingOptimizer`."""
-        super().setup_optimizers()
-        train = self.opt["train"]
-        every, limit = train.get("accumulation_steps", 1), train.get("clip_grad_norm")
-        wrapped = {id(o): TrainingOptimizer(o, self.guard, self.amp, every, limit) for o in self.optimizers}
-        self.optimizers: list[Any] = list(wrapped.values())
-        for name, value in list(vars(self).items()):
-            if id(value) in wrapped:
-                setattr(self, name, wrapped[id(value)])
-
-    def setup_schedulers(self) -> None:
-        """The model's own, or torch's of the name in ``train.scheduler``."""
-        section = dict(self.opt["train"]["scheduler"])  # of which BasicSR takes the type out
-        try:
-            super().setup_schedulers()
-        except NotImplementedError:
-            self.schedulers = build_schedulers(section, self.optimizers)
-
-    def optimize_parameters(self, current_iter: int) -> None:
-        """As the model's own, in mixed precision by the options; refused if it is not finite.
-
-        Raises:
-            UserError: ``train.max_bad_steps`` iterations in a row were not finite.
-        """
-        tlw, failed = getattr(self, "tlw", None), None
-        last_e_step = tlw and tlw.last_e_step
-        with self.guard.iteration(self.networks().values(), self.list_looked_at):
-            try:
-                with self.amp.step():
-                    super().optimize_parameters(current_iter)
-            except Exception as error:  # some losses check their input
-                failed = error
-        if failed and (self.opt["dist"] or not self.guard.enabled):
-            raise failed  # the other processes may wait for this one in the middle of the step
-        if not failed and not self.guard.refused:
-            self.guard.in_row = 0
-            return
-        terms = self.name_not_finite(failed is None)
-        if failed and not terms:
-            raise failed
-        self.guard.undo(self.optimizers)
-        if tlw:
-            tlw.last_e_step = last_e_step
-        self.tell_bad_step(current_iter, terms)
-
-    def list_looked_at(self) -> list[Any]:
-        """What has to be finite for a step, beside losses, gradients and buffers."""
-        return [getattr(self, name, None) for name in ("lq", "gt", "output")]
-
-    def name_not_finite(self, logged: bool) -> list[str]:
-        """The terms of the refused iteration that are not finite; of ``logged`` ones the losses too."""
-        log = getattr(getattr(self, "tlw", None), "log", {})
-        terms = {name: [getattr(self, name, None)] for name in ("lq", "gt", "output")}
-        terms |= {"l_w": [log.get("l_w")], "weights w": [log.get("w")]}
-        if logged:
-            terms |= {n: [torch.tensor(float(v))] for n, v in self.log_dict.items() if n.startswith("l")}
-        names = [name for name, values in terms.items() if not are_finite(values)]
-        for number, optimizer in enumerate(self.optimizers):
-            if not is_small(optimizer):
-                name = next((k for k, v in vars(self).items() if v is optimizer), f"optimizer {number}")
-                finite = are_finite(p.grad for p in list_parameters(optimizer))
-                names.append(f"{'step' if finite else 'gradient'} of {name}")
-        for name, net in self.networks().items():
-            if not are_finite(net.buffers()):
-                names.append(f"state of {name}")
-        return names
-
-    def networks(self) -> dict[str, nn.Module]:
-        """``net_g``, ``net_g_ema`` and the others, by their names."""
-        return {name: value for name, value in vars(self).items() if name[:3] == "net" and isinstance(value, nn.Module)}
-
-    def agreed(self, flag: Tensor) -> Tensor:
-        """``flag``, true only where it is true in every process."""
-        if not self.opt["dist"]:
-            return flag
-        flag = flag.to(torch.int32)
-        dist.all_reduce(flag, dist.ReduceOp.MIN)
-        return flag.bool()
-
-    def tell_bad_step(self, current_iter: int, terms: list[str]) -> None:
-        """Log which terms of which images were not finite; at ``max_bad_steps`` in a row, keep the batch and stop.
-
-        Raises:
-            UserError: that many; the message names the file ``bad_step_{current_iter}.pth``.
-        """
-        values = [v for key, v in self.batch.items() if key.endswith("path") or key == "key"]
-        paths = list(dict.fromkeys(p for v in values for p in (v if isinstance(v, (list, tuple)) else [v])))
-        told = [(terms, paths)]
-        if self.opt["dist"]:
-            told = [None] * self.opt["world_size"]
-            dist.all_gather_object(told, (terms, paths))
-        told = [(names, images) for names, images in told if names]
-        text = "; ".join(f"{', '.join(names)} (images {', '.join(map(str, images))})" for names, images in told)
-        limit = self.opt["train"].get("max_bad_steps", 10)
-        get_root_logger().warning(
-            f"Iteration {current_iter:,}: not finite: {text}. The step is left out, {self.guard.in_row} in a row "
-            f"(train.max_bad_steps: {limit})."
-        )
-        if self.guard.in_row < limit:
-            return
-        rank = self.opt.get("rank", 0)
-        folder = Path(self.opt["path"].get("experiments_root", self.opt["path"]["models"]))
-        path = folder / f"bad_step_{current_iter}{f'_{rank}' if rank else ''}.pth"
-        networks = {name: net.state_dict() for name, net in self.networks().items()}
-        save_file({"iter": current_iter, "terms": terms, "paths": paths, "batch": self.batch, **networks}, path)
-        raise UserError(
-            f"train.max_bad_steps: {self.guard.in_row} iterations in a row were not finite, the last one "
-            f"{current_iter:,}: {text}; its batch and the networks before it are in {path}"
-        )
-
-    def get_current_log(self) -> OrderedDict[str, float]:
-        """The model's own, and the number of steps that were left out: where there are any, and in mixed precision."""
-        log = OrderedDict(super().get_current_log())
-        if self.guard.skipped or self.amp.dtype is not None:
-            log["skipped"] = self.guard.skipped
-        return log
-
-    def model_ema(self, decay: float = 0.999) -> None:
-        """BasicSR's, but not in iterations that are refused or only add to the gradient."""
-        if decay == 0 or not (self.guard.refused or getattr(self.optimizers[0], "accumulated", 0)):
-            super().model_ema(decay)
-
-    def model_to_device(self, net: nn.Module) -> nn.Module:
-        """As BasicSR's, with ``use_channels_last`` and ``use_compile``; distributed on CPU processes too."""
-        train = (self.opt.get("train") or {}) if self.is_train else {}
-        if train.get("init_g") == "paper" and net is getattr(self, "net_g", None):
-            generator = torch.Generator().manual_seed(self.opt["manual_seed"])
-            net.apply(partial(paper_start_values, generator=generator))
-        if train.get("use_channels_last"):
-            channels_last(net)
-        if train.get("use_compile"):
-            net.compile()
-        if self.opt["dist"] and self.device.type == "cpu":
-            unused = self.opt.get("find_unused_parameters", False)
-            return DistributedDataParallel(net, find_unused_parameters=unused)
-        return super().model_to_device(net)
+    # ------------------------------------------------------------------------------------------------- files
 
     @master_only
     def save_network(
@@ -247,7 +289,7 @@ class TrainingMixin(BaseModel):
         current_iter: int,
         param_key: str | list[str] = "params",
     ) -> None:
-        """Write ``{net_label}_{current_iter}.pth`` in BasicSR's format, whole or not at all (-1 is ``latest``)."""
+        """Write ``{net_label}_{current_iter}.pth`` in BasicSR's format, whole or not at all; -1 is ``latest``."""
         nets = net if isinstance(net, list) else [net]
         keys = param_key if isinstance(param_key, list) else [param_key]
         content = {
@@ -277,91 +319,31 @@ class TrainingMixin(BaseModel):
         net.load_state_dict(state, strict=strict)
 
     def training_state(self) -> dict[str, Any]:
-        """What a resumed training needs beside the networks, optimisers and schedulers; called by every process."""
+        """Return what BasicSR's own states lack; called by every process."""
         return states.collect_state(self)
 
     def save_training_state(self, epoch: int, current_iter: int | str) -> None:
-        """Write ``{current_iter}.state``; nothing at -1 or ``best``."""
+        """Write ``{current_iter}.state``, except for -1 and ``best``."""
         states.write_state(self, epoch, current_iter)
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
-        """Load optimisers and schedulers, the best metrics so far and this process's random numbers.
+        """Take a state: the optimisers, the schedulers and everything of :meth:`training_state`.
 
         Raises:
-            UserError: the state is damaged, or of a training with other optimisers.
+            Exception: it is damaged or of another training; the model has to be built anew then.
         """
-        states.take_state(self, resume_state, super().resume_training)
-
-    def resume_rest(self, resume_state: dict[str, Any]) -> None:
-        """What BasicSR's states do not hold."""
+        states.take_training(self, resume_state, super().resume_training)
         states.take_rest(self, resume_state)
-
-
-class MixedPrecision:
-    """Autocast around a model's training step, and the loss scaled for fp16.
-
-    A step whose gradients overflow is refused by the :class:`StepGuard`; the scale falls.
-
-    Args:
-        device_type: ``'cpu'`` or ``'cuda'``.
-        use_amp: ``'bf16'``, ``'fp16'`` or False, which does nothing.
-    """
-
-    def __init__(self, device_type: str, use_amp: str | bool | None) -> None:
-        self.device_type = device_type
-        self.dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(str(use_amp))
-        self.scaler = torch.amp.GradScaler(device_type, enabled=self.dtype == torch.float16)
-        self.unscaled = False
-
-    @contextmanager
-    def step(self) -> Iterator[None]:
-        """The context of one training step."""
-        if self.dtype is None:
-            yield
-            return
-        try:
-            with ExitStack() as stack:
-                # without a cache: weights change within a training step
-                stack.enter_context(torch.autocast(self.device_type, self.dtype, cache_enabled=False))
-                if self.scaler.is_enabled():
-                    stack.enter_context(watch_backward(self.scaler.scale))
-                yield
-        finally:
-            if self.unscaled:
-                self.scaler.update()
-                self.unscaled = False
-
-    def unscale(self, optimizer: Optimizer) -> None:
-        """Divide the gradients by the scale, where the loss is scaled."""
-        if self.scaler.is_enabled():
-            self.scaler.unscale_(optimizer)
-            self.unscaled = True
-
-    def take_step(self, optimizer: Optimizer, closure: Any = None) -> None:
-        """Step; where the loss is scaled, with a look at the gradients, which the guard may not have had."""
-        if self.scaler.is_enabled():
-            self.scaler.step(optimizer)
-        else:
-            optimizer.step(closure)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The loss scale."""
-        return {"scaler": self.scaler.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Undo :meth:`state_dict`; an empty state changes nothing."""
-        if state.get("scaler") and self.scaler.is_enabled():
-            self.scaler.load_state_dict(state["scaler"])
 
 
 @cache
 def with_training(base: type[BaseModel]) -> type[BaseModel]:
-    """``base`` with :class:`TrainingMixin` before it, under its own name."""
+    """Return ``base`` with :class:`TrainingMixin` before it, under its own name."""
     return base if issubclass(base, TrainingMixin) else type(base.__name__, (TrainingMixin, base), {})
 
 
 def device_names(opt: dict[str, Any]) -> AbstractContextManager:
-    """Where the options say the CPU, make what BasicSR's models call ``cuda`` mean that."""
+    """Where the options say CPU, let what BasicSR's models call ``cuda`` mean that."""
     return CudaMeans(torch.device("cpu")) if opt["num_gpu"] == 0 else nullcontext()
 
 

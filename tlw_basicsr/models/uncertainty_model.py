@@ -23,10 +23,10 @@ class FeatureTap:
 
     Args:
         net: the network.
-        name: of the module.
+        name: the module's.
 
     Raises:
-        UserError: there is no such module.
+        UserError: the network has no such module.
     """
 
     def __init__(self, net: nn.Module, name: str) -> None:
@@ -35,7 +35,7 @@ class FeatureTap:
         except AttributeError:
             choices = ", ".join(child for child, _ in net.named_children())
             raise UserError(
-                f"train.uncertainty.features: {name!r} is no module of {type(net).__name__}; such are {choices}"
+                f"train.uncertainty.features: {name!r} is not a module of {type(net).__name__}; accepted are {choices}"
             ) from None
         self.features: Tensor | None = None
         module.register_forward_pre_hook(self._keep)
@@ -44,7 +44,7 @@ class FeatureTap:
         self.features = inputs[0]
 
     def take(self) -> Tensor:
-        """The features of the last forward, which are let go."""
+        """Return the features of the last forward, and forget them."""
         features, self.features = self.features, None
         if features is None:
             raise UserError("train.uncertainty.features: the network's forward does not pass this module")
@@ -85,18 +85,18 @@ class UncertaintyModel(TrainingMixin, SRModel):
         self.cri_pix: Any = self.uncertainty_pixel_loss
 
     def setup_optimizers(self) -> None:
-        """SRModel's, with the head's parameters in the SR network's optimiser."""
+        """Add the head's parameters to the SR network's optimiser."""
         super().setup_optimizers()
         self.optimizer_g.add_param_group({"params": list(self.net_u.parameters())})
 
     def begin_stage_two(self) -> None:
-        """Copy the SR network and the head as they are, frozen, and forget the optimiser's moments and gradients."""
+        """Keep frozen copies of the SR network and the head; forget the optimiser's moments and gradients."""
         self.freeze({name: self.get_bare_model(getattr(self, name)).state_dict() for name in STAGE_ONE_KEYS})
         self.optimizer_g.state.clear()
         self.optimizer_g.forget_gradients()
 
     def freeze(self, states: dict[str, dict[str, Tensor]]) -> None:
-        """Keep stage one's networks, given by their state dicts, for s."""
+        """Build stage one's networks, which predict s in stage two, from their state dicts."""
         networks = {}
         with torch.random.fork_rng():
             for name, state in states.items():
@@ -108,14 +108,14 @@ class UncertaintyModel(TrainingMixin, SRModel):
         self.net_u.requires_grad_(False)
 
     def optimize_parameters(self, current_iter: int) -> None:
-        """SRModel's step, in the stage of this iteration."""
+        """Run SRModel's step in the stage of this iteration."""
         if self.stage_one is None and current_iter > self.stage_one_iter:
             get_root_logger().info("Stage two of the uncertainty baseline begins.")
             self.begin_stage_two()
         super().optimize_parameters(current_iter)
 
     def uncertainty_pixel_loss(self, sr: Tensor, gt: Tensor) -> Tensor:
-        """L_ESU or L_UDL of the SR image (N, C, H, W) in [0, 1] that SRModel has computed: scalar."""
+        """Return L_ESU or L_UDL, a scalar, of the SR image (N, C, H, W) in [0, 1] that SRModel has computed."""
         if self.stage_one is None:
             s, stage = self.net_u(self.tap.take()), 1
         else:
@@ -128,14 +128,14 @@ class UncertaintyModel(TrainingMixin, SRModel):
         return self.cri_uncertainty(sr, gt, s, stage)
 
     def get_current_log(self) -> OrderedDict[str, float]:
-        """SRModel's log, the stage, mean and spread of s."""
+        """Return SRModel's log, the stage, and mean and spread of s."""
         log = super().get_current_log()
         log["stage"] = 1 if self.stage_one is None else 2
         log.update(self.reduce_loss_dict(OrderedDict(getattr(self, "s_log", {}))))
         return log
 
     def save(self, epoch: int, current_iter: int) -> None:
-        """``net_u_{current_iter}.pth``, with stage one's networks in stage two, then SRModel's files."""
+        """Write ``net_u_{current_iter}.pth``, in stage two with stage one's networks, then SRModel's files."""
         nets, keys = [self.net_u], ["params"]
         for name, key in STAGE_ONE_KEYS.items():
             if self.stage_one is not None:
@@ -145,7 +145,7 @@ class UncertaintyModel(TrainingMixin, SRModel):
         super().save(epoch, current_iter)
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
-        """Also stage one's networks, if it has ended."""
+        """Also load stage one's networks, if it has ended."""
         if resume_state["iter"] > self.stage_one_iter:
             path, what = self.opt["path"]["pretrain_network_u"], "path.pretrain_network_u"
             states = {}

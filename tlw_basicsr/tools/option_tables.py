@@ -23,9 +23,8 @@ from tlw_basicsr.engine.schema import (
     UncertaintyOptions,
     ValOptions,
 )
-from tlw_basicsr.losses.tlw_loss import TLWLoss
+from tlw_basicsr.losses.tlw_loss import TLWLoss, describe_options
 from tlw_basicsr.losses.uncertainty_loss import UncertaintyLoss
-from tlw_basicsr.models.tlw_model import describe_options
 from tlw_basicsr.util.kinds import Option, describe_parameters
 
 HEAD = """\

@@ -22,7 +22,7 @@ import yaml
 
 from tlw_basicsr.engine.options import check_options
 from tlw_basicsr.engine.preflight import check_folders
-from tlw_basicsr.models.states import list_states
+from tlw_basicsr.engine.resume import list_states
 from tlw_basicsr.pictures import spread_figure
 from tlw_basicsr.tools.evaluation import PROTOCOLS, Upscaler, bicubic, csv_text, evaluate, json_text, means
 from tlw_basicsr.tools.inference import upscaler_of

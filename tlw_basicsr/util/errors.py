@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend, told in one line."""
+"""User-facing errors, reported in one line."""
 
 import os
 import reprlib
@@ -15,7 +15,7 @@ class UserError(Exception):
     """A wrong option, image or checkpoint. The message names the key or file and says what is accepted."""
 
     def __str__(self) -> str:
-        # A data loader's worker wraps the message in its traceback, of which the last line is ours.
+        # A data loader's worker wraps the message in its traceback, whose last line is ours.
         text = super().__str__().strip()
         if text.startswith("Caught "):
             text = text.splitlines()[-1].split("UserError: ", 1)[-1]
@@ -23,13 +23,13 @@ class UserError(Exception):
 
 
 def clean(text: str) -> str:
-    """``text`` in one line of bounded length, without what a terminal would obey: for all that comes from a file."""
+    """Return ``text`` from a file as one line of bounded length, without control characters."""
     text = clean_line(" ".join(text.split()))
     return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
 
 
 def clean_line(text: str) -> str:
-    """``text`` with its control characters written out, but tabs."""
+    """Return ``text`` with its control characters escaped, except tabs."""
     return "".join(c if c.isprintable() or c == "\t" else repr(c)[1:-1] for c in text)
 
 
@@ -52,19 +52,19 @@ _REPR = _Repr()
 
 
 def short(value: Any) -> str:
-    """``repr(value)`` for a message: of text and numbers of usual length as it is, else cut, however large it is."""
+    """Return ``repr(value)`` for a message, shortened where it is long."""
     text = _REPR.repr(value)
     return text if len(text) <= 300 else f"{text[:150]} … {text[-140:]}"
 
 
 def first_line(error: BaseException) -> str:
-    """The type and the first line of an error's message."""
+    """Return the type and the first line of an error's message."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def reason_of(error: BaseException) -> str:
-    """The operating system's words for ``error``, if it or what led to it has any, else its first line."""
+    """Return the operating system's words for ``error`` or what led to it, else the first line of its message."""
     chain: BaseException | None = error
     while chain is not None:
         if isinstance(chain, OSError) and chain.strerror:
@@ -74,10 +74,14 @@ def reason_of(error: BaseException) -> str:
 
 
 def expanded(path: str | Path, where: str) -> Path:
-    """``path`` with the home folder for its ``~``.
+    """Return ``path`` with the home folder for its ``~``.
+
+    Args:
+        path: the path.
+        where: the option's place, for the message.
 
     Raises:
-        UserError: ``~name`` of a user that there is not; ``where`` is the option's place.
+        UserError: ``~name`` of a user who does not exist.
     """
     try:
         return Path(path).expanduser()
@@ -87,7 +91,7 @@ def expanded(path: str | Path, where: str) -> Path:
 
 @contextmanager
 def files_in_a_line() -> Iterator[None]:
-    """Tell an error of the operating system, such as a full disk, as a :class:`UserError` that names the file."""
+    """Report an error of the operating system, such as a full disk, as a :class:`UserError` that names the file."""
     try:
         yield
     except BrokenPipeError:  # nobody reads the output any more
@@ -98,14 +102,14 @@ def files_in_a_line() -> Iterator[None]:
 
 @contextmanager
 def killed_workers_in_a_line() -> Iterator[None]:
-    """Tell the end of a data loader's process, such as by the system when memory is short, as a :class:`UserError`."""
+    """Report that a data loader's process was killed, as where memory is short, as a :class:`UserError`."""
     try:
         yield
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise
         raise UserError(
-            f"a process that loads data was killed, for want of memory perhaps; lower num_worker_per_gpu or the "
+            f"a process that loads data was killed, perhaps because memory ran out; lower num_worker_per_gpu or the "
             f"batch, or give it more memory ({first_line(error)})"
         ) from error
 

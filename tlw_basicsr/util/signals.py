@@ -18,14 +18,14 @@ FORWARDED = 2.0  # seconds in which a launcher may pass on the signal that its w
 
 
 class StopSignals:
-    """Within it, the first SIGTERM or SIGINT is remembered, and a second one ends the process at once.
+    """Remembers the first SIGTERM or SIGINT; a second one ends the process at once.
 
     Args:
-        distributed: several processes, which agree on stopping.
-        device: of the flag that they agree on.
+        distributed: whether several processes have to agree on stopping.
+        device: where the flag lies that they agree on.
 
     Attributes:
-        received: the number of the first signal, 0 for none.
+        received: the number of the first signal, or 0.
     """
 
     def __init__(self, distributed: bool = False, device: torch.device | str = "cpu") -> None:
@@ -53,7 +53,7 @@ class StopSignals:
             self.received, self.time = number, time.monotonic()
 
     def agreed(self) -> int:
-        """The signal that some process has received, 0 for none; called by all."""
+        """Return the signal that some process has received, or 0; called by all processes."""
         if not self.distributed:
             return self.received
         flag = torch.tensor(self.received, device=self.device)
@@ -61,17 +61,16 @@ class StopSignals:
         return int(flag)
 
     def leave_to_parent(self, init: Callable[[int], None] | None) -> Callable[[int], None]:
-        """A data loader's ``worker_init_fn``: after ``init``, leave the signals that the process group gets to us.
+        """Return a data loader's ``worker_init_fn`` that calls ``init`` and leaves the process group's signals to us.
 
-        Outside of the ``with`` block SIGTERM ends a worker: Python sends it to those that are left when it ends itself,
+        Outside of the ``with`` block SIGTERM ends a worker: Python sends it to the workers that are left when it ends,
         and then waits for them.
         """
         return partial(_leave_to_parent, init, self.within)
 
 
 def end_with_parent(init: Callable[[int], None] | None = None, worker: int = 0) -> None:
-    """First call of a worker, and then ``init(worker)``: it ends when the process that started it does, however that
-    ends. For that it need not be waiting for work."""
+    """Let a worker end when the process that started it does, however that ends, then call ``init(worker)``."""
     parent = multiprocessing.parent_process()
     assert parent is not None  # a worker has one
 
