@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from tlw_basicsr.core.tlw import TLW, Base, LossWeight, NumSamples, Stochastic, Weights
 from tlw_basicsr.util.errors import UserError, short
 
+PAPER_DISTANCE = {"type": "LPIPSDistance", "net": "vgg"}  # the D of arXiv:2301.10575
+
 
 @LOSS_REGISTRY.register()
 class TLWLoss(nn.Module):
@@ -44,7 +46,7 @@ class TLWLoss(nn.Module):
         if weights != "learned" and distance is not None:
             raise UserError(f"TLWLoss: distance is not used with weights: {weights}; delete it")
         if weights == "learned" and not isinstance(distance, nn.Module):
-            options = {"type": "LPIPSDistance", "net": "vgg"} if distance is None else dict(distance)
+            options = dict(PAPER_DISTANCE if distance is None else distance)
             if "type" not in options:
                 raise UserError("TLWLoss: distance.type: missing; accepted is a registered loss, as SSIMDistance")
             distance = LOSS_REGISTRY.get(options.pop("type"))(**options)
