@@ -1,7 +1,6 @@
 """The files of a training: its networks, found by its YAML and loaded, the iterations, k and the distance D."""
 
 import re
-import sys
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,7 +32,8 @@ class Trained:
         net: the network, in eval mode on the CPU.
         options: its options, ``network_g``.
         path: the file.
-        entry: ``params_ema`` or ``params``, whichever was taken; empty for a file that is a state dict.
+        entry: ``params_ema`` or ``params``, whichever was taken, with a warning of a young average; empty for a file
+            that is a state dict.
     """
 
     net: nn.Module
@@ -72,8 +72,6 @@ def load_sr_network(args: Namespace) -> Trained:
 def load_trained(opt: Options, checkpoint: str | Path | None = None, param_key: str = "params_ema") -> Trained:
     """``network_g`` of the options with the weights of ``checkpoint``, by default those of :func:`find_checkpoint`.
 
-    A moving average that is still close to the training's first network is warned of on stderr.
-
     Raises:
         UserError: the options or the checkpoint are wrong, or do not fit each other.
     """
@@ -82,21 +80,15 @@ def load_trained(opt: Options, checkpoint: str | Path | None = None, param_key: 
     content = {} if is_safetensors(path) else load_file(path, "checkpoint")
     entry = next((key for key in (param_key, "params") if isinstance(content.get(key), dict)), "")
     share = share_of_first_network(opt, path) if entry == "params_ema" else 0
-    if share > OLD_ENOUGH:
-        print(
-            f"warning: {path}: params_ema, a moving average, is still to {share:.0%} the network that the training "
-            "began with; --param_key params takes the network itself",
-            file=sys.stderr,
-        )
-    return Trained(net, opt["network_g"], path, entry)
+    young = f", a young average: {share:.0%} of it is the training's first network" if share > OLD_ENOUGH else ""
+    return Trained(net, opt["network_g"], path, entry + young)
 
 
 def share_of_first_network(opt: Options, path: Path) -> float:
     """How much of a moving average is the training's first network: ema_decay^n after n iterations; 0 if unknown."""
-    train = opt.get("train") or {}
-    decay, iterations = train.get("ema_decay", 0), train.get("total_iter", 0)
-    if found := re.search(r"_(\d+)\.pth$", path.name):
-        iterations = int(found[1])
+    train = get_section(opt, "train")
+    found = re.search(r"_(\d+)\.pth$", path.name)
+    decay, iterations = train.get("ema_decay", 0), int(found[1]) if found else train.get("total_iter", 0)
     known = all(isinstance(value, (int, float)) for value in (decay, iterations))
     return decay**iterations if known and 0 < decay < 1 and iterations > 0 else 0
 

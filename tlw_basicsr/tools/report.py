@@ -5,7 +5,7 @@ import io
 import json
 import math
 from collections.abc import Iterable, Sequence
-from statistics import mean, stdev
+from statistics import stdev
 from typing import Any
 
 Row = dict[str, Any]
@@ -16,10 +16,9 @@ def spread(values: Sequence[float]) -> float | None:
     return stdev(values) if len(values) > 1 else None
 
 
-def format_values(values: Sequence[float], digits: int, sign: str = "", factor: float = 1) -> str:
-    """``mean ± spread`` of the values times ``factor``; ``sign='+'`` writes the sign of a positive mean too."""
-    deviation = spread(values)
-    text = f"{mean(values) * factor:{sign}.{digits}f}"
+def format_value(value: float, deviation: float | None, digits: int, sign: str = "", factor: float = 1) -> str:
+    """``value ± deviation``, both times ``factor``; ``sign='+'`` writes the sign of a positive value too."""
+    text = f"{value * factor:{sign}.{digits}f}"
     return text if deviation is None else f"{text} ± {deviation * factor:.{digits}f}"
 
 

@@ -8,10 +8,12 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, product
+from operator import itemgetter
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -25,7 +27,7 @@ from tlw_basicsr.pictures import spread_figure
 from tlw_basicsr.tools.evaluation import METRICS, PROTOCOLS, Source, bicubic, evaluate, means
 from tlw_basicsr.tools.experiment import load_trained
 from tlw_basicsr.tools.recipes import list_cells, recipe
-from tlw_basicsr.tools.report import csv_text, format_values, json_text, markdown_table, spread
+from tlw_basicsr.tools.report import Row, csv_text, format_value, json_text, markdown_table, spread
 from tlw_basicsr.util.errors import UserError, expanded
 from tlw_basicsr.util.files import hold_lock, write_text
 from tlw_basicsr.util.kinds import Options
@@ -374,87 +376,62 @@ def find_network(run: Run, cell: Cell) -> Path:
 # ------------------------------------------------------------------------------------------------- tables
 
 
-@dataclass(frozen=True)
-class TableRow:
-    """One network and loss, with a record for each seed; ``network`` is empty for bicubic."""
+def long_table(run: Run, cells: Sequence[Cell], scale: int) -> list[Row]:
+    """The table in its long form: a row for each protocol, test set, metric, and network and loss, bicubic first.
 
-    network: str
-    loss: str
-    unweighted: str | None
-    iterations: int
-    records: tuple[Record, ...]
-
-    def values(self, name_of_set: str, protocol: str, metric: str) -> list[float]:
-        """A metric's value for each seed."""
-        values = [record["results"][name_of_set][protocol][metric] for record in self.records]
-        return [math.inf if value is None else value for value in values]
-
-
-def table_rows(run: Run, cells: Sequence[Cell], scale: int) -> list[TableRow]:
-    """Bicubic, then every network and loss in the order of the cells."""
-    rows = [TableRow("", "bicubic", None, 0, (read_record(run, f"bicubic_x{scale}"),))]
+    ``difference`` is that of the means to the unweighted loss; ``values`` holds the values of the seeds.
+    """
+    bicubic_record = read_record(run, f"bicubic_x{scale}")
+    lines: list[tuple[str, Variant, int, list[Record]]] = [("", Variant("bicubic", ""), 0, [bicubic_record])]
     chosen = [cell for cell in cells if cell.scale == scale]
     for (network, variant), group in groupby(chosen, key=lambda cell: (cell.network, cell.variant)):
-        of_row = list(group)
-        iterations = int(cell_options(run, of_row[0])["train"]["total_iter"])
-        unweighted = variant.unweighted if variant.unweighted != variant.name else None
-        records = tuple(read_record(run, cell.name) for cell in of_row)
-        rows.append(TableRow(network, variant.name, unweighted, iterations, records))
-    return rows
+        of_line = list(group)
+        iterations = int(cell_options(run, of_line[0])["train"]["total_iter"])
+        lines.append((network, variant, iterations, [read_record(run, cell.name) for cell in of_line]))
+    table: list[Row] = []
+    for protocol, name_of_set in product(PROTOCOLS, run.sets):
+        for metric in bicubic_record["results"][name_of_set][protocol]:
+            column: list[Row] = []
+            for network, variant, iterations, records in lines:
+                values = [record["results"][name_of_set][protocol][metric] for record in records]
+                values = [math.inf if value is None else value for value in values]
+                seconds = mean(record.get("seconds", 0) for record in records)
+                column.append({
+                    "scale": scale, "protocol": protocol, "set": name_of_set, "network": network, "loss": variant.name,
+                    "metric": metric, "mean": mean(values), "spread": spread(values), "seeds": len(values),
+                    "difference": None, "best": 0, "iterations": iterations,
+                    "seconds": round(seconds, 1) if network else 0, "values": values,
+                })  # fmt: skip
+            means_of = {(row["network"], row["loss"]): row["mean"] for row in column}
+            best = (max if METRICS[metric].higher else min)(means_of.values())
+            for row, (network, variant, *_) in zip(column, lines, strict=True):
+                row["best"] = int(row["mean"] == best)
+                base = (network, variant.unweighted)
+                if base in means_of and variant.unweighted != variant.name:
+                    row["difference"] = row["mean"] - means_of[base]
+            table += column
+    return table
 
 
-@dataclass(frozen=True)
-class TableCell:
-    """The values of the seeds, the difference of their mean to the unweighted loss, and whether it is the best."""
-
-    values: list[float]
-    difference: float | None
-    best: bool
-
-    def text(self, metric: str) -> str:
-        """The value with its spread, bold if it is the best of its column, and the difference in brackets."""
-        digits, factor = METRICS[metric].digits, METRICS[metric].factor
-        text = format_values(self.values, digits, factor=factor)
-        text = f"**{text}**" if self.best else text
-        return text if self.difference is None else f"{text} ({self.difference * factor:+.{digits}f})"
-
-
-def columns(run: Run, rows: Sequence[TableRow]) -> Iterator[tuple[str, str, str, list[TableCell]]]:
-    """Test set, protocol, metric and its cells from top to bottom."""
-    for protocol in PROTOCOLS:
-        for name_of_set in run.sets:
-            for metric in rows[0].records[0]["results"][name_of_set][protocol]:
-                values = [row.values(name_of_set, protocol, metric) for row in rows]
-                best = (max if METRICS[metric].higher else min)(map(mean, values))
-                means_of = {(row.network, row.loss): mean(each) for row, each in zip(rows, values, strict=True)}
-                cells = []
-                for row, each in zip(rows, values, strict=True):
-                    base = means_of.get((row.network, row.unweighted)) if row.unweighted else None
-                    cells.append(TableCell(each, None if base is None else mean(each) - base, mean(each) == best))
-                yield name_of_set, protocol, metric, cells
-
-
-def description(run: Run, rows: Sequence[TableRow], cells: Sequence[Cell]) -> list[str]:
+def describe(run: Run, cells: Sequence[Cell]) -> list[str]:
     """What the reader of a table must know."""
     opts = [cell_options(run, cell) for cell in cells]
-    iterations = sorted({row.iterations for row in rows if row.network})
+    iterations = sorted({int(opt["train"]["total_iter"]) for opt in opts})
     train_sets = sorted({opt["datasets"]["train"]["name"] for opt in opts})
     distances = {
         yaml.safe_dump(opt["train"]["pixel_opt"]["distance"], default_flow_style=True, width=1000).strip()
         for opt in opts
         if "distance" in opt["train"]["pixel_opt"]
     }
-    entries = sorted({record["entry"] for row in rows for record in row.records if record.get("entry")})
-    lines = []
-    if iterations:
-        lines.append(
-            f"Trained for {', '.join(f'{n:,}' for n in iterations)} iterations on {', '.join(train_sets)}"
-            + ("" if run.iters is None else " (--iters: scaled down, not the paper's training)")
-            + f"; seeds {', '.join(map(str, sorted({cell.seed for cell in cells})))}, one start for all losses each."
-        )
-        network = "the one with the best LPIPS-vgg on Set5" if run.keeps_best else "the last one"
-        of_file = f", its {' or '.join(entries)}" if entries else ""
-        lines.append(f"The network that counts: {network}{of_file}.")
+    entries = sorted({read_record(run, cell.name).get("entry") or "parameters" for cell in cells})
+    scaled = "" if run.iters is None else " (--iters: scaled down, not the paper's training)"
+    seeds = sorted({cell.seed for cell in cells})
+    network = "the one with the best LPIPS-vgg on Set5" if run.keeps_best else "the last one"
+    lines = [
+        f"Trained for {', '.join(f'{n:,}' for n in iterations)} iterations on {', '.join(train_sets)}{scaled}; "
+        f"seeds {', '.join(map(str, seeds))}, one start for all losses each.",
+        f"The network that counts: {network}, its {' or '.join(entries)}.",
+    ]
     if distances:
         lines.append("Distance D of TLW: " + ", ".join(sorted(distances)) + ".")
     if run.forced:
@@ -463,7 +440,7 @@ def description(run: Run, rows: Sequence[TableRow], cells: Sequence[Cell]) -> li
         if variant.forced:
             lines.append(f"{variant.name}: {variant.loss} with {', '.join(variant.forced)}.")
     lines.append("In brackets: the difference to the unweighted loss. Bold: the best of the column.")
-    if any(len(row.records) > 1 for row in rows):
+    if len(seeds) > 1:
         lines.append("±: standard deviation over the seeds.")
     if run.missing:
         lines.append(f"Left out, not in the data folder: {', '.join(run.missing)}.")
@@ -474,63 +451,52 @@ def description(run: Run, rows: Sequence[TableRow], cells: Sequence[Cell]) -> li
     return lines
 
 
-def markdown(run: Run, rows: Sequence[TableRow], scale: int, notes: Sequence[str]) -> str:
-    """The table as Markdown: a section for each protocol, a table for each test set."""
-    text = [f"# ×{scale}", "", *(f"- {note}" for note in notes), ""]
-    for (name_of_set, protocol), group in groupby(columns(run, rows), key=lambda column: column[:2]):
-        chosen = list(group)
-        headings = ["network", "loss", *(METRICS[metric].heading for _, _, metric, _ in chosen)]
-        lines = [
-            [row.network or "–", row.loss, *(cells[number].text(metric) for _, _, metric, cells in chosen)]
-            for number, row in enumerate(rows)
-        ]
-        text += [f"## {name_of_set}, {PROTOCOL_NAMES[protocol]}", "", *markdown_table(headings, lines, 2), ""]
+def markdown(table: Sequence[Row], notes: Sequence[str]) -> str:
+    """The table as Markdown: a section for each protocol and test set."""
+    text = [f"# ×{table[0]['scale']}", "", *(f"- {note}" for note in notes), ""]
+    for (protocol, name_of_set), group in groupby(table, key=itemgetter("protocol", "set")):
+        lines: dict[tuple[str, str], list[str]] = defaultdict(list)
+        metrics = {}
+        for row in group:
+            metric = metrics[row["metric"]] = METRICS[row["metric"]]
+            cell = format_value(row["mean"], row["spread"], metric.digits, factor=metric.factor)
+            cell = f"**{cell}**" if row["best"] else cell
+            if row["difference"] is not None:
+                cell += f" ({format_value(row['difference'], None, metric.digits, '+', metric.factor)})"
+            lines[row["network"] or "–", row["loss"]].append(cell)
+        headings = ["network", "loss", *(metric.heading for metric in metrics.values())]
+        rows = [[*names, *line] for names, line in lines.items()]
+        text += [f"## {name_of_set}, {PROTOCOL_NAMES[protocol]}", "", *markdown_table(headings, rows, 2), ""]
     return "\n".join(text)
 
 
-def long_csv(run: Run, rows: Sequence[TableRow], scale: int) -> str:
-    """The table as CSV, a line for each value, in the metrics' own units."""
-    lines = []
-    for name_of_set, protocol, metric, cells in columns(run, rows):
-        for row, cell in zip(rows, cells, strict=True):
-            seconds = mean(record.get("seconds", 0) for record in row.records) if row.network else 0
-            lines.append({
-                "scale": scale, "protocol": protocol, "set": name_of_set, "network": row.network, "loss": row.loss,
-                "metric": metric, "mean": mean(cell.values), "spread": spread(cell.values), "seeds": len(cell.values),
-                "difference": cell.difference, "best": int(cell.best), "iterations": row.iterations,
-                "seconds": round(seconds, 1),
-            })  # fmt: skip
-    return csv_text(lines)
-
-
-def plot(run: Run, rows: Sequence[TableRow], scale: int) -> list[Path]:
+def plot(run: Run, table: Sequence[Row]) -> list[Path]:
     """Write ``table_x{scale}_{network}.png`` for every network: bicubic and its losses, with the seeds' spread.
 
     There is a row for each metric of :data:`PLOTTED` that was measured, and a column for each test set.
     """
-    paths = []
-    for network, group in groupby((row for row in rows if row.network), key=lambda row: row.network):
-        chosen = [row for row in rows if not row.network] + list(group)
-        measured = rows[0].records[0]["results"][run.sets[0]]["paper"]
+    paths, scale = [], table[0]["scale"]
+    for network in dict.fromkeys(row["network"] for row in table if row["network"]):
+        chosen = [row for row in table if row["network"] in ("", network) and row["protocol"] == "paper"]
         panels = []
-        for metric in [metric for metric in PLOTTED if metric in measured]:
-            for name_of_set in run.sets:
-                factor = METRICS[metric].factor
-                values = [[factor * v for v in row.values(name_of_set, "paper", metric)] for row in chosen]
-                panels.append((name_of_set, METRICS[metric].heading, values))
-        paths.append(run.out / f"table_x{scale}_{network}.png")
+        for metric, name_of_set in product(PLOTTED, run.sets):
+            column = [row["values"] for row in chosen if (row["metric"], row["set"]) == (metric, name_of_set)]
+            factor = METRICS[metric].factor
+            if column:
+                panels.append((name_of_set, METRICS[metric].heading, [[factor * v for v in line] for line in column]))
         title = f"{network} ×{scale}, the paper's protocol"
-        if any(len(row.records) > 1 for row in chosen):
+        if any(row["seeds"] > 1 for row in chosen):
             title += ": mean and standard deviation over the seeds"
-        spread_figure([row.loss for row in chosen], panels, paths[-1], title, len(run.sets))
+        paths.append(run.out / f"table_x{scale}_{network}.png")
+        spread_figure(list(dict.fromkeys(row["loss"] for row in chosen)), panels, paths[-1], title, len(run.sets))
     return paths
 
 
 def write_tables(run: Run, cells: Sequence[Cell], scale: int) -> list[Path]:
     """Write ``table_x{scale}.md`` and ``.csv``, and a plot for each network; returns their paths."""
-    rows = table_rows(run, cells, scale)
-    notes = description(run, rows, [cell for cell in cells if cell.scale == scale])
+    table = long_table(run, cells, scale)
+    notes = describe(run, [cell for cell in cells if cell.scale == scale])
     paths = [run.out / f"table_x{scale}.{suffix}" for suffix in ("md", "csv")]
-    write_text(markdown(run, rows, scale, notes), paths[0])
-    write_text(long_csv(run, rows, scale), paths[1])
-    return paths + plot(run, rows, scale)
+    write_text(markdown(table, notes), paths[0])
+    write_text(csv_text([{key: row[key] for key in row if key != "values"} for row in table]), paths[1])
+    return paths + plot(run, table)
