@@ -50,7 +50,9 @@ class Protocol:
 
     def finish(self, sr: Tensor) -> Tensor:
         """The SR image in [0, 1] as it is seen and compared."""
-        return torch.from_numpy(to_8_bits(sr.numpy() * 255)) / 255 if self.quantize else sr.clamp(0, 1)
+        if not self.quantize:
+            return sr.clamp(0, 1)
+        return torch.from_numpy(to_8_bits(sr.cpu().numpy() * 255)).to(sr.device) / 255
 
 
 FIELD = Protocol("field", 1, True, ("psnr_y", "ssim_y"))
