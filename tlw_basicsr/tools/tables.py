@@ -241,11 +241,13 @@ def is_trained(run: Run, cell: Cell) -> bool:
     record = read_record(run, cell.name)
     opt = json.loads(json.dumps(cell_options(run, cell)))
     trained = record.get("trained") is True
-    difference, images = "", Path(opt["datasets"]["train"]["dataroot_gt"])
+    difference = ""
     if trained or list_states(run.out / "experiments" / cell.name / "training_states"):
         difference = first_difference(record.get("options", opt), opt)
-    if trained and images.is_dir() and record.get("train_images", run.fingerprint(images)) != run.fingerprint(images):
-        difference = f"on other images in {images}"
+    if trained and not difference and "train_images" in record:
+        images = Path(opt["datasets"]["train"]["dataroot_gt"])
+        if images.is_dir() and record["train_images"] != run.fingerprint(images):
+            difference = f"on other images in {images}"
     if difference:
         raise UserError(
             f"{run.out}: {cell.name} was trained {difference}; name another --out, or delete "
