@@ -31,17 +31,6 @@ def gt_folder(tmp_path):
     return folder
 
 
-@pytest.fixture
-def program(script):
-    """Run the command; returns its exit code and what it wrote to stderr."""
-
-    def run(*arguments):
-        code, _, error = script("evaluate.py", *arguments)
-        return code, error
-
-    return run
-
-
 def test_the_paper_protocol_by_hand(gt_folder):
     """Crop to 56×56 from the top left, float bicubic down and up by BasicSR's own code, nothing rounded."""
     rows = evaluate({"paper": bicubic(2, quantize=False)}, gt_folder, 2)
@@ -110,14 +99,13 @@ def test_grey_is_what_holds_grey_levels_only(tmp_path):
     assert values[True]["1"] == values[True]["8"] == values[True]["palette"] < values[False]["8"] - 1
 
 
-def test_a_network_by_the_program_with_csv_and_json(gt_folder, tmp_path, program):
+def test_a_network_by_the_program_with_csv_and_json(gt_folder, tmp_path, script):
     net = build_network(EDSR)
     torch.save({"params": net.state_dict()}, tmp_path / "net.pth")
     write_yaml(tmp_path, {"scale": 2, "network_g": EDSR, "path": {"pretrain_network_g": "net.pth"}}, "net.yml")
     network = ["--opt", "net.yml"]  # which names the checkpoint
-    code, error = program(
-        "--gt", gt_folder, "--scale", 2, *network, "--perceptual", "--csv", "a.csv", "--json", "a.json"
-    )
+    arguments = ["--gt", gt_folder, *network, "--perceptual", "--csv", "a.csv", "--json", "a.json"]
+    code, _, error = script("evaluate.py", "--scale", 2, *arguments)
     assert code == 0, error
     written = json.loads((tmp_path / "a.json").read_text())
     assert written["field"].keys() == {"psnr_y", "ssim_y", "gmsd", "haarpsi", "vif"}
@@ -133,21 +121,18 @@ def test_a_network_by_the_program_with_csv_and_json(gt_folder, tmp_path, program
     from_csv = np.mean([float(line["psnr_y"]) for line in lines if line["protocol"] == "paper"])
     assert from_csv == pytest.approx(written["paper"]["psnr_y"])
 
-    assert program("--gt", gt_folder, "--scale", 3, *network) == (
-        2,
-        "error: --scale: 3, but the network of net.yml is of scale 2\n",
-    )
+    _, _, error = script("evaluate.py", "--gt", gt_folder, "--scale", 3, *network)
+    assert error == "error: --scale: 3, but the network of net.yml is of scale 2\n"
+
+
+YOUNG = "(params_ema, a young average: 14% of it is the training's first network)"
 
 
 @pytest.mark.parametrize(
-    ("name", "entries", "expected"),
-    [
-        ("net_g_2000.pth", ["params"], "(params)"),
-        ("net_g_2000.pth", ["params", "params_ema"], "(params_ema, a young average: 14% of it is the training's first"),
-        ("net_g_latest.pth", ["params", "params_ema"], "(params_ema)"),
-    ],
+    ("iteration", "ema", "expected"), [(2000, False, "(params)"), (2000, True, YOUNG), ("latest", True, "(params_ema)")]
 )
-def test_every_number_says_whose_it_is(gt_folder, tmp_path, script, name, entries, expected):
+def test_every_number_says_whose_it_is(gt_folder, tmp_path, script, iteration, ema, expected):
+    name, entries = f"net_g_{iteration}.pth", ["params", "params_ema"][: 1 + ema]
     torch.save(dict.fromkeys(entries, build_network(EDSR).state_dict()), tmp_path / name)
     write_yaml(tmp_path, {"network_g": EDSR, "train": {"ema_decay": 0.999, "total_iter": 9000}}, "net.yml")
     code, out, _ = script(
@@ -201,54 +186,42 @@ def test_lr_images_of_a_folder(gt_folder, tmp_path):
         assert row["psnr_y"] == pytest.approx(calculate_psnr(sr, gt, 2, test_y_channel=True))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--gt", "nowhere", "--scale", 2, "--bicubic"], "--gt: nowhere is not a folder"),
-        (["--gt", "gt", "--scale", 9, "--bicubic"], "--scale: expected 1 to 8, got 9"),
-        (["--gt", "gt", "--scale", 3, "--bicubic"], "--gt: gt/p0.png is 59×75 pixels"),
-        (["--gt", "gt", "--scale", 2, "--opt", "x.yml"], "-opt: x.yml does not exist"),
-        (["--gt", "gt", "--scale", 2, "--sr", "nowhere"], "--sr: nowhere is not a folder"),
-        (["--gt", "gt", "--scale", 2, "--sr", "gt", "--protocol", "paper"], "--protocol paper: the paper's"),
-        (["--gt", "gt", "--scale", 2, "--sr", "gt", "--checkpoint", "y"], "--checkpoint: not with --sr"),
-        (["--gt", "gt", "--scale", 2, "--bicubic", "--lq", "gt", "--protocol", "both"], "--protocol both: the paper's"),
-        (["--gt", "gt", "--scale", 2, "--bicubic", "--lq", "gt"], "--lq: gt/p0.png is larger than gt/p0.png by 1/2"),
-        (
-            ["--gt", "gt", "--scale", 2, "--bicubic", "--lq", "other"],
-            "--lq other: no LR image for gt/p0.png; expected is the name p0 or p0x2",
-        ),
-        (["--gt", "gt", "--scale", 2, "--bicubic", "--json", "no/x.json"], "--json: no/x.json can't be written"),
-        (["--gt", "gt", "--scale", 2, "--bicubic", "--csv", "gt"], "--csv: gt can't be written"),
-        (["--gt", "gt", "--scale", 2, "--bicubic", "--checkpoint", "y"], "--checkpoint: not with --bicubic"),
-        (
-            ["--gt", "small", "--scale", 2, "--bicubic", "--perceptual", "--protocol", "field"],
-            "--gt: small/s.png has 40×46 pixels to compare by the protocol field; VIF needs 41 a side",
-        ),
-        (
-            ["--gt", "small", "--scale", 2, "--bicubic", "--lpips"],
-            "--gt: small/s.png has 28×28 pixels to compare by the protocol paper; LPIPS-vgg needs 32 a side",
-        ),
-        (
-            ["--gt", "small", "--scale", 2, "--bicubic", "--lq", "other"],
-            "--gt: small/s.png has 14×48 pixels to compare by the protocol field; SSIM needs 15 a side",
-        ),
-    ],
-)
-def test_wrong_arguments_are_one_line(gt_folder, tmp_path, program, arguments, message):
-    (tmp_path / "other").mkdir()
-    cv2.imwrite(str(tmp_path / "other/q.png"), photograph())
-    cv2.imwrite(str(tmp_path / "other/s.png"), photograph(height=7, width=24))
-    (tmp_path / "small").mkdir()
-    cv2.imwrite(str(tmp_path / "small/s.png"), photograph(height=41, width=47))
-    code, error = program(*arguments)
-    assert code == 2
-    assert error.startswith(f"error: {message}")
-    assert "\n" not in error.strip()
+WRONG = {
+    "--gt nowhere": "--gt: nowhere is not a folder",
+    "--scale 9": "--scale: expected 1 to 8, got 9",
+    "--scale 3": "--gt: gt/p0.png is 59×75 pixels",
+    "--lq gt --protocol both": "--protocol both: the paper's",
+    "--lq gt": "--lq: gt/p0.png is larger than gt/p0.png by 1/2",
+    "--lq other": "--lq other: no LR image for gt/p0.png; expected is the name p0 or p0x2",
+    "--json no/x.json": "--json: no/x.json can't be written",
+    "--csv gt": "--csv: gt can't be written",
+    "--checkpoint y": "--checkpoint: not with --bicubic",
+    "--gt small --perceptual --protocol field": "--gt: small/s.png has 40×46 pixels to compare by the protocol field; "
+    "VIF needs 41 a side",
+    "--gt small --lpips": "--gt: small/s.png has 28×28 pixels to compare by the protocol paper; LPIPS-vgg needs 32 a side",
+    "--gt small --lq other": "--gt: small/s.png has 14×48 pixels to compare by the protocol field; SSIM needs 15 a side",
+}
+WRONG = {f"--bicubic {words}": message for words, message in WRONG.items()} | {
+    "--opt x.yml": "-opt: x.yml does not exist",
+    "--sr nowhere": "--sr: nowhere is not a folder",
+    "--sr gt --protocol paper": "--protocol paper: the paper's",
+    "--sr gt --checkpoint y": "--checkpoint: not with --sr",
+}
 
 
-def test_the_folders_to_write_to_are_looked_for_before_measuring(gt_folder, program, monkeypatch):
+def test_wrong_arguments_are_one_line(gt_folder, tmp_path, script):
+    for folder, sides in (("other/q", (96, 96)), ("other/s", (7, 24)), ("small/s", (41, 47))):
+        path = tmp_path / f"{folder}.png"
+        path.parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(path), photograph(height=sides[0], width=sides[1]))
+    for words, message in WRONG.items():
+        code, _, error = script("evaluate.py", "--gt", "gt", "--scale", 2, *words.split())
+        assert code == 2 and error.startswith(f"error: {message}") and "\n" not in error.strip(), error
+
+
+def test_the_folders_to_write_to_are_looked_for_before_measuring(gt_folder, script, monkeypatch):
     monkeypatch.setattr(evaluation, "pairs", lambda *_, **__: pytest.fail("has measured"))
-    assert program("--gt", gt_folder, "--scale", 2, "--bicubic", "--csv", "no/x.csv")[0] == 2
+    assert script("evaluate.py", "--gt", gt_folder, "--scale", 2, "--bicubic", "--csv", "no/x.csv")[0] == 2
 
 
 def test_small_values_are_printed_with_six_digits(gt_folder, script):
@@ -282,20 +255,12 @@ def test_a_network_of_another_scale_is_named(gt_folder):
         evaluate({"paper": lambda lq: lq}, gt_folder, 2)
 
 
-BICUBIC = {  # published, dB; of Set14 with the grey image's levels as Y
-    ("Set5", 2): 33.66,
-    ("Set5", 3): 30.39,
-    ("Set5", 4): 28.42,
-    ("Set14", 2): 30.24,
-    ("Set14", 3): 27.55,
-    ("Set14", 4): 26.00,
-}
-
-
-@pytest.mark.parametrize(("name", "scale"), BICUBIC)
-def test_bicubic_rows_are_the_published_ones(benchmark_images, name, scale):
-    rows = evaluate({"field": bicubic(scale)}, benchmark_images(name), scale, grey_as_y=True)
-    assert means(rows)["field"]["psnr_y"] == pytest.approx(BICUBIC[name, scale], abs=0.02)
+@pytest.mark.parametrize(("name", "published"), [("Set5", [33.66, 30.39, 28.42]), ("Set14", [30.24, 27.55, 26.00])])
+def test_bicubic_rows_are_the_published_ones(benchmark_images, name, published):
+    """Y-PSNR in dB at ×2, ×3, ×4; of Set14 with the grey image's levels as Y."""
+    for scale, value in enumerate(published, 2):
+        rows = evaluate({"field": bicubic(scale)}, benchmark_images(name), scale, grey_as_y=True)
+        assert means(rows)["field"]["psnr_y"] == pytest.approx(value, abs=0.02)
 
 
 def test_lpips_of_both_networks(gt_folder, monkeypatch):
@@ -322,7 +287,7 @@ def test_every_metric_is_best_for_equal_images_and_knows_its_direction(gt_folder
         assert best > worse > worst if METRICS[name].higher else best < worse < worst, name
 
 
-def test_images_of_one_name_are_measured_against_their_own_lr(tmp_path, program):
+def test_images_of_one_name_are_measured_against_their_own_lr(tmp_path, script):
     """a.png and a.bmp are two images; equal images have no finite PSNR, and JSON no infinity."""
     for folder in ("gt", "lq"):
         (tmp_path / folder).mkdir()
@@ -332,7 +297,7 @@ def test_images_of_one_name_are_measured_against_their_own_lr(tmp_path, program)
         cv2.imwrite(str(tmp_path / f"gt/a.{suffix}"), image)
         cv2.imwrite(str(tmp_path / f"lq/a.{suffix}"), image[::2, ::2])
     arguments = ["--gt", "gt", "--scale", 2, "--bicubic", "--lq", "lq", "--csv", "a.csv", "--json", "a.json"]
-    code, error = program(*arguments)
+    code, _, error = script("evaluate.py", *arguments)
     assert code == 0, error
     with open(tmp_path / "a.csv") as file:
         rows = {row["image"]: float(row["psnr_y"]) for row in csv.DictReader(file)}
