@@ -297,7 +297,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder of scripts/evidence.py")
     parser.add_argument("--figures", type=Path, help="folder of the figures")
-    parser.add_argument("--rows", nargs="*", help="rows to tell and plot, NAME_ITERATIONS; default: all")
+    parser.add_argument("--rows", nargs="*", help="rows to report and plot, NAME_ITERATIONS; default: all")
     parser.add_argument("--against", nargs="*", help="rows to take differences to; default: those of L1 and Error")
     parser.add_argument("--weights", nargs="*", help="runs whose weights to draw, NAME_ITERATIONS_seedN")
     parser.add_argument("--title", default="Means of Set5, Set14 and BSD100")
@@ -314,7 +314,7 @@ def main() -> None:
     for rows, known in ((chosen, order), (against, chosen)):
         for row in (row for row in rows if row not in known):
             accepted = ", ".join(row.replace(" ", "_") for row in known)
-            raise UserError(f"{row.replace(' ', '_')} is not among the measured rows that are told: {accepted}")
+            raise UserError(f"{row.replace(' ', '_')} is not among the measured rows of the report: {accepted}")
     values = {s: {row: values[s][row] for row in chosen} for s in evidence.SETS if s in values}
     report = f"{tables(values, against)}\n{learned(records, chosen)}\n"
     (args.out / "report.md").write_text(report, "utf-8")

@@ -169,7 +169,7 @@ class Metric:
         label: name for people, with the unit.
         digits: digits in a table, of the value times ``factor``.
         higher: whether higher is better.
-        factor: of the values in a table.
+        factor: factor of the values in a table.
         smallest: pixels a side that it needs, without a border.
     """
 
