@@ -263,18 +263,6 @@ def count_operations(work: Work) -> float:
     return counter.get_total_flops() / 1e9
 
 
-def measure_vgg(bench: Bench) -> float:
-    """10⁹ operations a second of VGG-16's forward alone."""
-
-    @torch.no_grad()
-    def forward() -> None:
-        with bench.low:
-            bench.distance.trunk(bench.gt)
-
-    work = count_operations(forward)
-    return work / median(time_call(forward, bench.device) for _ in range(5))
-
-
 def main() -> None:
     """Parse the arguments, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -334,11 +322,6 @@ def main() -> None:
         times = f"{row['s']:.3f} | {row['ratio']:.3f} | {row['median_s']:.3f} | {row['p95_s']:.3f}"
         print(f"| {name} | {times} | {row['images_per_s']:.2f} | {row['gflop']:.0f} | {row['peak_mib']:.0f} |")
     figures: dict[str, Any] = {"rows": rows, "machine": machine, "arguments": {**vars(args), "json": str(args.json)}}
-    if "exact" in rows:
-        speed = measure_vgg(bench)
-        bound = rows["exact"]["gflop"] / speed
-        figures |= {"vgg_gflop_per_s": speed, "exact_over_counted_bound": rows["exact"]["s"] / bound}
-        print(f"\nVGG-16 forward alone: {speed:.0f} GFLOP/s; at that speed exact would take {bound:.3f} s")
     if args.json:
         args.json.write_text(json.dumps(figures, indent=2), "utf-8")
 

@@ -39,16 +39,17 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tlw_basicsr import LPIPSDistance, SSIMDistance, TLWWeightNet, error_weights
 from tlw_basicsr.archs.sr_archs import UncertaintyHead
-from tlw_basicsr.core.weight_net import TLWWeightNet
-from tlw_basicsr.data.bicubic import imresize, to_8_bits
-from tlw_basicsr.util.errors import UserError, run
-from tlw_basicsr.tools.evaluation import PERCEPTUAL, field_row
 from tlw_basicsr.core.functional import mix
-from tlw_basicsr.core.distances import FeatureDistance, LPIPSDistance, SSIMDistance
+from tlw_basicsr.core.tlw import ECONOMY_NET_W, make_adam
+from tlw_basicsr.data.bicubic import imresize
+from tlw_basicsr.data.images import read_8bit
 from tlw_basicsr.losses.uncertainty_loss import UncertaintyLoss
 from tlw_basicsr.models.uncertainty_model import FeatureTap
-from tlw_basicsr.core.tlw import ECONOMY_NET_W, make_adam
+from tlw_basicsr.tools.evaluation import FIELD, PERCEPTUAL, measure as measure_image, read_pair
+from tlw_basicsr.util.errors import UserError, run
+from tlw_basicsr.util.files import whole_file, write_text
 
 SCALE = 4
 BETAS = (0.9, 0.99)
@@ -65,13 +66,12 @@ class Setting:
     Attributes:
         network: options of the SR network, ×4.
         features: the module of the network whose input the head of the uncertainty baseline gets, and its channels.
-        batch: images of one iteration.
-        patch: side of the HR patches.
-        iterations: of a training.
+        batch, patch: images of one iteration, and the side of the HR patches.
+        iterations: number of iterations of a training.
         lr: start of the cosine, which ends at 1e-5.
         start: path of a network to start from, with ``{seed}`` for the seed: one trained to the end shows what is left
             to a loss when more iterations are worth nothing.
-        use_amp: of the TLW objects: bf16 takes a third off D's time on processors that have it.
+        use_amp: option of the TLW objects: bf16 takes a third off D's time on processors that have it.
     """
 
     network: dict[str, Any]
@@ -127,9 +127,9 @@ class Run:
     Attributes:
         variant: name of the row.
         loss: one of :data:`LOSSES`.
-        changes: of the loss's arguments.
-        iterations: of the training.
-        seed: of the start values, the data and the noise.
+        changes: changed arguments of the loss.
+        iterations: number of iterations.
+        seed: seed of the start values, the data and the noise.
     """
 
     variant: str
@@ -140,21 +140,32 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Of its files."""
+        """Name of its files."""
         return f"{self.variant}_{self.iterations}_seed{self.seed}"
 
 
-def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file beside ``path`` and put it in its place: whole or not at all."""
+def save(path: Path, content: Any) -> None:
+    """Write tensors, or JSON into a ``.json``, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    write(part)
-    part.replace(path)
+    if path.suffix == ".json":
+        write_text(json.dumps(content, indent=1), path)
+    else:
+        with whole_file(path) as file:
+            torch.save(content, file)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON whole."""
-    write_whole(path, lambda part: part.write_text(json.dumps(value, indent=1), "utf-8"))
+def load(path: Path, device: str | torch.device = "cpu") -> Any:
+    """What :func:`save` has written of tensors."""
+    return torch.load(path, map_location=device, weights_only=True)
+
+
+def build_network(options: dict[str, Any], file: Path | None = None) -> nn.Module:
+    """An SR network by its options, with the weights of a file."""
+    arguments = {key: value for key, value in options.items() if key != "type"}
+    net = ARCH_REGISTRY.get(options["type"])(**arguments)
+    if file:
+        net.load_state_dict(load(file))
+    return net
 
 
 # ------------------------------------------------------------------------------------------------- data
@@ -162,21 +173,13 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_rgb(path: Path) -> np.ndarray:
     """An image of 8 bits, RGB (H, W, 3)."""
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if image is None:
-        raise UserError(f"{path}: not an image")
-    return np.ascontiguousarray(image[..., ::-1])
-
-
-def low(gt: np.ndarray) -> np.ndarray:
-    """The LR image of 8 bits, by MATLAB's bicubic."""
-    return imresize(gt, 1 / SCALE)
+    return np.ascontiguousarray(read_8bit(path)[..., ::-1])
 
 
 def pair(gt: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
-    """LR and HR image, RGB of 8 bits, as tensors (1, 3, H, W) in [0, 1]."""
-    gt = gt[: gt.shape[0] // SCALE * SCALE, : gt.shape[1] // SCALE * SCALE]
-    lq, hq = (torch.from_numpy(np.ascontiguousarray(i)).permute(2, 0, 1)[None] for i in (low(gt), gt))
+    """LR and HR image of an HR image of 8 bits, as tensors (1, 3, H, W) in [0, 1]."""
+    images = (imresize(gt, 1 / SCALE), gt)
+    lq, hq = (torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None] for image in images)
     return lq.to(device) / 255, hq.to(device) / 255
 
 
@@ -195,9 +198,9 @@ class Photographs:
             images = [image.swapaxes(0, 1) if image.shape[0] > image.shape[1] else image for image in images]
             height, width = (min(image.shape[i] for image in images) // SCALE * SCALE for i in (0, 1))
             hr = np.stack([image[:height, :width] for image in images])
-            lr = np.stack([low(np.ascontiguousarray(image)) for image in hr])
-            write_whole(cache, lambda part: torch.save([torch.from_numpy(lr), torch.from_numpy(hr)], part))
-        self.lr, self.hr = (t.to(device) for t in torch.load(cache, weights_only=True))
+            lr = np.stack([imresize(np.ascontiguousarray(image), 1 / SCALE) for image in hr])
+            save(cache, [torch.from_numpy(lr), torch.from_numpy(hr)])
+        self.lr, self.hr = load(cache, device)
         self.device = device
 
     def batch(self, seed: int, iteration: int, batch: int, patch: int) -> tuple[Tensor, Tensor]:
@@ -285,11 +288,8 @@ class Training:
     ) -> None:
         self.setting, self.run, self.photographs = setting, one, photographs
         torch.manual_seed(one.seed)
-        arguments = {key: value for key, value in setting.network.items() if key != "type"}
-        self.net = ARCH_REGISTRY.get(setting.network["type"])(**arguments).to(device)
-        if setting.start:
-            path = setting.start.format(seed=one.seed)
-            self.net.load_state_dict(torch.load(path, map_location=device, weights_only=True))
+        start = Path(setting.start.format(seed=one.seed)) if setting.start else None
+        self.net = build_network(setting.network, start).to(device)
         if device.type == "cuda":
             self.net.to(memory_format=torch.channels_last)
         torch.manual_seed(one.seed + 1)
@@ -341,7 +341,7 @@ class Training:
         error = (sr - gt).abs()
         both = [(m - m.mean((2, 3), keepdim=True)).flatten(2) for m in (w, error)]
         found["correlation"] = F.cosine_similarity(both[0], both[1], dim=2).mean().item()
-        maps = {"wc_ratio": w, "wc_ratio_error": tlw_basicsr.error_weights(sr, gt, k), "": torch.full_like(w, k)}
+        maps = {"wc_ratio": w, "wc_ratio_error": error_weights(sr, gt, k), "": torch.full_like(w, k)}
         criterion = {}
         for name, weights in maps.items():
             x_w, x_1w = mix(sr, gt, weights)
@@ -370,12 +370,17 @@ class Training:
 # ------------------------------------------------------------------------------------------------- commands
 
 
-def load_distance(args: argparse.Namespace) -> FeatureDistance | None:
+def load_distance(args: argparse.Namespace) -> nn.Module | None:
     """D, if one is named."""
     if not args.distance:
         return None
     ssim = str(args.distance) == "ssim"
     return (SSIMDistance() if ssim else LPIPSDistance("vgg", weights=str(args.distance))).to(args.device)
+
+
+def load_photographs(args: argparse.Namespace) -> Photographs:
+    """The photographs to train on, cached in the folder of the results."""
+    return Photographs(args.photographs, args.out / "photographs.pt", torch.device(args.device))
 
 
 def train(args: argparse.Namespace, one: Run) -> str:
@@ -385,12 +390,10 @@ def train(args: argparse.Namespace, one: Run) -> str:
         return f"{one.name}: done before"
     device, setting = torch.device(args.device), args.setting
     distance, pairs = load_distance(args), held_out(device)
-    training = Training(
-        setting, one, Photographs(args.photographs, args.out / "photographs.pt", device), distance, device
-    )
+    training = Training(setting, one, load_photographs(args), distance, device)
     start, seconds, rows = 0, 0.0, []
     if saved.is_file():
-        state = torch.load(saved, map_location="cpu", weights_only=True)  # where random states must be
+        state = load(saved)  # on the CPU, where random states must be
         training.load_state_dict(state["training"])
         start, seconds, rows = state["iteration"], state["seconds"], state["rows"]
     looks = {round(i) for i in np.geomspace(min(50, one.iterations), one.iterations, PROBES)}
@@ -404,16 +407,13 @@ def train(args: argparse.Namespace, one: Run) -> str:
         if time.perf_counter() - last > SAVE_SECONDS:
             last = time.perf_counter()
             state = {"training": training.state_dict(), "iteration": iteration + 1, "rows": rows}
-            state["seconds"] = seconds + last - begun
-            write_whole(saved, lambda part, state=state: torch.save(state, part))
+            save(saved, state | {"seconds": seconds + last - begun})
     seconds += time.perf_counter() - begun
-    write_whole(args.out / "nets" / f"{one.name}.pth", lambda part: torch.save(training.net.state_dict(), part))
+    save(args.out / "nets" / f"{one.name}.pth", training.net.state_dict())
     if isinstance(training.loss, tlw_basicsr.TLW) and training.loss.net_w is not None:
-        phi = training.loss.net_w.state_dict()
-        write_whole(args.out / "nets" / f"{one.name}_phi.pth", lambda part: torch.save(phi, part))
-    write_json(
-        file, {**asdict(one), "setting": asdict(setting), "seconds": seconds, "log": rows, "device": args.device}
-    )
+        save(args.out / "nets" / f"{one.name}_phi.pth", training.loss.net_w.state_dict())
+    record = {"setting": asdict(setting), "seconds": seconds, "log": rows, "device": args.device}
+    save(file, asdict(one) | record)
     saved.unlink(missing_ok=True)
     return f"{one.name}: {seconds:.0f} s, {rows[-1]}"
 
@@ -422,7 +422,7 @@ def price(args: argparse.Namespace) -> None:
     """Seconds of one iteration of every loss, interleaved in one process; writes ``price.json``."""
     device, setting = torch.device(args.device), args.setting
     distance = load_distance(args)
-    photographs = Photographs(args.photographs, args.out / "photographs.pt", device)
+    photographs = load_photographs(args)
     block = 32  # iterations at a time: whole rounds of every weight_interval
     trainings = {}
     for one in runs(args, [args.seeds[0]]):
@@ -442,7 +442,7 @@ def price(args: argparse.Namespace) -> None:
             if number >= 0:  # one before them warms up
                 seconds[name].append((time.perf_counter() - begun) / block)
     found = {name: median(values) for name, values in seconds.items()}
-    write_json(args.out / "price.json", {"seconds": found, "all": seconds, "device": args.device})
+    save(args.out / "price.json", {"seconds": found, "all": seconds, "device": args.device})
     base = found.get("L1", min(found.values()))
     for name, value in found.items():
         print(
@@ -493,29 +493,24 @@ class Judge:
         self.lite = LiteDistance().to(self.device)
         self.nets: dict[str, nn.Module] = {}
         for file in sorted((args.out / "runs").glob("*.json")):
-            record = json.loads(file.read_text("utf-8"))
-            options = dict(record["setting"]["network"])
-            net = ARCH_REGISTRY.get(options.pop("type"))(**options)
-            path = args.out / "nets" / f"{file.stem}.pth"
-            net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+            options = json.loads(file.read_text("utf-8"))["setting"]["network"]
+            net = build_network(options, args.out / "nets" / f"{file.stem}.pth")
             self.nets[file.stem] = net.to(self.device).eval()
 
     @torch.no_grad()
     def measure(self, path: Path, known: set[str]) -> dict[str, dict[str, float]]:
         """All metrics of every network that is not ``known`` on one image, by the field's protocol."""
-        lq, gt = pair(read_rgb(path), self.device)
+        pair = read_pair(str(path), SCALE, FIELD)
+        pair = replace(pair, lq=pair.lq.to(self.device), gt=pair.gt.to(self.device))
         found, reference = {}, None
-        for name, net in self.nets.items():
-            if name in known:
-                continue
-            sr = net(lq)
-            row = field_row(sr.cpu(), gt.cpu(), SCALE)
-            sr = torch.from_numpy(to_8_bits(sr.cpu().numpy() * 255)).to(self.device) / 255
+        for name in [name for name in self.nets if name not in known]:
+            sr = self.nets[name](pair.lq)
+            found[name] = measure_image(sr, pair, (*FIELD.metrics, *PERCEPTUAL))
+            sr = FIELD.finish(sr)
             if self.distance is not None:
-                reference = self.distance.features(gt) if reference is None else reference
-                row["d"] = self.distance.compare(self.distance.features(sr), reference).item()
-            row["lite0"] = self.lite(sr, gt).item()
-            found[name] = row | {metric: call(sr, gt).item() for metric, call in PERCEPTUAL.items()}
+                reference = self.distance.features(pair.gt) if reference is None else reference
+                found[name]["d"] = self.distance.compare(self.distance.features(sr), reference).item()
+            found[name]["lite0"] = self.lite(sr, pair.gt).item()
         return found
 
 
@@ -531,7 +526,7 @@ def measure(args: argparse.Namespace, job: tuple[str, Path]) -> str:
     known = json.loads(file.read_text("utf-8")) if file.is_file() else {}
     found = JUDGE.measure(path, set(known))
     if found:
-        write_json(file, known | found)
+        save(file, known | found)
     return f"{name}/{path.name}: {len(found)} networks"
 
 
@@ -614,7 +609,7 @@ def main() -> None:
     if args.command == "price":
         price(args)
     elif args.command == "train":
-        Photographs(args.photographs, args.out / "photographs.pt", torch.device("cpu"))
+        load_photographs(args)  # before several processes would make the cache
         each(args, train, runs(args, args.seeds))
     else:
         jobs = []

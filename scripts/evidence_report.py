@@ -8,11 +8,13 @@ writes ``OUT/report.md`` and, into DIR (by default OUT), ``scatter.png``, ``lear
 
 import argparse
 import json
+import math
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -22,15 +24,15 @@ import evidence
 import numpy as np
 import skimage.data
 import torch
-from basicsr.utils.registry import ARCH_REGISTRY
 from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tlw_basicsr.core.functional import error_weights, k_schedule
-from tlw_basicsr.core.weight_net import TLWWeightNet
-from tlw_basicsr.pictures import levels, shown
+from tlw_basicsr import TLWWeightNet, error_weights, k_schedule
+from tlw_basicsr.pictures import levels, save, shown
+from tlw_basicsr.tools.evaluation import METRICS as ALL_METRICS
+from tlw_basicsr.tools.evaluation import Metric
+from tlw_basicsr.tools.report import format_value, markdown_table, spread
 from tlw_basicsr.util.errors import UserError, run
 
 LABELS = {
@@ -50,14 +52,12 @@ VARIANTS = {  # of the search
     "n2": "E step in 2", "n32": "E step in 32", "S1": "S = 1", "det": "no sampling", "imp": "with r_s",
     "fp32": "D in fp32",
 }  # fmt: skip
-METRICS = {  # heading, digits, whether higher is better
-    "psnr_y": ("PSNR (dB)", 3, True),
-    "ssim_y": ("SSIM", 4, True),
-    "d": ("D (trained on)", 4, False),
-    "lite0": ("EfficientNet-Lite0", 4, False),
-    "haarpsi": ("HaarPSI", 4, True),
-    "vif": ("VIF", 4, True),
-    "gmsd": ("GMSD", 4, False),
+METRICS = {  # in the order of the tables; of D and Lite0 only the files know the values
+    "psnr_y": replace(ALL_METRICS["psnr_y"], digits=3),
+    "ssim_y": ALL_METRICS["ssim_y"],
+    "d": Metric(lambda *_: math.nan, "D (trained on)", 4, False),
+    "lite0": Metric(lambda *_: math.nan, "EfficientNet-Lite0", 4, False),
+    **{name: ALL_METRICS[name] for name in ("haarpsi", "vif", "gmsd")},
 }
 Values = dict[str, dict[str, dict[int, dict[str, float]]]]  # of a set, a row and a seed: the metrics' means
 
@@ -99,8 +99,7 @@ def label(row: str) -> str:
 
 def text(numbers: Sequence[float], digits: int, sign: str = "") -> str:
     """Mean ± sample standard deviation."""
-    spread = f" ± {stdev(numbers):.{digits}f}" if len(numbers) > 1 else ""
-    return f"{mean(numbers):{sign}.{digits}f}{spread}"
+    return format_value(mean(numbers), spread(numbers), digits, sign)
 
 
 def mean_of_sets(values: Values) -> Values:
@@ -120,40 +119,41 @@ def tables(values: Values, against: Sequence[str]) -> str:
     lines = []
     for of_set, rows in (mean_of_sets(values) | values).items():
         metrics = [metric for metric in METRICS if metric in next(iter(next(iter(rows.values())).values()))]
-        head = "| " + " | ".join(["loss, iterations", *(METRICS[m][0] for m in metrics), "seeds"]) + " |"
-        rule = "|---|" + "---:|" * (len(metrics) + 1)
-        lines += [f"### {of_set}", "", head, rule]
-        for row, seeds in rows.items():
-            cells = [text([v[m] for v in seeds.values()], METRICS[m][1]) for m in metrics]
-            lines.append("| " + " | ".join([label(row), *cells, str(len(seeds))]) + " |")
+        headings = ["loss, iterations", *(METRICS[m].label for m in metrics), "seeds"]
+        table = [
+            [label(row), *(text([v[m] for v in seeds.values()], METRICS[m].digits) for m in metrics), str(len(seeds))]
+            for row, seeds in rows.items()
+        ]
+        lines += [f"### {of_set}", "", *markdown_table(headings, table, 1)]
         for base in (b for b in against if b in rows):
-            lines += ["", f"Difference to {label(base)}:", "", head, rule]
+            table = []
             for row, seeds in rows.items():
                 common = sorted(set(seeds) & set(rows[base]))
-                if row == base or not common:
-                    continue
-                cells = []
-                for m in metrics:
-                    differences = [seeds[s][m] - rows[base][s][m] for s in common]
-                    cell = text(differences, METRICS[m][1], "+")
-                    outside = len(common) > 1 and abs(mean(differences)) > 2 * stdev(differences)
-                    cells.append(f"**{cell}**" if outside else cell)
-                lines.append("| " + " | ".join([label(row), *cells, str(len(common))]) + " |")
+                if row != base and common:
+                    pairs = [(seeds[seed], rows[base][seed]) for seed in common]
+                    table.append([label(row), *(difference(pairs, metric) for metric in metrics), str(len(common))])
+            lines += ["", f"Difference to {label(base)}:", "", *markdown_table(headings, table, 1)]
         lines.append("")
     return "\n".join(lines)
 
 
+def difference(pairs: Sequence[tuple[dict[str, float], dict[str, float]]], metric: str) -> str:
+    """A metric's paired difference over the seeds, bold where it is more than twice its spread from 0."""
+    differences = [ours[metric] - base[metric] for ours, base in pairs]
+    cell, deviation = text(differences, METRICS[metric].digits, "+"), spread(differences)
+    return f"**{cell}**" if deviation is not None and abs(mean(differences)) > 2 * deviation else cell
+
+
 def learned(records: dict[str, dict[str, Any]], rows: Sequence[str]) -> str:
     """A table of what the weights are at the end of the trainings, on two held-out photographs."""
-    lines = ["### Weights at the end", ""]
-    lines += ["| loss, iterations | WC / constant's | correlation with the error | standard deviation | seeds |"]
-    lines += ["|---|---:|---:|---:|---:|"]
+    headings = ["loss, iterations", "WC / constant's", "correlation with the error", "standard deviation", "seeds"]
+    table = []
     for row in rows:
         ends = [r["log"][-1] for r in records.values() if row_of(r) == row]
         if any("wc_ratio" in end for end in ends):
             cells = [text([end[key] for end in ends], 2) for key in ("wc_ratio", "correlation", "w_std")]
-            lines.append("| " + " | ".join([label(row), *cells, str(len(ends))]) + " |")
-    return "\n".join(lines)
+            table.append([label(row), *cells, str(len(ends))])
+    return "\n".join(["### Weights at the end", "", *markdown_table(headings, table, 1)])
 
 
 def colours(rows: Sequence[str]) -> list[str]:
@@ -161,13 +161,6 @@ def colours(rows: Sequence[str]) -> list[str]:
     fixed = dict(zip(LABELS, PALETTE, strict=False))
     free = iter([*PALETTE[len(LABELS) :], *PALETTE] * len(rows))
     return [fixed.get(row.rsplit(" ", 1)[0]) or next(free) for row in rows]
-
-
-def save(figure: Figure, path: Path, dpi: int = 90) -> None:
-    """Write a figure and close it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=dpi)
-    plt.close(figure)
 
 
 def scatter(values: Values, rows: Sequence[str], path: Path, title: str) -> None:
@@ -185,15 +178,15 @@ def scatter(values: Values, rows: Sequence[str], path: Path, title: str) -> None
             spread = [np.std(v, ddof=1) if len(v) > 1 else 0 for v in (x, y)]
             name = f"{label(row)} ({len(x)})"
             axis.errorbar(x.mean(), y.mean(), spread[1], spread[0], "o", color=colour, capsize=3, label=name)
-        heading, _, higher = METRICS[metric]
-        axis.set(xlabel="Y-PSNR (dB)", ylabel=f"{heading}, {'higher' if higher else 'lower'} is better")
+        higher = METRICS[metric].higher
+        axis.set(xlabel="Y-PSNR (dB)", ylabel=f"{METRICS[metric].label}, {'higher' if higher else 'lower'} is better")
         if not higher:
             axis.invert_yaxis()
         axis.grid(color="0.9")
     figure.suptitle(f"{title}: better is to the upper right")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, title="loss, iterations (seeds)")
-    save(figure, path)
+    save(figure, path, 90)
 
 
 def learning(records: dict[str, dict[str, Any]], rows: Sequence[str], path: Path) -> None:
@@ -205,20 +198,13 @@ def learning(records: dict[str, dict[str, Any]], rows: Sequence[str], path: Path
         name = label(row)
         for log in ([look for look in record["log"] if "wc_ratio" in look] for record in chosen):
             for axis, key in zip(axes, ("correlation", "wc_ratio"), strict=True):
-                if log:
-                    axis.plot(
-                        *zip(*((k["iteration"], k[key]) for k in log), strict=True),
-                        "o-",
-                        ms=3,
-                        color=colour,
-                        label=name,
-                    )
+                steps = [look["iteration"] for look in log]
+                axis.plot(steps, [look[key] for look in log], "o-", ms=3, color=colour, label=name)
             name = ""
             for look in log:
                 by_error[look["iteration"]].append(look["wc_ratio_error"])
-    axes[1].plot(
-        sorted(by_error), [mean(by_error[i]) for i in sorted(by_error)], "k--", label="error's weights, same x̂"
-    )
+    steps = sorted(by_error)
+    axes[1].plot(steps, [mean(by_error[i]) for i in steps], "k--", label="error's weights, same x̂")
     axes[1].axhline(1, color="0.6", lw=1)
     axes[0].set(ylabel="correlation of w and |x̂ − x|", ylim=(-0.3, 1))
     axes[1].set(ylabel="WC of w / WC of the constant map k", yscale="log", yticks=[0.5, 1, 2, 4, 8])
@@ -229,15 +215,12 @@ def learning(records: dict[str, dict[str, Any]], rows: Sequence[str], path: Path
         axis.grid(color="0.9")
         axis.legend(fontsize=9)
     figure.suptitle("What the weighting network has learned, on two held-out photographs; a line for each seed")
-    save(figure, path)
+    save(figure, path, 90)
 
 
 def network(out: Path, name: str, records: dict[str, dict[str, Any]]) -> nn.Module:
     """The SR network of a run."""
-    options = dict(records[name]["setting"]["network"])
-    net = ARCH_REGISTRY.get(options.pop("type"))(**options)
-    net.load_state_dict(torch.load(out / "nets" / f"{name}.pth", map_location="cpu", weights_only=True))
-    return net.eval()
+    return evidence.build_network(records[name]["setting"]["network"], out / "nets" / f"{name}.pth").eval()
 
 
 def photographs() -> dict[str, tuple[Tensor, Tensor]]:
@@ -250,7 +233,7 @@ def photographs() -> dict[str, tuple[Tensor, Tensor]]:
 def weighting_network(out: Path, name: str, records: dict[str, dict[str, Any]]) -> TLWWeightNet:
     """The weighting network of a run."""
     net_w = evidence.build_net_w(records[name]["loss"], records[name]["changes"])
-    net_w.load_state_dict(torch.load(out / "nets" / f"{name}_phi.pth", map_location="cpu", weights_only=True))
+    net_w.load_state_dict(evidence.load(out / "nets" / f"{name}_phi.pth"))
     return net_w.eval()
 
 
@@ -306,7 +289,7 @@ def crops(out: Path, names: Sequence[str], records: dict[str, dict[str, Any]], p
             psnr = "" if not name else f", {-10 * (image[part] - gt[part]).square().mean().log10():.2f} dB"
             axis.set_title((LABELS[records[name]["variant"]] if name else "HR") + psnr, fontsize=10)
     figure.suptitle(f"{side}² pixels where the networks differ most; small: fewer pixels of the screen for each")
-    save(figure, path)
+    save(figure, path, 90)
 
 
 def main() -> None:
@@ -314,7 +297,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder of scripts/evidence.py")
     parser.add_argument("--figures", type=Path, help="folder of the figures")
-    parser.add_argument("--rows", nargs="*", help="rows to tell and plot, NAME_ITERATIONS; default: all")
+    parser.add_argument("--rows", nargs="*", help="rows to report and plot, NAME_ITERATIONS; default: all")
     parser.add_argument("--against", nargs="*", help="rows to take differences to; default: those of L1 and Error")
     parser.add_argument("--weights", nargs="*", help="runs whose weights to draw, NAME_ITERATIONS_seedN")
     parser.add_argument("--title", default="Means of Set5, Set14 and BSD100")
@@ -331,7 +314,7 @@ def main() -> None:
     for rows, known in ((chosen, order), (against, chosen)):
         for row in (row for row in rows if row not in known):
             accepted = ", ".join(row.replace(" ", "_") for row in known)
-            raise UserError(f"{row.replace(' ', '_')} is not among the measured rows that are told: {accepted}")
+            raise UserError(f"{row.replace(' ', '_')} is not among the measured rows of the report: {accepted}")
     values = {s: {row: values[s][row] for row in chosen} for s in evidence.SETS if s in values}
     report = f"{tables(values, against)}\n{learned(records, chosen)}\n"
     (args.out / "report.md").write_text(report, "utf-8")

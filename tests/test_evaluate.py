@@ -1,9 +1,7 @@
-"""``scripts/evaluate.py`` on small data, against numbers worked out in the test."""
+"""``tlw evaluate`` on small data, against numbers worked out in the test."""
 
 import csv
 import json
-import runpy
-import sys
 
 import cv2
 import numpy as np
@@ -12,10 +10,13 @@ import torch
 from basicsr.archs import build_network
 from basicsr.metrics import calculate_psnr, calculate_ssim
 from basicsr.utils.matlab_functions import imresize as basicsr_imresize
+from PIL import Image
 
-from tests.conftest import ROOT, photograph, write_yaml
+from tests.conftest import photograph, write_yaml
 from tlw_basicsr import UserError
-from tlw_basicsr.tools.evaluation import bicubic, evaluate, field_row, means
+from tlw_basicsr.data.images import is_grey
+from tlw_basicsr.tools import evaluation
+from tlw_basicsr.tools.evaluation import FIELD, METRICS, Pair, bicubic, evaluate, means, measure
 
 EDSR = {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 4, "num_block": 1, "upscale": 2}
 
@@ -28,23 +29,6 @@ def gt_folder(tmp_path):
     for number, shape in enumerate([(59, 75), (64, 57)]):
         cv2.imwrite(str(folder / f"p{number}.png"), photograph("coffee", 100, 150 + 60 * number, *shape)[..., ::-1])
     return folder
-
-
-@pytest.fixture
-def program(tmp_path, monkeypatch, capsys):
-    """Run the script in this process; returns its exit code and what it wrote to stderr."""
-
-    def run(*arguments):
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
-        code = 0
-        try:
-            runpy.run_path(str(ROOT / "scripts/evaluate.py"), run_name="__main__")
-        except SystemExit as ended:
-            code = ended.code
-        return code, capsys.readouterr().err
-
-    return run
 
 
 def test_the_paper_protocol_by_hand(gt_folder):
@@ -90,35 +74,38 @@ def test_the_field_protocol_rounds_lr_and_sr_and_cuts_the_border(gt_folder):
 
 def test_grey_levels_as_y():
     """Y of RGB has 219 levels for 255 of grey: 1.32 dB more."""
-    grey = torch.from_numpy(photograph("coffee", 50, 80, 48, 48)[..., :1].copy()).permute(2, 0, 1).float() / 255
-    gt = grey.expand(3, -1, -1)
-    sr = (gt + 0.1 * torch.rand(1, 48, 48)).clamp(0, 1)
-    as_rgb, as_y = field_row(sr, gt, 2), field_row(sr, gt, 2, grey=True)
+    grey = torch.from_numpy(photograph("coffee", 50, 80, 48, 48)[..., :1].copy()).permute(2, 0, 1)[None].float() / 255
+    gt = grey.expand(-1, 3, -1, -1)
+    sr = (gt + 0.1 * torch.rand(1, 1, 48, 48)).clamp(0, 1)
+    as_rgb, as_y = (measure(sr, Pair("", "", sr, gt, 2, FIELD, grey), FIELD.metrics) for grey in (False, True))
     assert as_rgb["psnr_y"] - as_y["psnr_y"] == pytest.approx(20 * np.log10(255 / 219), abs=0.03)
     assert as_rgb["ssim_y"] != as_y["ssim_y"]
 
 
-def test_only_files_with_one_channel_are_grey(tmp_path):
-    image = photograph("coffee", 0, 0, 60, 60)
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    cv2.imwrite(str(tmp_path / "one.png"), grey)
-    cv2.imwrite(str(tmp_path / "three.png"), cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR))
+def test_grey_is_what_holds_grey_levels_only(tmp_path):
+    """By what is stored, not by how: 1, 8 and 16 bits, with alpha, a palette of greys; three equal channels are not."""
+    grey = Image.fromarray(photograph("astronaut", 30, 180, 60, 60)).convert("L").point(lambda v: 255 * (v > 120))
+    kinds = {"8": grey, "1": grey.convert("1"), "alpha": grey.convert("LA"), "palette": grey.convert("P")}
+    kinds |= {"16": Image.fromarray(np.array(grey).astype(np.uint16) * 257), "three": grey.convert("RGB")}
+    colours = Image.fromarray(photograph("coffee", 0, 0, 60, 60))
+    for name, image in (kinds | {"colours": colours, "colour palette": colours.quantize(16)}).items():
+        image.save(tmp_path / f"{name}.png")
+        assert is_grey(tmp_path / f"{name}.png") == (name in ("8", "1", "alpha", "palette", "16")), name
     values = {}
     for flag in (False, True):
         rows = evaluate({"field": bicubic(2)}, tmp_path, 2, grey_as_y=flag)
         values[flag] = {row["image"]: row["psnr_y"] for row in rows}
-    assert values[True]["three"] == values[False]["three"] == values[False]["one"]
-    assert values[True]["one"] < values[False]["one"] - 1
+    assert values[True]["three"] == values[False]["three"] == values[False]["8"]
+    assert values[True]["1"] == values[True]["8"] == values[True]["palette"] < values[False]["8"] - 1
 
 
-def test_a_network_by_the_program_with_csv_and_json(gt_folder, tmp_path, program):
+def test_a_network_by_the_program_with_csv_and_json(gt_folder, tmp_path, script):
     net = build_network(EDSR)
     torch.save({"params": net.state_dict()}, tmp_path / "net.pth")
-    write_yaml(tmp_path, {"scale": 2, "network_g": EDSR}, "net.yml")
-    network = ["--opt", "net.yml", "--checkpoint", "net.pth"]
-    code, error = program(
-        "--gt", gt_folder, "--scale", 2, *network, "--perceptual", "--csv", "a.csv", "--json", "a.json"
-    )
+    write_yaml(tmp_path, {"scale": 2, "network_g": EDSR, "path": {"pretrain_network_g": "net.pth"}}, "net.yml")
+    network = ["--opt", "net.yml"]  # which names the checkpoint
+    arguments = ["--gt", gt_folder, *network, "--perceptual", "--csv", "a.csv", "--json", "a.json"]
+    code, _, error = script("evaluate.py", "--scale", 2, *arguments)
     assert code == 0, error
     written = json.loads((tmp_path / "a.json").read_text())
     assert written["field"].keys() == {"psnr_y", "ssim_y", "gmsd", "haarpsi", "vif"}
@@ -134,10 +121,53 @@ def test_a_network_by_the_program_with_csv_and_json(gt_folder, tmp_path, program
     from_csv = np.mean([float(line["psnr_y"]) for line in lines if line["protocol"] == "paper"])
     assert from_csv == pytest.approx(written["paper"]["psnr_y"])
 
-    assert program("--gt", gt_folder, "--scale", 3, *network) == (
-        2,
-        "error: --scale: 3, but the network of net.yml is of scale 2\n",
+    _, _, error = script("evaluate.py", "--gt", gt_folder, "--scale", 3, *network)
+    assert error == "error: --scale: 3, but the network of net.yml is of scale 2\n"
+
+
+YOUNG = "(params_ema, a young average: 14% of it is the training's first network)"
+
+
+@pytest.mark.parametrize(
+    ("iteration", "ema", "expected"), [(2000, False, "(params)"), (2000, True, YOUNG), ("latest", True, "(params_ema)")]
+)
+def test_every_number_says_whose_it_is(gt_folder, tmp_path, script, iteration, ema, expected):
+    name, entries = f"net_g_{iteration}.pth", ["params", "params_ema"][: 1 + ema]
+    torch.save(dict.fromkeys(entries, build_network(EDSR).state_dict()), tmp_path / name)
+    write_yaml(tmp_path, {"network_g": EDSR, "train": {"ema_decay": 0.999, "total_iter": 9000}}, "net.yml")
+    code, out, _ = script(
+        "evaluate.py", "--gt", gt_folder, "--scale", 2, "--opt", "net.yml", "--checkpoint", name, "--protocol", "field"
     )
+    assert code == 0 and f"{name} {expected}" in out
+    checkpoint = ["--network", EDSR, "--checkpoint", name]
+    assert f"by {name} ({entries[-1]})" in script("inference.py", gt_folder, *checkpoint, "--out", "o")[1]
+
+
+def test_sr_images_of_a_folder(gt_folder, tmp_path, script):
+    """They are compared as if a network had made them; what is larger than HR is cut as HR is."""
+    (tmp_path / "sr").mkdir()
+    for number, name in enumerate(("p0_mine.png", "p1x2.png")):
+        image = cv2.imread(str(gt_folder / f"p{number}.png"))
+        cv2.imwrite(str(tmp_path / "sr" / name), cv2.GaussianBlur(image, (5, 5), 0))
+    arguments = ["evaluate.py", "--gt", "gt", "--scale", 2, "--sr", "sr"]
+    code, out, err = script(*arguments, "--csv", "a.csv")
+    assert code == 0 and "gt, ×2, sr, mean of 2 images" in out and "paper" not in out, err
+    with open(tmp_path / "a.csv") as file:
+        rows = {row["image"]: float(row["psnr_y"]) for row in csv.DictReader(file)}
+    sr, gt = (cv2.imread(str(tmp_path / name))[:64, :56] for name in ("sr/p1x2.png", "gt/p1.png"))
+    assert rows["p1"] == pytest.approx(calculate_psnr(sr, gt, 2, test_y_channel=True))
+    (tmp_path / "sr/p1x2.png").unlink()
+    assert "sr: no image for p1; accepted names are p1, p1x2 and p1_…" in script(*arguments)[2]
+
+
+def test_published_sr_images_have_their_published_values(benchmark_images, tmp_path):
+    published = benchmark_images("Set5_published/RCAN")
+    for folder in ("HR_x4", "RCAN_x4"):
+        (tmp_path / folder).mkdir()
+        for path in (published / folder).glob("*.png"):
+            (tmp_path / folder / f"{path.name.split('_')[0]}.png").symlink_to(path)
+    rows = evaluate({"field": tmp_path / "RCAN_x4"}, tmp_path / "HR_x4", 4)
+    assert means(rows)["field"] == pytest.approx({"psnr_y": 32.63, "ssim_y": 0.9002}, abs=0.01)
 
 
 def test_lr_images_of_a_folder(gt_folder, tmp_path):
@@ -156,54 +186,42 @@ def test_lr_images_of_a_folder(gt_folder, tmp_path):
         assert row["psnr_y"] == pytest.approx(calculate_psnr(sr, gt, 2, test_y_channel=True))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--gt", "nowhere", "--scale", 2, "--bicubic"], "--gt: nowhere is not a folder"),
-        (["--gt", "gt", "--scale", 9, "--bicubic"], "--scale: expected 1 to 8, got 9"),
-        (["--gt", "gt", "--scale", 3, "--bicubic"], "--gt: gt/p0.png is 59×75 pixels"),
-        (["--gt", "gt", "--scale", 2, "--opt", "x.yml"], "--checkpoint: missing"),
-        (["--gt", "gt", "--scale", 2, "--opt", "x.yml", "--checkpoint", "y"], "-opt: x.yml does not exist"),
-        (["--gt", "gt", "--scale", 2, "--bicubic", "--lq", "gt", "--protocol", "both"], "--protocol both: the paper's"),
-        (["--gt", "gt", "--scale", 2, "--bicubic", "--lq", "gt"], "--lq: gt/p0.png is larger than gt/p0.png by 1/2"),
-        (
-            ["--gt", "gt", "--scale", 2, "--bicubic", "--lq", "other"],
-            "--lq other: no LR image for gt/p0.png; expected is the name p0 or p0x2",
-        ),
-        (["--gt", "gt", "--scale", 2, "--bicubic", "--json", "no/x.json"], "--json: no/x.json can't be written"),
-        (["--gt", "gt", "--scale", 2, "--bicubic", "--csv", "gt"], "--csv: gt can't be written"),
-        (["--gt", "gt", "--scale", 2, "--bicubic", "--checkpoint", "y"], "--checkpoint: not with --bicubic"),
-        (
-            ["--gt", "small", "--scale", 2, "--bicubic", "--perceptual", "--protocol", "field"],
-            "--gt: small/s.png has 40×46 pixels to compare by the protocol field; VIF (--perceptual) needs 41 a side",
-        ),
-        (
-            ["--gt", "small", "--scale", 2, "--bicubic", "--lpips"],
-            "--gt: small/s.png has 28×28 pixels to compare by the protocol paper; LPIPS (--lpips) needs 32 a side",
-        ),
-        (
-            ["--gt", "small", "--scale", 2, "--bicubic", "--lq", "other"],
-            "--gt: small/s.png has 14×48 pixels to compare by the protocol field; SSIM needs 15 a side",
-        ),
-    ],
-)
-def test_wrong_arguments_are_one_line(gt_folder, tmp_path, program, arguments, message):
-    (tmp_path / "other").mkdir()
-    cv2.imwrite(str(tmp_path / "other/q.png"), photograph())
-    cv2.imwrite(str(tmp_path / "other/s.png"), photograph(height=7, width=24))
-    (tmp_path / "small").mkdir()
-    cv2.imwrite(str(tmp_path / "small/s.png"), photograph(height=41, width=47))
-    code, error = program(*arguments)
-    assert code == 2
-    assert error.startswith(f"error: {message}")
-    assert "\n" not in error.strip()
+WRONG = {
+    "--gt nowhere": "--gt: nowhere is not a folder",
+    "--scale 9": "--scale: expected 1 to 8, got 9",
+    "--scale 3": "--gt: gt/p0.png is 59×75 pixels",
+    "--lq gt --protocol both": "--protocol both: the paper's",
+    "--lq gt": "--lq: gt/p0.png is larger than gt/p0.png by 1/2",
+    "--lq other": "--lq other: no LR image for gt/p0.png; expected is the name p0 or p0x2",
+    "--json no/x.json": "--json: no/x.json can't be written",
+    "--csv gt": "--csv: gt can't be written",
+    "--checkpoint y": "--checkpoint: not with --bicubic",
+    "--gt small --perceptual --protocol field": "--gt: small/s.png has 40×46 pixels to compare by the protocol field; "
+    "VIF needs 41 a side",
+    "--gt small --lpips": "--gt: small/s.png has 28×28 pixels to compare by the protocol paper; LPIPS-vgg needs 32 a side",
+    "--gt small --lq other": "--gt: small/s.png has 14×48 pixels to compare by the protocol field; SSIM needs 15 a side",
+}
+WRONG = {f"--bicubic {words}": message for words, message in WRONG.items()} | {
+    "--opt x.yml": "-opt: x.yml does not exist",
+    "--sr nowhere": "--sr: nowhere is not a folder",
+    "--sr gt --protocol paper": "--protocol paper: the paper's",
+    "--sr gt --checkpoint y": "--checkpoint: not with --sr",
+}
 
 
-def test_the_folders_to_write_to_are_looked_for_before_measuring(gt_folder, program, monkeypatch):
-    from tlw_basicsr.tools import evaluation
+def test_wrong_arguments_are_one_line(gt_folder, tmp_path, script):
+    for folder, sides in (("other/q", (96, 96)), ("other/s", (7, 24)), ("small/s", (41, 47))):
+        path = tmp_path / f"{folder}.png"
+        path.parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(path), photograph(height=sides[0], width=sides[1]))
+    for words, message in WRONG.items():
+        code, _, error = script("evaluate.py", "--gt", "gt", "--scale", 2, *words.split())
+        assert code == 2 and error.startswith(f"error: {message}") and "\n" not in error.strip(), error
 
-    monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: pytest.fail("has measured"))
-    assert program("--gt", gt_folder, "--scale", 2, "--bicubic", "--csv", "no/x.csv")[0] == 2
+
+def test_the_folders_to_write_to_are_looked_for_before_measuring(gt_folder, script, monkeypatch):
+    monkeypatch.setattr(evaluation, "pairs", lambda *_, **__: pytest.fail("has measured"))
+    assert script("evaluate.py", "--gt", gt_folder, "--scale", 2, "--bicubic", "--csv", "no/x.csv")[0] == 2
 
 
 def test_small_values_are_printed_with_six_digits(gt_folder, script):
@@ -213,7 +231,7 @@ def test_small_values_are_printed_with_six_digits(gt_folder, script):
     assert f"mse {expected:.6g}" in out and float(out.rpartition("mse ")[2]) == pytest.approx(expected, rel=1e-5)
 
 
-def test_lpips_without_the_weights_advises_what_this_script_takes(gt_folder, script, tmp_path, monkeypatch):
+def test_lpips_without_the_weights_says_where_to_put_them(gt_folder, script, tmp_path, monkeypatch):
     from tlw_basicsr.metrics.paper_metrics import lpips_model
 
     def offline(*_, **__):
@@ -223,8 +241,8 @@ def test_lpips_without_the_weights_advises_what_this_script_takes(gt_folder, scr
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     code, _, err = script("evaluate.py", "--gt", gt_folder, "--scale", 2, "--bicubic", "--lpips")
-    assert code == 2 and "error: LPIPS: the ImageNet weights of vgg could not be loaded (OSError: no connection)" in err
-    assert str(tmp_path / "checkpoints/vgg16-") in err and "distance" not in err
+    assert code == 2 and err.startswith("error: --lpips: ") and "OSError: no connection" in err
+    assert str(tmp_path / "checkpoints/vgg16-") in err
 
 
 def test_what_is_not_finite_is_not_measured(gt_folder):
@@ -237,28 +255,17 @@ def test_a_network_of_another_scale_is_named(gt_folder):
         evaluate({"paper": lambda lq: lq}, gt_folder, 2)
 
 
-BICUBIC = {  # published, dB; of Set14 with the grey image's levels as Y
-    ("Set5", 2): 33.66,
-    ("Set5", 3): 30.39,
-    ("Set5", 4): 28.42,
-    ("Set14", 2): 30.24,
-    ("Set14", 3): 27.55,
-    ("Set14", 4): 26.00,
-}
-
-
-@pytest.mark.parametrize(("name", "scale"), BICUBIC)
-def test_bicubic_rows_are_the_published_ones(benchmark_images, name, scale):
-    rows = evaluate({"field": bicubic(scale)}, benchmark_images(name), scale, grey_as_y=True)
-    assert means(rows)["field"]["psnr_y"] == pytest.approx(BICUBIC[name, scale], abs=0.02)
+@pytest.mark.parametrize(("name", "published"), [("Set5", [33.66, 30.39, 28.42]), ("Set14", [30.24, 27.55, 26.00])])
+def test_bicubic_rows_are_the_published_ones(benchmark_images, name, published):
+    """Y-PSNR in dB at ×2, ×3, ×4; of Set14 with the grey image's levels as Y."""
+    for scale, value in enumerate(published, 2):
+        rows = evaluate({"field": bicubic(scale)}, benchmark_images(name), scale, grey_as_y=True)
+        assert means(rows)["field"]["psnr_y"] == pytest.approx(value, abs=0.02)
 
 
 def test_lpips_of_both_networks(gt_folder, monkeypatch):
     """On seeded random weights, which need no download; 8-bit images in the field's protocol."""
-    from tlw_basicsr.metrics.paper_metrics import lpips
-    from tlw_basicsr.tools import evaluation
-
-    compared = []
+    compared, lpips = [], evaluation.lpips
 
     def random_lpips(sr, gt, net):
         compared.append((net, sr))
@@ -273,7 +280,14 @@ def test_lpips_of_both_networks(gt_folder, monkeypatch):
     assert (paper - paper.round()).abs().max() > 0.1
 
 
-def test_images_of_one_name_are_measured_against_their_own_lr(tmp_path, program):
+def test_every_metric_is_best_for_equal_images_and_knows_its_direction(gt_folder):
+    (pair, *_) = evaluation.pairs(gt_folder, 2, FIELD)
+    for name in METRICS.keys() - {"lpips_vgg", "lpips_alex"}:
+        best, worse, worst = (METRICS[name].measure(pair.gt * share, pair) for share in (1, 0.9, 0.5))
+        assert best > worse > worst if METRICS[name].higher else best < worse < worst, name
+
+
+def test_images_of_one_name_are_measured_against_their_own_lr(tmp_path, script):
     """a.png and a.bmp are two images; equal images have no finite PSNR, and JSON no infinity."""
     for folder in ("gt", "lq"):
         (tmp_path / folder).mkdir()
@@ -283,7 +297,7 @@ def test_images_of_one_name_are_measured_against_their_own_lr(tmp_path, program)
         cv2.imwrite(str(tmp_path / f"gt/a.{suffix}"), image)
         cv2.imwrite(str(tmp_path / f"lq/a.{suffix}"), image[::2, ::2])
     arguments = ["--gt", "gt", "--scale", 2, "--bicubic", "--lq", "lq", "--csv", "a.csv", "--json", "a.json"]
-    code, error = program(*arguments)
+    code, _, error = script("evaluate.py", *arguments)
     assert code == 0, error
     with open(tmp_path / "a.csv") as file:
         rows = {row["image"]: float(row["psnr_y"]) for row in csv.DictReader(file)}

@@ -144,7 +144,7 @@ def test_a_report_tells_the_rows_asked_for_and_refuses_others(args, monkeypatch)
         for name in evidence.SETS:
             file = args.out / "measures" / name / "image.json"
             known = json.loads(file.read_text()) if file.is_file() else {}
-            evidence.write_json(file, known | {one.name: dict.fromkeys(evidence_report.METRICS, 1.0)})
+            evidence.save(file, known | {one.name: dict.fromkeys(evidence_report.METRICS, 1.0)})
     command = ["evidence_report.py", str(args.out), "--rows", "L1_8", "Exact_8", "--against"]
     monkeypatch.setattr(sys, "argv", [*command, "Exact_8"])
     evidence_report.main()

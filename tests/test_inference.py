@@ -17,9 +17,16 @@ from PIL import Image, ImageOps
 from tests.conftest import as_tensor, photograph, tiny_options, write_yaml
 from tests.helpers import EDSR, SHUFFLED, SWINIR
 from tlw_basicsr import UserError, imresize
-from tlw_basicsr.data.images import read_picture, turn
+from tlw_basicsr.data.images import Picture, read_picture, turn
 from tlw_basicsr.networks import count_input_channels, get_size_multiple
-from tlw_basicsr.tools.inference import DTYPES, NetworkUpscaler, blend_weights, upscale_picture
+from tlw_basicsr.tools.inference import (
+    DTYPES,
+    NetworkUpscaler,
+    blend_weights,
+    png_chunk,
+    upscale_picture,
+    write_result,
+)
 
 
 def network(options):
@@ -59,21 +66,11 @@ def test_files_folders_and_globs(trained, script, tmp_path):
         write(tmp_path / "in" / f"{name}.png", image[..., ::-1])
     (tmp_path / "in/notes.txt").write_text("no image")
     one = write(tmp_path / "one.bmp", images["a"][..., ::-1])
-    code, out, err = script(
-        "inference.py",
-        one,
-        "in/[ab].png",
-        "in",
-        "--opt",
-        yaml,
-        "--param_key",
-        "params",
-        "--suffix",
-        "_x2",
-        "--out",
-        "o",
-    )
+    (tmp_path / "in/deeper").mkdir()
+    more = ["--opt", yaml, "--param_key", "params", "--suffix", "_x2", "--out", "o"]
+    code, out, err = script("inference.py", one, "in/[ab].png", "in", *more)
     assert code == 0 and "5 written, 0 skipped" in out, err  # an image that is named twice is done once
+    assert "note: in: 1 folders in it are left out, such as deeper; 'in/**/*.png' goes into folders" in err
     assert {p.name for p in (tmp_path / "o").iterdir()} == {f"{n}_x2.png" for n in ("one", *"abcd")}
     for name, image in images.items():
         expected = as_levels(net(as_tensor(image)), 255)
@@ -90,7 +87,7 @@ def test_bit_depth_alpha_grey_and_palette_stay_what_they_are(trained, script, tm
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     deep = image.astype(np.uint16) * 257 + 3
     alpha = np.full(image.shape[:2], 255, np.uint8)
-    alpha[:, 10:] = np.arange(10) * 20
+    alpha[:, 10:] = 20 + np.arange(10) * 20
     rgba = np.dstack([image[..., ::-1], alpha])
     (tmp_path / "in").mkdir()
     folder = tmp_path / "in"
@@ -126,16 +123,64 @@ def test_bit_depth_alpha_grey_and_palette_stay_what_they_are(trained, script, tm
     assert np.array_equal(got["greyalpha"][..., 0], got["grey"])
 
 
+def test_colours_next_to_transparency_do_not_take_the_hidden_colour():
+    class Smooth(torch.nn.Module):
+        def forward(self, x):
+            return torch.nn.functional.interpolate(x, scale_factor=4, mode="bicubic")
+
+    upscale = NetworkUpscaler(Smooth(), {"type": "D"})
+    alpha = np.zeros((12, 14), np.float32)
+    alpha[3:9, 5:] = 1
+    for visible, hidden in ((1.0, 0.0), (0.0, 1.0), (0.25, 0.75)):
+        image = torch.from_numpy(np.where(alpha > 0, visible, hidden).astype(np.float32)).expand(1, 3, -1, -1)
+        sr = upscale_picture(upscale, Picture(image, alpha, 255))
+        assert abs(sr[..., :3].astype(int) - round(visible * 255)).max() <= 1
+        assert set(np.unique(sr[..., 3])) > {0, 255}
+    clear = Picture(torch.full((1, 3, 4, 4), 0.5), np.zeros((4, 4), np.float32), 255)
+    assert (upscale_picture(upscale, clear)[..., :3] == 128).all()
+
+
+def profile_of(space):
+    """The head of an ICC profile is what tells its colour space."""
+    return bytes(16) + space + bytes(108)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "mode", "space", "kept"),
+    [
+        ("png", "RGB", b"RGB ", True), ("png", "RGBA", b"RGB ", True), ("jpg", "RGB", b"RGB ", True),
+        ("webp", "RGB", b"RGB ", True), ("tif", "RGB", b"RGB ", True), ("png", "L", b"GRAY", True),
+        ("png", "LA", b"GRAY", False), ("jpg", "CMYK", b"CMYK", False),
+    ],
+)  # fmt: skip
+def test_the_colour_space_stays_or_its_loss_is_told(tmp_path, suffix, mode, space, kept):
+    source, target = tmp_path / f"a.{suffix}", tmp_path / "o.png"
+    Image.fromarray(photograph(height=12, width=10)).convert(mode).save(source, icc_profile=profile_of(space))
+    upscale = NetworkUpscaler(torch.nn.Identity(), {"type": "D"})
+    note = write_result(upscale_picture(upscale, read_picture(source)), target, source)
+    with Image.open(target) as result:
+        assert result.info.get("icc_profile") == (profile_of(space) if kept else None)
+        result.load()
+    assert note == "" if kept else f"its ICC profile is for {space.decode()} images and is not kept" in note
+
+
+def test_the_gamma_of_a_png_stays(tmp_path):
+    source, target = tmp_path / "a.png", tmp_path / "o.png"
+    Image.fromarray(photograph(height=12, width=10)).save(source)
+    content = source.read_bytes()
+    chunks = png_chunk(b"gAMA", struct.pack(">I", 100_000)) + png_chunk(b"cHRM", bytes(range(32)))
+    source.write_bytes(content[:33] + chunks + png_chunk(b"tEXt", b"a\0b") + content[33:])
+    assert write_result(np.zeros((4, 4, 3), np.uint8), target, source) == ""
+    assert target.read_bytes()[33:].startswith(chunks) and b"tEXt" not in target.read_bytes()
+    assert Image.open(target).info["gamma"] == 1
+
+
 def png(rows, width, colour_type, bits, transparent=None):
     """A PNG by hand, of kinds that OpenCV and Pillow don't write."""
-
-    def chunk(name, content):
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, len(rows), bits, colour_type, 0, 0, 0))
-    clear = b"" if transparent is None else chunk(b"tRNS", struct.pack(">H", transparent))
-    data = chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows)))
-    return b"\x89PNG\r\n\x1a\n" + head + clear + data + chunk(b"IEND", b"")
+    head = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, len(rows), bits, colour_type, 0, 0, 0))
+    clear = b"" if transparent is None else png_chunk(b"tRNS", struct.pack(">H", transparent))
+    data = png_chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows)))
+    return b"\x89PNG\r\n\x1a\n" + head + clear + data + png_chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,9 @@
-"""``scripts/reproduce_tables.py``: trains what is missing, measures, writes the table."""
+"""``tlw tables``: trains what is missing, measures, writes the table."""
 
 import contextlib
 import csv
 import json
 import os
-import runpy
 import shutil
 import signal
 import subprocess
@@ -20,7 +19,7 @@ from tests.conftest import ROOT, photograph
 from tests.helpers import same
 from tlw_basicsr import UserError
 from tlw_basicsr.commands.tables import choose_cells, parse
-from tlw_basicsr.tools.tables import Cell, Run, Variant, cell_options, first_difference, latex, markdown, table_rows
+from tlw_basicsr.tools.tables import Cell, Run, Variant, cell_options, first_difference, is_trained, write_tables
 from tlw_basicsr.util.files import load_file
 
 FORCED = [
@@ -41,32 +40,15 @@ def folders(tmp_path, photographs):
 
 
 @pytest.fixture
-def reproduce(folders, photographs, monkeypatch, capsys):
-    """Run the script in this process; returns its exit code and what it printed."""
+def reproduce(folders, photographs, script, monkeypatch):
+    """Run the command; returns its exit code and what it printed."""
 
     def run(*arguments, train_data=photographs):
-        argv = [
-            "--networks",
-            "EDSR",
-            "--scales",
-            "4",
-            "--data",
-            "data",
-            "--out",
-            "out",
-        ]
-        argv += ["--train-data", str(train_data)] if train_data else []
-        argv += ["--no-lpips", "--distance", "{type: SSIMDistance, kernel_size: 5}", "--force_yml", *FORCED]
-        monkeypatch.chdir(folders)
+        argv = ["--networks", "EDSR", "--scales", "4", "--data", "data", "--out", "out", "--no-lpips"]
+        argv += ["--train-data", train_data] if train_data else []
+        argv += ["--distance", "{type: SSIMDistance, kernel_size: 5}", "--force_yml", *FORCED]
         monkeypatch.setenv("OMP_NUM_THREADS", "1")
-        monkeypatch.setattr(sys, "argv", ["reproduce_tables.py", *argv, *arguments])
-        code = 0
-        try:
-            runpy.run_path(str(ROOT / "scripts/reproduce_tables.py"), run_name="__main__")
-        except SystemExit as ended:
-            code = ended.code
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
+        return script("reproduce_tables.py", *argv, *arguments)
 
     return run
 
@@ -156,32 +138,23 @@ def test_an_interrupted_run_goes_on(folders, photographs, reproduce):
     assert json.loads((folders / "out/cells/EDSR_L1_x4_seed0.json").read_text())["trained"] is True
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+def test_wrong_arguments_are_one_line(folders, reproduce):
+    for arguments, message in (
         (["--losses", "L3"], "--losses: EDSR have no L3; accepted are L1, L1Error, "),
         (["--networks", "EDRS"], "--networks: EDRS; accepted are EDSR, HAT, RCAN, RRDB, VDSR"),
-        (["--scales", "7"], "--scales: no recipe of EDSR is for ×7"),
         (["--scales", "4", "0"], "--scales: no recipe of EDSR is for ×0"),
         (["--networks", "EDSR", "HAT", "--scales", "4", "6"], "--scales: no recipe of EDSR, HAT is for ×6"),
         (["--force_yml", "train:optim_g:foo=1"], "EDSR_L1_x4_seed0: train.optim_g.foo: unknown option"),
-        (
-            ["--iters", "3", "--force_yml", "datasets:train:dataroot_gt=no"],
-            "EDSR_L1_x4_seed0: datasets.train.dataroot_gt",
-        ),
+        (["--iters", "3", "--force_yml", "datasets:train:dataroot_gt=no"], "EDSR_L1_x4_seed0: datasets.train.datar"),
         (["--sets", "Set6"], "--data: data has none of the test sets Set6"),
         (["--iters", "0"], "--iters: expected a number of at least 1, got 0"),
         (["--variant", "a/b", "L1"], "--variant a/b L1: expected NAME LOSS KEY=VALUE"),
         (["--train-data", "nowhere"], "--train-data: nowhere is not a folder"),
         (["--distance", "{type: [}"], "--distance, line 1: not valid YAML"),
-    ],
-)
-def test_wrong_arguments_are_one_line(folders, reproduce, arguments, message):
-    code, _, error = reproduce("--sets", "Set5", *arguments)
-    assert code == 2
-    assert error.strip().startswith(f"error: {message}")
-    assert "\n" not in error.strip()
-    assert not (folders / "out").exists()
+    ):
+        code, _, error = reproduce("--sets", "Set5", *arguments)
+        assert code == 2 and error.strip().startswith(f"error: {message}") and "\n" not in error.strip(), error
+        assert not (folders / "out").exists()
 
 
 def test_the_options_data_is_found_from_the_folder_that_it_is_started_in(folders, photographs, reproduce):
@@ -281,50 +254,78 @@ def test_without_iters_the_options_are_the_recipes(tmp_path):
     assert short["val"]["val_freq"] == 5
 
 
-def record(psnr, ssim=0.9):
-    opt = {"train": {"total_iter": 5, "pixel_opt": {}}, "datasets": {"train": {"name": "photos"}}}
-    results = {"Set5": {"field": {"psnr_y": psnr, "ssim_y": ssim}, "paper": {"psnr_y": psnr, "l1": 1 / psnr}}}
-    return {"options": opt, "results": results}
-
-
 def test_the_tables_text(tmp_path):
     """Two seeds: mean and sample standard deviation; PSNR is best where it is high, L1 where it is low."""
     (tmp_path / "Set5").mkdir()
     (tmp_path / "cells").mkdir()
     run = Run(tmp_path, tmp_path, sets=["Set5"])
     cells = [Cell("EDSR", Variant(loss, loss), 4, seed) for loss in ("L1", "L1TLW") for seed in (0, 1)]
-    values = dict(zip(cells, (30.0, 30.4, 30.5, 30.5), strict=True))
-    (tmp_path / "cells/bicubic_x4.json").write_text(json.dumps(record(28)))
-    for cell, psnr in values.items():
-        (tmp_path / f"cells/{cell.name}.json").write_text(json.dumps(record(psnr)))
-    rows = table_rows(run, cells, 4)
-    text = markdown(run, rows, 4, ["a note"])
-    assert "- a note\n" in text
-    spread = np.std([30.0, 30.4], ddof=1)
-    assert f"| EDSR | L1 | 30.20 ± {spread:.2f} | **0.9000 ± 0.0000** |" in text
+    values = dict(zip(["bicubic_x4", *(cell.name for cell in cells)], (28, 30.0, 30.4, 30.5, 30.5), strict=True))
+    for name, psnr in values.items():
+        paper = {"psnr_y": psnr, "l1": 1 / psnr}
+        results = {"Set5": {"field": {"psnr_y": psnr, "ssim_y": 0.9}, "paper": paper}}
+        (tmp_path / f"cells/{name}.json").write_text(json.dumps({"entry": "params_ema", "results": results}))
+    text = write_tables(run, cells, 4)[0].read_text("utf-8")
+    assert "±: standard deviation over the seeds.\n" in text and "its params_ema.\n" in text
+    deviation = np.std([30.0, 30.4], ddof=1)
+    assert f"| EDSR | L1 | 30.20 ± {deviation:.2f} | **0.9000 ± 0.0000** |" in text
     assert "| EDSR | L1TLW | **30.50 ± 0.00** (+0.30) | **0.9000 ± 0.0000** (+0.0000) |" in text
     assert "| – | bicubic | 28.00 | 3.571 |" in text
     assert "| EDSR | L1TLW | **30.50 ± 0.00** (+0.30) | **3.279 ± 0.000** (-0.033) |" in text
-    tex = latex(run, rows, 4, ["a note"])
-    assert r"EDSR & L1TLW & \textbf{30.50 $\pm$ 0.00} (+0.30) & \textbf{3.279 $\pm$ 0.000} (-0.033) \\" in tex
-    assert tex.count(r"\begin{table}") == tex.count(r"\end{table}") == 2
-    assert r"L1 $\times 10^2$ $\downarrow$" in tex and r"PSNR (dB) $\uparrow$" in tex
     assert "| network | loss | PSNR (dB) ↑ | SSIM ↑ |" in text
 
 
 def test_first_difference():
-    assert first_difference({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2}) == "a.b: 1, now 3"
-    assert first_difference({"a": 1}, {"a": 1, "d": None, "e": 4}) == "e: None, now 4"
+    assert "(a.b: 1, now 3)" in first_difference({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2})
+    assert "(e: None, now 4)" in first_difference({"a": 1}, {"a": 1, "d": None, "e": 4})
+    assert first_difference({"a": {"b": 1}}, {"a": {"b": 1}}) == ""
 
 
-def test_a_damaged_record_is_named(folders, photographs):
+DAMAGED = [
+    "{",
+    "[" * 10**5,
+    "\xff",
+    "[]",
+    "5",
+    '{"results": 5}',
+    '{"options": []}',
+    '{"seconds": "a"}',
+    '{"images": 1}',
+]
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_a_damaged_record_is_named(folders, content):
     (folders / "out/cells").mkdir(parents=True)
-    (folders / "out/cells/EDSR_L1_x4_seed0.json").write_text("{")
-    from tlw_basicsr.tools.tables import is_trained
-
+    (folders / "out/cells/EDSR_L1_x4_seed0.json").write_text(content, "latin-1")
     run = Run(folders / "out", folders / "data", sets=["Set5"])
     with pytest.raises(UserError, match=r"EDSR_L1_x4_seed0.json: damaged; delete it"):
         is_trained(run, Cell("EDSR", Variant("L1", "L1"), 4, 0))
+
+
+def test_what_is_measured_or_trained_on_other_images_is_not_taken(folders, photographs, reproduce):
+    """A set's name is not its content; results that are not numbers are measured again."""
+    data = shutil.copytree(photographs, folders / "photos")
+    arguments = ["--sets", "other", "--losses", "L1", "--iters", "2"]
+    shutil.move(folders / "data/Set5", folders / "data/other")
+
+    def measured():
+        code, _, error = reproduce(*arguments, train_data=data)
+        assert code == 0, error
+        lines = csv.DictReader((folders / "out/table_x4.csv").read_text().splitlines())
+        return {(line["loss"], line["protocol"]): float(line["mean"]) for line in lines if line["metric"] == "psnr_y"}
+
+    first = measured()
+    cv2.imwrite(str(folders / "data/other/0.png"), photograph("rocket", 90, 120, 60, 60)[..., ::-1])
+    assert all(abs(value - first[key]) > 0.01 for key, value in measured().items())
+    record = folders / "out/cells/EDSR_L1_x4_seed0.json"
+    content, second = json.loads(record.read_text()), measured()
+    for broken in ({}, {"other": 5}, {"other": {"field": {}, "paper": 1}}, {"other": {"field": {"psnr_y": "a"}}}):
+        record.write_text(json.dumps({**content, "results": broken}))
+        assert measured() == second
+    cv2.imwrite(str(data / "photo0.png"), photograph("rocket"))
+    code, _, error = reproduce(*arguments, train_data=data)
+    assert code == 2 and "EDSR_L1_x4_seed0 was trained on other images in" in error
 
 
 def test_what_a_loss_is_compared_with():

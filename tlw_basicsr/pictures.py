@@ -1,4 +1,4 @@
-"""Figures of learned weights: viridis for weights, magma for errors, both readable without seeing colours."""
+"""Figures of learned weights: viridis for weights, magma for errors, both readable by the colour-blind."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,7 +70,7 @@ def weights_figure(
         lq: LR image (3, H, W), RGB in [0, 1].
         gt: HR image (3, s·H, s·W).
         path: PNG to write.
-        title: of the figure.
+        title: title of the figure.
     """
     sr = net_g(lq[None])[0].clamp(0, 1)
     w = at_least_fp32(net_w(sr[None], gt[None], k))[0]
@@ -78,18 +78,17 @@ def weights_figure(
     height, width = error.shape
     figure, axes = plt.subplots(2, 2, figsize=(11, 9 * height / width + 1.2), layout="constrained")
     figure.suptitle(title)
-    axes = axes.ravel()
-    axes[0].imshow(shown(gt))
-    axes[0].set_title("HR image x")
-    axes[1].imshow(shown(sr))
-    axes[1].set_title("SR image x̂")
-    drawn = draw_error(axes[2], error, float(np.percentile(error, 99)))
-    axes[2].set_title("error |x̂ − x|, mean of RGB")
-    figure.colorbar(drawn, ax=axes[2], label="levels of 255", extend="max", orientation="horizontal", shrink=0.7)
-    drawn = draw_weights(axes[3], w)
-    axes[3].set_title(f"weights w, mean of RGB (their mean is k = {w.mean():.2f})")
-    figure.colorbar(drawn, ax=axes[3], label="weight", orientation="horizontal", shrink=0.7)
-    for axis in axes:
+    (of_gt, of_sr), (of_error, of_w) = axes
+    of_gt.imshow(shown(gt))
+    of_sr.imshow(shown(sr))
+    errors = draw_error(of_error, error, float(np.percentile(error, 99)))
+    weights = draw_weights(of_w, w)
+    figure.colorbar(errors, ax=of_error, label="levels of 255", extend="max", orientation="horizontal", shrink=0.7)
+    figure.colorbar(weights, ax=of_w, label="weight", orientation="horizontal", shrink=0.7)
+    titles = ("HR image x", "SR image x̂", "error |x̂ − x|, mean of RGB")
+    titles += (f"weights w, mean of RGB (their mean is k = {w.mean():.2f})",)
+    for axis, name in zip(axes.ravel(), titles, strict=True):
+        axis.set_title(name)
         axis.set_axis_off()
     save(figure, path)
 
@@ -143,8 +142,8 @@ def method_figure(
         sr: x̂ (3, H, W) in [0, 1].
         gt: x, likewise.
         path: file to write; the suffix gives the format.
-        title: of the figure.
-        crop: rows and columns of the images to show; D, FixedSum and the histograms are of the whole image.
+        title: title of the figure.
+        crop: rows and columns of the images to show; D, FixedSum and the histograms see the whole image.
 
     Returns:
         ``d_sr`` = D(x̂, x), ``d_w`` = D(x_w, x), ``d_1w`` = D(x_{1-w}, x), ``wc`` = d_1w / d_w, ``wc_gain``, how many
@@ -168,22 +167,14 @@ def method_figure(
     values |= {"k": w.mean().item(), "w_std": w.std().item()}
 
     part = (..., *crop)
+    sr_title = rf"SR image $\hat{{x}}$:  $D(\hat{{x}}, x)$ = {d_sr:.4f}"
+    w_title = rf"$x_w = w\,x + (1 - w)\,\hat{{x}}$:  $D(x_w, x)$ = {d_w:.4f}"
+    rest_title = rf"$x_{{1-w}} = (1 - w)\,x + w\,\hat{{x}}$:  $D(x_{{1-w}}, x)$ = {d_1w:.4f}"
+    mean_title = f"weights $w$ of mean $k$ = {values['k']:.2f}"
     rows = (
-        (gt, sr, "HR image $x$", rf"SR image $\hat{{x}}$:  $D(\hat{{x}}, x)$ = {d_sr:.4f}", r"error $|\hat{x} - x|$"),
-        (
-            w,
-            x_w,
-            f"weights $w$ of mean $k$ = {values['k']:.2f}",
-            rf"$x_w = w\,x + (1 - w)\,\hat{{x}}$:  $D(x_w, x)$ = {d_w:.4f}",
-            r"error $|x_w - x| = (1 - w)\,|\hat{x} - x|$",
-        ),
-        (
-            1 - w,
-            x_1w,
-            "$1 - w$",
-            rf"$x_{{1-w}} = (1 - w)\,x + w\,\hat{{x}}$:  $D(x_{{1-w}}, x)$ = {d_1w:.4f}",
-            r"error $|x_{1-w} - x| = w\,|\hat{x} - x|$",
-        ),
+        (gt, sr, "HR image $x$", sr_title, r"error $|\hat{x} - x|$"),
+        (w, x_w, mean_title, w_title, r"error $|x_w - x| = (1 - w)\,|\hat{x} - x|$"),
+        (1 - w, x_1w, "$1 - w$", rest_title, r"error $|x_{1-w} - x| = w\,|\hat{x} - x|$"),
     )
     limit = float(np.percentile(levels(sr[part][0], gt[part][0]), 99))
     height, width = gt[part].shape[-2:]
@@ -245,7 +236,7 @@ def strip_figure(gt: Tensor, frames: Sequence[Frame], path: Path, title: str = "
         gt: x (3, H, W) in [0, 1].
         frames: the moments, from left to right.
         path: file to write; the suffix gives the format.
-        title: of the figure.
+        title: title of the figure.
     """
     errors = [levels(frame.sr.clamp(0, 1), gt) for frame in frames]
     limit = float(np.percentile(errors[-1], 99))
@@ -283,8 +274,8 @@ def spread_figure(
         rows: names from top to bottom.
         panels: heading, label of the axis with its unit, and the values of every row.
         path: PNG to write.
-        title: of the figure.
-        across: panels in a row.
+        title: title of the figure.
+        across: number of panels in a row.
     """
     down = -(-len(panels) // across)
     size = (1.5 + 3.4 * across, 0.8 + down * (0.9 + 0.3 * len(rows)))

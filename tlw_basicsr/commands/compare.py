@@ -8,71 +8,34 @@ beside it; or a folder of SR images named as the HR images, or NAMEx4, or NAME_�
 The page opens from the file system. LR images are made from HR by MATLAB's bicubic, of 8 bits.
 """
 
-import argparse
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 
-from basicsr.utils.registry import LOSS_REGISTRY
-from torch import Tensor
-
-from tlw_basicsr.commands import parser_of
-from tlw_basicsr.commands.weights import iterations_of, k_of
-from tlw_basicsr.core.functional import Distance
+from tlw_basicsr.commands import add_plugins_argument, parser_of
 from tlw_basicsr.engine.options import read_options
-from tlw_basicsr.models.tlw_model import complete_economy
-from tlw_basicsr.networks import find_device, load_network
-from tlw_basicsr.registry import check_arguments, lookup
 from tlw_basicsr.tools.comparison import HR, Result, shoot, write_page
 from tlw_basicsr.tools.evaluation import bicubic
-from tlw_basicsr.tools.experiment import find_checkpoint
-from tlw_basicsr.tools.inference import NetworkUpscaler
+from tlw_basicsr.tools.experiment import Trained, build_distance, load_trained, load_weighting
 from tlw_basicsr.util.errors import UserError
 from tlw_basicsr.util.kinds import Options
 from tlw_basicsr.util.yaml_options import load_yaml
 
 
-def find_weights(opt: Options, models: Path) -> Callable[[Tensor, Tensor], Tensor] | None:
-    """The newest weighting network in a training's folder, with the k of its iteration; None if there is none."""
-    if "network_w" not in opt or not any(models.glob("net_w_*.pth")):
-        return None
-    iteration = iterations_of(models)[-1]
-    net_w = load_network(opt["network_w"], models / f"net_w_{iteration}.pth", key="network_w")
-    return partial(net_w, k=k_of(argparse.Namespace(k=None), opt, models, iteration))
-
-
-def find_result(source: str, device: str) -> tuple[Result, int | None]:
-    """The result that an argument names, and its scale where it has one.
+def find_source(name: str, argument: str, allow_plugins: bool, param_key: str) -> str | Path | tuple[Trained, Options]:
+    """What an argument names: ``'bicubic'``, a folder of SR images, or a network and the YAML's options.
 
     Raises:
-        UserError: it is not one, or its options or checkpoint are wrong.
+        UserError: it names none of these, or its options or checkpoint are wrong.
     """
-    label, separator, name = source.partition("=")
-    if not separator:
-        label, name = "", source
     path = Path(name).expanduser()
     if name == "bicubic":
-        return Result(label or name), None
+        return name
     if path.is_dir():
-        return Result(label or path.name or name, folder=path), None
+        return path
     if path.suffix.lower() not in (".yml", ".yaml"):
-        raise UserError(f"{source}: expected bicubic, a folder of SR images or a YAML (.yml)")
-    opt = read_options(str(path))
-    complete_economy(opt)
-    checkpoint = find_checkpoint(opt, "g")
-    upscale = NetworkUpscaler(
-        load_network(opt["network_g"], checkpoint, "params_ema"), opt["network_g"], device=find_device(device)
-    )
-    return Result(label or path.stem, upscale, weigh=find_weights(opt, Path(checkpoint).parent)), upscale.scale
-
-
-def build_distance(options: Options | None) -> Distance | None:
-    """D by its options; None without."""
-    if options is None:
-        return None
-    arch = lookup(LOSS_REGISTRY, options, "--distance")
-    check_arguments(options, "--distance", arch)
-    return arch(**{key: value for key, value in options.items() if key != "type"})
+        raise UserError(f"{argument}: expected bicubic, a folder of SR images or a YAML (.yml)")
+    opt = read_options(str(path), allow_plugins=allow_plugins)
+    return load_trained(opt, param_key=param_key), opt
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -83,28 +46,40 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--scale", type=int, help="of the super-resolution; default: the networks'")
     parser.add_argument("--distance", metavar="OPTIONS", help="also D, such as '{type: SSIMDistance}'")
     parser.add_argument("--out", type=Path, default=Path("compare.html"), help="page to write; default compare.html")
+    parser.add_argument("--param_key", default="params_ema", help="entry of the checkpoints; params_ema, or params")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, …")
+    add_plugins_argument(parser)
     args = parser.parse_args(argv)
     if args.out.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"--out: {args.out} must end in .html")
-    distance = build_distance(load_yaml(args.distance, "--distance") if args.distance else None)
-    found = [find_result(source, args.device) for source in args.results]
-    labels = [result.label for result, _ in found]
-    for label in labels:
-        if label == HR or labels.count(label) > 1:
+    distance = build_distance(load_yaml(args.distance, "--distance"), "--distance") if args.distance else None
+    sources = {}
+    for argument in args.results:
+        label, _, name = argument.partition("=") if "=" in argument else ("", "", argument)
+        path = Path(name).expanduser()
+        label = label or (path.stem if path.is_file() else path.name) or name
+        if label == HR or label in sources:
             raise UserError(f"{label}: names more than one result; give them names, such as first={args.results[0]}")
-    scales = sorted({scale for _, scale in found if scale} | ({args.scale} if args.scale else set()))
+        sources[label] = find_source(name, argument, args.allow_plugins, args.param_key)
+    upscalers = {
+        label: source[0].upscaler(args.device) for label, source in sources.items() if isinstance(source, tuple)
+    }
+    scales = sorted({upscale.scale for upscale in upscalers.values()} | ({args.scale} if args.scale else set()))
     if len(scales) != 1:
         raise UserError(f"--scale: {'expected one' if not scales else f'the results differ: {scales}'}")
     if not 1 <= scales[0] <= 8:
         raise UserError(f"--scale: expected 1 to 8, got {scales[0]}")
     scale = scales[0]
-    results = [
-        Result(result.label, bicubic(scale)) if result.upscale is None and result.folder is None else result
-        for result, _ in found
-    ]
-    shots = shoot(results, args.gt, scale, distance)
     about = "PSNR and SSIM of Y, 8-bit images, without a border of the scale."
     about += f" D: {args.distance}." if args.distance else ""
+    results = []
+    for label, source in sources.items():
+        if isinstance(source, tuple):
+            trained, opt = source
+            results.append(Result(label, upscalers[label], load_weighting(opt, trained.path.parent)))
+            about += f" {label}: {trained}."
+        else:
+            results.append(Result(label, source if isinstance(source, Path) else bicubic(scale)))
+    shots = shoot(results, args.gt, scale, distance)
     write_page(args.out, shots, f"{args.gt.name} ×{scale}", about)
     print(f"{args.out}: {len(shots)} images, {args.out.stat().st_size / 1e6:.1f} MB; {args.out.with_suffix('.csv')}")

@@ -31,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if path.suffix.lower() not in NEEDED:
             raise UserError(f"{path}: unknown kind of file; accepted are names that end in {' or '.join(NEEDED)}")
         check_installed(path.suffix.lower())
-    net, options = load_sr_network(args)
+    trained = load_sr_network(args)
+    net, options = trained.net, trained.options
     for path in args.out:
         if path.suffix.lower() == ".onnx":
             difference = export_onnx(net, options, path, args.size and tuple(args.size))

@@ -3,7 +3,8 @@
   tlw infer photo.jpg folder 'more/*.png' --opt TRAINING.yml --out results/inference
 
 Results are PNG files of the name of the image and --suffix; images of one name also have their suffix or folder in it.
-16 bits, alpha (by bicubic) and grey stay. What can't be read, or would be replaced by its result, is skipped.
+16 bits, alpha (by bicubic), grey and the colour space (ICC profile, gAMA) stay. What can't be read, or would be
+replaced by its result, is skipped.
 Exit code: 0 all done, 1 some skipped, 2 wrong usage.
 """
 
@@ -18,25 +19,28 @@ import torch
 from tqdm import tqdm
 
 from tlw_basicsr.commands import add_network_arguments, parser_of
-from tlw_basicsr.data.images import COMPRESSION, SUFFIXES, read_picture, write_image
+from tlw_basicsr.data.images import SUFFIXES, read_picture
 from tlw_basicsr.data.listing import name_images
 from tlw_basicsr.networks import find_device
 from tlw_basicsr.tools.experiment import load_sr_network
-from tlw_basicsr.tools.inference import DTYPES, NetworkUpscaler, check_memory, upscale_picture
+from tlw_basicsr.tools.inference import DTYPES, NetworkUpscaler, upscale_picture, write_result
 from tlw_basicsr.util.errors import UserError, clean, first_line, reason_of
 
 TILE = 512  # LR pixels
 
 
-def images_of(source: str) -> list[Path]:
+def find_images(source: str) -> list[Path]:
     """The images that an argument names: a file, those of a folder, or those of a glob; sorted.
 
     Raises:
-        UserError: there is none, or they can't be looked for.
+        UserError: there are none, or they can't be looked for.
     """
     try:
         path = Path(source).expanduser()
         if path.is_dir():
+            if folders := sorted(p.name for p in path.iterdir() if p.is_dir()):
+                left_out = f"{len(folders)} folders in it are left out, such as {folders[0]}"
+                note(f"{source}: {left_out}; '{source}/**/*.png' goes into folders")
             found = [p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and is_file(p)]
         elif path.exists():
             found = [path]
@@ -50,8 +54,13 @@ def images_of(source: str) -> list[Path]:
     return sorted(found)
 
 
+def note(message: str) -> None:
+    """One line on stderr, beside the bar."""
+    tqdm.write(f"note: {clean(message)}", file=sys.stderr)
+
+
 def is_file(path: Path) -> bool:
-    """Whether it is a file, or a link to nothing or to what can't be reached: reading it tells that in a line."""
+    """Whether it is a file, or a link to nothing or to what can't be reached: reading it reports that in a line."""
     return os.path.isfile(path) or not os.path.exists(path)  # noqa: PTH110, PTH113, pathlib's raise
 
 
@@ -71,9 +80,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if Path(args.suffix).name != args.suffix or len(args.suffix) > 100:
         raise UserError(f"--suffix: expected a part of a file name, at most 100 characters, got {args.suffix!r}")
-    net, options = load_sr_network(args)
+    trained = load_sr_network(args)
     upscale = NetworkUpscaler(
-        net, options, args.tile or None, args.overlap, find_device(args.device), DTYPES[args.dtype]
+        trained.net, trained.options, args.tile or None, args.overlap, find_device(args.device), DTYPES[args.dtype]
     )
 
     skipped, images = 0, {}
@@ -86,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for source in args.inputs:
         try:
             # a link in a folder is an image of its own name
-            images |= {path.parent.resolve() / path.name: path for path in images_of(source)}
+            images |= {path.parent.resolve() / path.name: path for path in find_images(source)}
         except UserError as error:
             skip(error)
     inputs = {os.path.realpath(path) for path in images}
@@ -102,9 +111,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             skip(f"{path}: its result would replace the input {target}; choose another --out or --suffix")
         else:
             try:
-                check_memory(path, upscale.scale)
                 progress = partial(tqdm, unit="tile", leave=False, disable=None, desc=clean(path.name))
-                write_image(upscale_picture(upscale, read_picture(path), progress), target, COMPRESSION)
+                sr = upscale_picture(upscale, read_picture(path), progress)
+                if message := write_result(sr, target, path):
+                    note(message)
                 made += 1
             except UserError as error:
                 skip(error)
@@ -113,5 +123,5 @@ def main(argv: Sequence[str] | None = None) -> None:
             except (RuntimeError, ValueError, ArithmeticError, MemoryError) as error:
                 hint = "; try a smaller --tile" if isinstance(error, (torch.OutOfMemoryError, MemoryError)) else ""
                 skip(f"{path}: can't be upscaled ({first_line(error)}){hint}")
-    print(f"{args.out}: {made} written, {skipped} skipped")
+    print(f"{args.out}: {made} written, {skipped} skipped, by {trained}")
     sys.exit(1 if skipped else 0)

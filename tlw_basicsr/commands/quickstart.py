@@ -18,7 +18,7 @@ from skimage.color import gray2rgb
 from tlw_basicsr.commands import parser_of
 from tlw_basicsr.core.functional import k_schedule
 from tlw_basicsr.data.bicubic_sr_dataset import BicubicSRDataset
-from tlw_basicsr.models.tlw_model import complete_economy
+from tlw_basicsr.losses.tlw_loss import complete_economy
 from tlw_basicsr.networks import load_network
 from tlw_basicsr.pictures import weights_figure
 from tlw_basicsr.tools.evaluation import bicubic, field_metrics

@@ -1,6 +1,6 @@
 """Train and measure the cells of the paper's comparison that are missing, and write them down.
 
-For each scale: table_x4.md, .csv and .tex, plots, and a page that compares the images, compare_x4.html.
+For each scale: table_x4.md and .csv, plots, and a page that compares the images, compare_x4.html.
 
 tlw tables --networks EDSR VDSR --scales 4 --data datasets --out tables
 
@@ -27,11 +27,11 @@ import yaml
 from tqdm import tqdm
 
 from tlw_basicsr.commands import parser_of
-from tlw_basicsr.commands.compare import build_distance, find_weights
 from tlw_basicsr.engine.options import read_options
+from tlw_basicsr.losses.tlw_loss import PAPER_DISTANCE
 from tlw_basicsr.tools.comparison import Result, shoot, write_page
 from tlw_basicsr.tools.evaluation import bicubic
-from tlw_basicsr.tools.inference import upscaler_of
+from tlw_basicsr.tools.experiment import build_distance, load_trained, load_weighting
 from tlw_basicsr.tools.recipes import list_cells
 from tlw_basicsr.tools.tables import (
     TEST_SETS,
@@ -87,7 +87,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def choose_cells(args: argparse.Namespace) -> list[Cell]:
-    """The cells that the arguments name and that there are recipes of; says which are left out.
+    """The cells that the arguments name and for which there are recipes; prints which are left out.
 
     Raises:
         UserError: a network, a scale or a loss has no cell at all.
@@ -97,19 +97,19 @@ def choose_cells(args: argparse.Namespace) -> list[Cell]:
         if network not in known:
             raise UserError(f"--networks: {network}; accepted are {', '.join(known)}")
     pairs = list(product(dict.fromkeys(args.networks), dict.fromkeys(args.scales)))
-    there = {pair: list_losses(*pair) for pair in pairs}
+    available = {pair: list_losses(*pair) for pair in pairs}
     named = ", ".join(dict.fromkeys(args.networks))
     for scale in args.scales:
-        if not any(there[pair] for pair in pairs if pair[1] == scale):
+        if not any(available[pair] for pair in pairs if pair[1] == scale):
             raise UserError(f"--scales: no recipe of {named} is for ×{scale}")
     variants = [Variant(loss, loss) for loss in dict.fromkeys(args.losses or PAPER_LOSSES)]
     variants += [Variant(name, loss, tuple(forced)) for name, loss, *forced in args.variant]
-    everything = sorted({loss for losses in there.values() for loss in losses})
+    everything = sorted({loss for losses in available.values() for loss in losses})
     for variant in variants:
         if (args.losses or variant.forced) and variant.loss not in everything:
             raise UserError(f"--losses: {named} have no {variant.loss}; accepted are {', '.join(everything)}")
     cells = []
-    for (network, scale), losses in there.items():
+    for (network, scale), losses in available.items():
         absent = [v.name for v in variants if v.loss not in losses]
         if args.losses and losses and absent:
             print(f"Left out, no recipe: {network} ×{scale} with {', '.join(absent)}")
@@ -124,17 +124,17 @@ def write_comparison(run: Run, cells: Sequence[Cell], scale: int) -> Path:
     for cell in cells:
         if cell.scale == scale and cell.seed == cells[0].seed:
             file, checkpoint = run.out / "options" / f"{cell.name}.yml", find_network(run, cell)
-            upscale, weigh = (
-                upscaler_of(file, checkpoint, scale),
-                find_weights(read_options(str(file)), checkpoint.parent),
-            )
-            results.append(Result(f"{cell.network} {cell.variant.name}", upscale, weigh=weigh))
-    options = run.distance or ({"type": "LPIPSDistance", "net": "vgg"} if run.with_lpips else None)
+            opt = read_options(str(file))
+            upscale = load_trained(opt, checkpoint).upscaler(scale=scale, origin=file)
+            weigh = load_weighting(opt, checkpoint.parent)
+            results.append(Result(f"{cell.network} {cell.variant.name}", upscale, weigh))
+    options = run.distance or (PAPER_DISTANCE if run.with_lpips else None)
     path = run.out / f"compare_x{scale}.html"
     about = "PSNR and SSIM of Y, 8-bit images, without a border of the scale."
     if options:
         about += f" D: {yaml.safe_dump(options, default_flow_style=True).strip()}."
-    shots = shoot(results, run.data / run.sets[0], scale, build_distance(options))
+    distance = build_distance(options, "--distance") if options else None
+    shots = shoot(results, run.data / run.sets[0], scale, distance)
     write_page(path, shots, f"{run.sets[0]} ×{scale}", about)
     return path
 

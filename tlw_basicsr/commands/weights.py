@@ -15,27 +15,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from basicsr.utils import FileClient, img2tensor
-from basicsr.utils.registry import LOSS_REGISTRY
-from torch import Tensor
 
 from tlw_basicsr.commands import parser_of
-from tlw_basicsr.core.functional import k_schedule
-from tlw_basicsr.data.bicubic_sr_dataset import lq_of_crop
-from tlw_basicsr.data.images import read_image
-from tlw_basicsr.engine.options import TLW, read_options
-from tlw_basicsr.models.tlw_model import complete_economy, split_options
+from tlw_basicsr.data.images import image_size
+from tlw_basicsr.engine.options import read_options
+from tlw_basicsr.losses.tlw_loss import PAPER_DISTANCE, complete_economy, describe_options
 from tlw_basicsr.networks import get_section, load_network
 from tlw_basicsr.pictures import ALL, Frame, method_figure, strip_figure
-from tlw_basicsr.registry import check_arguments, lookup
-from tlw_basicsr.tools.inference import NetworkUpscaler
-from tlw_basicsr.util.errors import UserError, short
-from tlw_basicsr.util.files import load_file
+from tlw_basicsr.tools.evaluation import FIELD, read_pair
+from tlw_basicsr.tools.experiment import build_distance, check_distance, find_k, list_iterations, load_trained
+from tlw_basicsr.util.errors import UserError
 from tlw_basicsr.util.kinds import FRACTION, Options, check_section
 from tlw_basicsr.util.yaml_options import load_yaml
 
 
-def options_of(args: argparse.Namespace) -> Options:
+def read_all_options(args: argparse.Namespace) -> Options:
     """The options of the two networks, ``train.tlw`` and the distance, from the YAML and the arguments."""
     opt = read_options(args.opt) if args.opt else {"name": "", "train": {}}
     complete_economy(opt)
@@ -47,56 +41,21 @@ def options_of(args: argparse.Namespace) -> Options:
             missing = "--opt or " if not args.opt else f"{args.opt} has none; it may be of a control or without TLW; "
             raise UserError(f"--{key}: missing; {missing}--{key} gives the network's options")
     train = get_section(opt, "train")
-    check_section(train.get("tlw") or {}, "train.tlw", TLW)
-    distance = get_section(train, "pixel_opt", "train").get("distance") or {"type": "LPIPSDistance", "net": "vgg"}
+    kinds = {name: option.kind for name, option in describe_options().items()}
+    check_section(train.get("tlw") or {}, "train.tlw", kinds)
+    distance = get_section(train, "pixel_opt", "train").get("distance") or PAPER_DISTANCE
     opt["distance"] = load_yaml(args.distance, "--distance") if args.distance else distance
-    check_arguments(opt["distance"], "distance", lookup(LOSS_REGISTRY, opt["distance"], "distance"))
+    check_distance(opt["distance"], "distance")
     return opt
 
 
-def read_pair(args: argparse.Namespace, scale: int) -> tuple[Tensor, Tensor]:
-    """LR and HR image (3, H, W), RGB in [0, 1]. Without ``--lq``, LR is the 8-bit bicubic of HR cut to the scale."""
-    client = FileClient("disk")
-    gt = read_image(client, args.image)
-    height, width = (side // scale for side in gt.shape[:2])
-    if min(height, width) < 4:
-        raise UserError(f"--image: {args.image} is too small for scale {scale}")
-    gt = gt[: height * scale, : width * scale]
-    lq = read_image(client, args.lq) if args.lq else lq_of_crop(gt, 0, 0, height, width, scale, True)
-    if lq.shape[:2] != (height, width):
-        raise UserError(f"--lq: {args.lq} is {lq.shape[0]}×{lq.shape[1]}, not {height}×{width} (1/{scale} of --image)")
-    lq, gt = img2tensor([np.ascontiguousarray(lq), np.ascontiguousarray(gt)])
-    return lq, gt
-
-
-def k_of(args: argparse.Namespace, opt: Options, models: Path, iteration: int | None) -> float:
-    """k of an iteration: ``--k``, else that in the training's state, else the schedule's."""
-    if args.k is not None:
-        return args.k
-    if iteration is not None:
-        state = models.parent / "training_states" / f"{iteration}.state"
-        if state.is_file():
-            tlw = load_file(state, "--iter").get("tlw")
-            k = tlw.get("k") if isinstance(tlw, dict) else None
-            if k is None or not FRACTION.accepts(k):
-                raise UserError(f"--k: missing; {state} should hold {FRACTION.text} as tlw.k, it holds {short(k)}")
-            return k
-    own, arguments = split_options((opt.get("train") or {}).get("tlw"))
-    if own.k_unit == "iter" and iteration is not None:
-        schedule = {key: arguments[key] for key in ("k_start", "k_end", "k_decay") if key in arguments}
-        return k_schedule(iteration - 1, **schedule)
-    raise UserError("--k: missing; there is no training state with it here, and no iteration to compute it from")
-
-
-def iterations_of(models: Path) -> list[int]:
-    """The iterations of which both networks lie in ``models``, sorted."""
-    found = [
-        {int(m[1]) for p in models.glob(f"net_{n}_*.pth") if (m := re.fullmatch(rf"net_{n}_(\d+)\.pth", p.name))}
-        for n in "gw"
-    ]
-    if not (both := sorted(found[0] & found[1])):
-        raise UserError(f"--experiment: {models} holds no pair net_g_ITER.pth, net_w_ITER.pth")
-    return both
+def choose_iterations(args: argparse.Namespace, models: Path) -> list[int]:
+    """The iterations to draw: ``--iter`` or the newest, or with ``--strip`` some from the first to the last."""
+    available = list_iterations(models)
+    if args.iter is not None and args.iter not in available:
+        raise UserError(f"--iter: {args.iter} is not in {models}; accepted are {', '.join(map(str, available))}")
+    spread = np.linspace(0, len(available) - 1, min(args.columns, len(available))).round().astype(int)
+    return [available[i] for i in spread] if args.strip else [args.iter or available[-1]]
 
 
 @torch.no_grad()
@@ -134,48 +93,46 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("--net_g, --net_w: expected both or neither")
     if args.strip and args.net_g:
         raise UserError("--strip: needs the files of a training; expected --experiment instead of --net_g and --net_w")
-    opt = options_of(args)
+    opt = read_all_options(args)
     models = (args.experiment or Path("experiments", str(opt.get("name")))) / "models"
     if args.net_g:
         number = re.search(r"_(\d+)\.pth$", args.net_w.name)
-        chosen = [args.iter if args.iter is not None else int(number[1]) if number else None]
+        chosen: list[int | None] = [args.iter if args.iter is not None else int(number[1]) if number else None]
         models = args.net_w.parent
     else:
-        there = iterations_of(models)
-        if args.iter is not None and args.iter not in there:
-            raise UserError(f"--iter: {args.iter} is not in {models}; accepted are {', '.join(map(str, there))}")
-        spread = np.linspace(0, len(there) - 1, min(args.columns, len(there))).round().astype(int)
-        chosen = [there[i] for i in spread] if args.strip else [args.iter or there[-1]]
+        chosen = [*choose_iterations(args, models)]
 
     name, frames = Path(args.image).name, []
     for iteration in chosen:
-        path_g = args.net_g or models / f"net_g_{iteration}.pth"
-        path_w = args.net_w or models / f"net_w_{iteration}.pth"
-        net_g = load_network(opt["network_g"], path_g, args.param_key)
-        net_w = load_network(opt["network_w"], path_w, key="network_w")
-        k = k_of(args, opt, models, iteration)
-        upscale = NetworkUpscaler(net_g, opt["network_g"])
-        lq, gt = read_pair(args, upscale.scale)
+        trained = load_trained(opt, args.net_g or models / f"net_g_{iteration}.pth", args.param_key)
+        net_w = load_network(opt["network_w"], args.net_w or models / f"net_w_{iteration}.pth", key="network_w")
+        k = args.k if args.k is not None else find_k(opt, models, iteration)
+        upscale = trained.upscaler("cpu")
+        pair = read_pair(args.image, upscale.scale, FIELD, args.lq)
+        expected = tuple(side // upscale.scale for side in image_size(Path(args.image), "--image"))
+        if args.lq and pair.lq.shape[2:] != expected:
+            sides = f"{expected[0]}×{expected[1]} (1/{upscale.scale} of --image)"
+            raise UserError(f"--lq: {args.lq} is {pair.lq.shape[2]}×{pair.lq.shape[3]}, not {sides}")
         crop = ALL
         if args.crop:
             top, left, height, width = args.crop
-            if min(top, left, height - 1, width - 1) < 0 or top + height > gt.shape[1] or left + width > gt.shape[2]:
-                raise UserError(f"--crop: {args.crop} is not within the {gt.shape[1]}×{gt.shape[2]} of {args.image}")
+            sides = pair.gt.shape[2:]
+            if min(top, left, height - 1, width - 1) < 0 or top + height > sides[0] or left + width > sides[1]:
+                raise UserError(f"--crop: {args.crop} is not within the {sides[0]}×{sides[1]} of {args.image}")
             crop = (slice(top, top + height), slice(left, left + width))
-        sr = upscale(lq[None])[0].clamp(0, 1)
+        sr, part = upscale(pair.lq).clamp(0, 1), (0, ..., *crop)
         if args.strip:
-            w = net_w(sr[None], gt[None], k)[0]
-            part = (..., *crop)
             assert iteration is not None  # of a training
-            frames.append(Frame(iteration, k, sr[part], w[part]))
+            frames.append(Frame(iteration, k, sr[part], net_w(sr, pair.gt, k)[part]))
     if args.strip:
         out = args.out or Path("weights_strip.png")
-        strip_figure(gt[part], frames, out, f"Error and weights over the training (means of RGB), {name}")
+        title = f"Error and weights over the training (means of RGB), {name}"
+        strip_figure(pair.gt[part], frames, out, title)
         print(f"{out}: iterations {', '.join(str(frame.iteration) for frame in frames)}")
         return
-    options = {key: value for key, value in opt["distance"].items() if key != "type"}
-    distance = LOSS_REGISTRY.get(opt["distance"]["type"])(**options)
+    distance = build_distance(opt["distance"], "distance")
     out = args.out or Path("weights.png")
     label = f"{name}, iteration {iteration:,}" if iteration is not None else name
-    values = method_figure(net_w, k, distance, sr, gt, out, f"{label}, $D$: {opt['distance']['type']}", crop)
-    print(f"{out}: " + ", ".join(f"{key} {value:.4f}" for key, value in values.items()))
+    title = f"{label}, $D$: {opt['distance']['type']}"
+    values = method_figure(net_w, k, distance, sr[0], pair.gt[0], out, title, crop)
+    print(f"{out}: " + ", ".join(f"{key} {value:.4f}" for key, value in values.items()) + f"; {trained}")

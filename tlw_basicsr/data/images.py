@@ -133,6 +133,21 @@ def read_8bit(path: Path) -> np.ndarray:
         raise UserError(f"{path}: not an image that can be read ({type(error).__name__})") from error
 
 
+def is_grey(path: str | Path) -> bool:
+    """Whether an image file stores grey levels only: one channel of any depth, or a palette of greys.
+
+    A file of three channels that are equal is in colour: the published values of Set14 take one so.
+    """
+    try:
+        with of_any_size(), Image.open(path) as image:
+            if image.mode != "P":
+                return image.mode[0] in "1LIF" and image.mode != "LAB"
+            colours = np.array(image.convert("RGB"))
+    except Image.UnidentifiedImageError:  # one that only OpenCV knows
+        return False
+    return bool((colours == colours[..., :1]).all())
+
+
 def fault_of(content: bytes) -> str | None:
     """What is wrong with an image file's content: it can't be decoded, or is cut. None if nothing is."""
     try:

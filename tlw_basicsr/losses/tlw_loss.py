@@ -22,7 +22,7 @@ from tlw_basicsr.networks import get_section
 from tlw_basicsr.util.errors import UserError, short
 from tlw_basicsr.util.kinds import Option, describe_parameters
 
-PAPERS_DISTANCE = {"type": "LPIPSDistance", "net": "vgg"}
+PAPER_DISTANCE = {"type": "LPIPSDistance", "net": "vgg"}  # the D of arXiv:2301.10575
 
 
 @LOSS_REGISTRY.register()
@@ -60,7 +60,7 @@ class TLWLoss(nn.Module):
         if weights != "learned" and distance is not None:
             raise UserError(f"TLWLoss: distance is not used with weights: {weights}; delete it")
         if weights == "learned" and not isinstance(distance, nn.Module):
-            distance = build_distance(PAPERS_DISTANCE if distance is None else distance)
+            distance = build_distance(PAPER_DISTANCE if distance is None else distance)
         self.distance = cast("nn.Module | None", distance)
         self.arguments = {
             "base": base,

@@ -1,11 +1,9 @@
-"""Measuring a network on a test set, by the protocol of the field's tables or by the paper's."""
+"""How images are measured: pairs of LR and HR images, the metrics, and the protocols of the field and of the paper."""
 
-import csv
-import io
-import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,50 +12,247 @@ import piq
 import torch
 from basicsr.metrics import calculate_psnr, calculate_ssim
 from basicsr.utils import FileClient, img2tensor, tensor2img
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from tlw_basicsr.data.bicubic import imresize, to_8_bits
 from tlw_basicsr.data.bicubic_sr_dataset import check_sizes, lq_of_crop
-from tlw_basicsr.data.images import of_any_size, read_image
+from tlw_basicsr.data.images import SUFFIXES, is_grey, read_image
 from tlw_basicsr.data.listing import ImageEntry, list_images, name_images, pair_names
 from tlw_basicsr.metrics.paper_metrics import l1, lpips, mse, psnr_y
+from tlw_basicsr.tools.report import Row
 from tlw_basicsr.util.errors import UserError, first_line
 
-Upscaler = Callable[[Tensor], Tensor]
-Row = dict[str, Any]
-
-LPIPS_NETS = ("vgg", "alex")
-PERCEPTUAL = {"gmsd": piq.gmsd, "haarpsi": piq.haarpsi, "vif": piq.vif_p}  # full-reference, without weights
-SSIM_WINDOW = 11  # pixels, of BasicSR's SSIM
-VIF_SMALLEST, LPIPS_SMALLEST = 41, 32  # pixels a side; AlexNet needs more of them than VGG
+Upscaler = Callable[[Tensor], Tensor]  # an LR image (1, 3, h, w) to the SR image, RGB in [0, 1]
+Source = Upscaler | Path  # or a folder of SR images
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How LR images are made of HR images, and SR images compared with them.
+    """How LR images are made of HR images, and how SR images are compared with them.
 
     Attributes:
-        name: ``'field'`` is BasicSR's, ``'paper'`` that of arXiv:2301.10575.
+        name: ``'field'`` is BasicSR's protocol, ``'paper'`` that of arXiv:2301.10575.
         multiple: HR is cut from the top left to a multiple of this and of the scale.
-        quantize: LR and SR have 8 bits; else they are floats, SR clamped to [0, 1].
+        quantize: LR and SR have 8 bits, and a border of ``scale`` pixels is removed; otherwise they are floats, SR
+            clamped to [0, 1], and nothing is removed.
+        metrics: what is always measured.
     """
 
     name: str
     multiple: int
     quantize: bool
+    metrics: tuple[str, ...]
 
     def mod_crop(self, scale: int) -> int:
-        """HR is cut to a multiple of it: 1·scale, or lcm(28, scale), which is 84 at ×3."""
+        """HR is cut to a multiple of this: the scale, or lcm(28, scale), which is 84 at ×3."""
         return math.lcm(self.multiple, scale)
 
+    def finish(self, sr: Tensor) -> Tensor:
+        """The SR image in [0, 1] as it is seen and compared."""
+        if not self.quantize:
+            return sr.clamp(0, 1)
+        return torch.from_numpy(to_8_bits(sr.cpu().numpy() * 255)).to(sr.device) / 255
 
-PROTOCOLS = {"field": Protocol("field", 1, True), "paper": Protocol("paper", 28, False)}
+
+FIELD = Protocol("field", 1, True, ("psnr_y", "ssim_y"))
+PAPER = Protocol("paper", 28, False, ("psnr_y", "l1", "mse"))
+PROTOCOLS = {protocol.name: protocol for protocol in (FIELD, PAPER)}
+
+
+# ------------------------------------------------------------------------------------------------- pairs
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An HR image and its LR image.
+
+    Attributes:
+        name: name of the image, different from those of the other images of its folder.
+        path: file of the HR image.
+        lq: LR image (1, 3, h, w), RGB in [0, 1].
+        gt: HR image (1, 3, scale·h, scale·w).
+        scale: scale of the super-resolution.
+        protocol: the protocol by which the pair was made.
+        grey: whether the grey levels themselves are taken as Y.
+    """
+
+    name: str
+    path: str
+    lq: Tensor
+    gt: Tensor
+    scale: int
+    protocol: Protocol
+    grey: bool = False
+
+
+def pairs(
+    folder: str | Path,
+    scale: int,
+    protocol: Protocol,
+    lq_folder: str | Path | None = None,
+    metrics: Collection[str] = (),
+    grey_as_y: bool = False,
+) -> Iterator[Pair]:
+    """The pairs of a folder of HR images, in the order of their names.
+
+    Args:
+        folder: folder of the HR images.
+        scale: scale of the super-resolution.
+        protocol: makes the LR images, by MATLAB's bicubic.
+        lq_folder: LR images to take instead, ``NAME`` or ``NAMExS`` for HR's ``NAME``; HR is cut to their size.
+        metrics: names of :data:`METRICS` for which every image must be large enough.
+        grey_as_y: mark the images that hold grey levels only.
+
+    Raises:
+        UserError: a folder or an image is wrong, or an image is too small.
+    """
+    entries = list_images({"dataroot_gt": str(folder), "io_backend": {"type": "disk"}}, what="--gt")
+    multiple = protocol.mod_crop(scale)
+    check_sizes(entries, None, multiple, scale, "--gt")
+    lq_entries = list_lq(Path(lq_folder), [entry.path for entry in entries], scale) if lq_folder else {}
+    for entry in entries:
+        lq = lq_entries.get(entry.path)
+        sides = (lq.height * scale, lq.width * scale) if lq else (entry.height, entry.width)
+        height, width = (side // multiple * multiple for side in sides)
+        for metric in (METRICS[name] for name in metrics):
+            needed = metric.smallest + (2 * scale if protocol.quantize and metric.smallest == SSIM_WINDOW else 0)
+            if min(height, width) < needed:
+                raise UserError(
+                    f"--gt: {entry.path} has {height}×{width} pixels to compare by the protocol {protocol.name}; "
+                    f"{metric.label} needs {needed} a side"
+                )
+    for name, entry in zip(name_images([entry.path for entry in entries]), entries, strict=True):
+        lq = lq_entries.get(entry.path)
+        yield read_pair(entry.path, scale, protocol, lq and lq.path, name, grey_as_y and is_grey(entry.path))
+
+
+def read_pair(
+    path: str, scale: int, protocol: Protocol, lq_path: str | None = None, name: str = "", grey: bool = False
+) -> Pair:
+    """One pair: the LR image is read from ``lq_path`` and HR cut to its size, or it is made of HR by the protocol."""
+    client = FileClient("disk")
+    gt = read_image(client, path)
+    if lq_path:
+        lq = read_image(client, lq_path)
+        height, width = lq.shape[:2]
+        if gt.shape[0] < height * scale or gt.shape[1] < width * scale:
+            raise UserError(f"--lq: {lq_path} is larger than {path} by 1/{scale}")
+    else:
+        multiple = protocol.mod_crop(scale)
+        height, width = (side // multiple * multiple // scale for side in gt.shape[:2])
+        if min(height, width) < 4:
+            raise UserError(f"{path} is too small for scale {scale}")
+        lq = lq_of_crop(gt[: height * scale, : width * scale], 0, 0, height, width, scale, protocol.quantize)
+    images = [np.ascontiguousarray(lq), np.ascontiguousarray(gt[: height * scale, : width * scale])]
+    lq, gt = (image[None] for image in img2tensor(images))
+    return Pair(name or Path(path).stem, path, lq, gt, scale, protocol, grey)
+
+
+def list_lq(folder: Path, gt_paths: list[str], scale: int) -> dict[str, ImageEntry]:
+    """The LR image of every HR image."""
+    found = list_images({"dataroot_gt": str(folder), "io_backend": {"type": "disk"}}, what="--lq")
+    by_name = {Path(entry.path).name: entry for entry in found}
+    names = pair_names(gt_paths, list(by_name), ["{}", f"{{}}x{scale}"], f"--lq {folder}")
+    return {gt: by_name[lq] for gt, lq in names.items()}
+
+
+# ------------------------------------------------------------------------------------------------- metrics
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric and how its values are written.
+
+    Attributes:
+        measure: SR image (1, 3, H, W) and pair to a number.
+        label: name for people, with the unit.
+        digits: digits in a table, of the value times ``factor``.
+        higher: whether higher is better.
+        factor: factor of the values in a table.
+        smallest: pixels a side that it needs, without a border.
+    """
+
+    measure: Callable[[Tensor, Pair], float]
+    label: str
+    digits: int
+    higher: bool
+    factor: int = 1
+    smallest: int = 0
+
+    @property
+    def heading(self) -> str:
+        """The label with an arrow to where it is better."""
+        return f"{self.label} {'↑' if self.higher else '↓'}"
+
+
+def levels(sr: Tensor, pair: Pair) -> list[np.ndarray]:
+    """SR and HR image as BasicSR's metrics take them: levels of 8 bits, (H, W, 3), or (H, W, 1) of a grey pair."""
+    images = [tensor2img(image.clone()) for image in (sr, pair.gt)]  # it clamps in place
+    return [np.round(image.mean(axis=2, keepdims=True)) for image in images] if pair.grey else images
+
+
+def measure_psnr(sr: Tensor, pair: Pair) -> float:
+    """Y-PSNR in dB."""
+    if not pair.protocol.quantize:
+        return psnr_y(sr, pair.gt).item()
+    return calculate_psnr(*levels(sr, pair), pair.scale, test_y_channel=not pair.grey)
+
+
+def measure_ssim(sr: Tensor, pair: Pair) -> float:
+    """SSIM of Y, of 8-bit images."""
+    return calculate_ssim(*levels(sr, pair), pair.scale, test_y_channel=not pair.grey)
+
+
+def measure_lpips(sr: Tensor, pair: Pair, net: str) -> float:
+    """LPIPS with the features of ``net``."""
+    try:
+        return lpips(pair.protocol.finish(sr), pair.gt, net).item()
+    except UserError as error:
+        raise UserError(f"--lpips: {error}") from error
+
+
+def on_images(call: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Pair], float]:
+    """A function of two batches of images as a metric."""
+    return lambda sr, pair: call(pair.protocol.finish(sr), pair.gt).item()
+
+
+SSIM_WINDOW = 11  # pixels, of BasicSR's SSIM
+METRICS = {
+    "psnr_y": Metric(measure_psnr, "PSNR (dB)", 2, True),
+    "ssim_y": Metric(measure_ssim, "SSIM", 4, True, smallest=SSIM_WINDOW),
+    "l1": Metric(on_images(l1), "L1 ×10²", 3, False, 100),
+    "mse": Metric(on_images(mse), "MSE ×10³", 3, False, 1000),
+    "gmsd": Metric(on_images(piq.gmsd), "GMSD", 4, False),
+    "haarpsi": Metric(on_images(piq.haarpsi), "HaarPSI", 4, True),
+    "vif": Metric(on_images(piq.vif_p), "VIF", 4, True, smallest=41),
+    "lpips_vgg": Metric(partial(measure_lpips, net="vgg"), "LPIPS-vgg", 4, False, smallest=32),
+    "lpips_alex": Metric(partial(measure_lpips, net="alex"), "LPIPS-alex", 4, False, smallest=32),
+}
+PERCEPTUAL = ("gmsd", "haarpsi", "vif")  # without weights
+LPIPS = ("lpips_vgg", "lpips_alex")
+
+
+def measure(sr: Tensor, pair: Pair, metrics: Iterable[str]) -> dict[str, float]:
+    """The metrics of an SR image (1, 3, H, W)."""
+    return {name: METRICS[name].measure(sr, pair) for name in metrics}
+
+
+def means(rows: list[Row], by: str = "protocol") -> dict[str, dict[str, float]]:
+    """Means over the images for each value of the column ``by``: ``{'field': {'psnr_y': …, 'ssim_y': …}, …}``."""
+    result: dict[str, dict[str, float]] = {}
+    for value in dict.fromkeys(row[by] for row in rows):
+        chosen = [row for row in rows if row[by] == value]
+        metrics = [key for key in chosen[0] if key not in ("image", by)]
+        result[value] = {metric: float(np.mean([row[metric] for row in chosen])) for metric in metrics}
+    return result
+
+
+# ------------------------------------------------------------------------------------------------- SR images
 
 
 def bicubic(scale: int, quantize: bool = True) -> Upscaler:
-    """MATLAB's bicubic as an upscaler of RGB images (1, 3, H, W) in [0, 1]; of 8-bit images with ``quantize``."""
+    """MATLAB's bicubic as an upscaler, of 8-bit images with ``quantize``."""
 
     def upscale(lq: Tensor) -> Tensor:
         image = np.ascontiguousarray(lq[0].permute(1, 2, 0).cpu().numpy())
@@ -67,39 +262,56 @@ def bicubic(scale: int, quantize: bool = True) -> Upscaler:
     return upscale
 
 
-def field_row(sr: Tensor, gt: Tensor, crop_border: int, grey: bool = False) -> Row:
-    """Y-PSNR (dB) and Y-SSIM of two images (1, 3, H, W), rounded to 8 bits, with a border removed.
+def make_sr(source: Source, pair: Pair, label: str = "") -> Tensor:
+    """The SR image (1, 3, H, W) of a pair.
 
     Args:
-        sr: SR image, RGB in [0, 1].
-        gt: HR image.
-        crop_border: pixels to remove at every border, usually the scale.
-        grey: take the grey levels themselves as Y.
+        source: an upscaler, or a folder of SR images, which are cut as HR is.
+        pair: the pair.
+        label: name of the source, for messages.
+
+    Raises:
+        UserError: the network fails, or the SR image is missing, not finite or of another size than HR.
     """
-    images = [tensor2img(image.clone()) for image in (sr, gt)]  # it clamps in place
-    if grey:
-        images = [np.round(image.mean(axis=2, keepdims=True)) for image in images]
-    return {
-        "psnr_y": calculate_psnr(*images, crop_border, test_y_channel=not grey),
-        "ssim_y": calculate_ssim(*images, crop_border, test_y_channel=not grey),
-    }
+    height, width = pair.gt.shape[2:]
+    if isinstance(source, Path):
+        path = find_sr_file(source, pair.name, pair.scale)
+        image = read_image(FileClient("disk"), str(path))[:height, :width]
+        if image.shape[:2] != (height, width):
+            raise UserError(f"{path} is {image.shape[0]}×{image.shape[1]}; expected {height}×{width}, as HR")
+        return img2tensor([np.ascontiguousarray(image)])[0][None]
+    network = f"{label}: the network" if label else "the network"
+    try:
+        sr = source(pair.lq)
+    except Exception as error:  # a network raises what it likes
+        raise UserError(f"{network} fails on {pair.path} ({first_line(error)})") from error
+    if sr.shape != pair.gt.shape:
+        shapes = f"{tuple(sr.shape)} of {tuple(pair.lq.shape)}"
+        raise UserError(f"{network} makes {shapes}; --scale {pair.scale} does not fit")
+    if not sr.isfinite().all():
+        raise UserError(f"{network} gives values that are not finite on {pair.path}")
+    return sr
 
 
-def paper_row(sr: Tensor, gt: Tensor) -> Row:
-    """Y-PSNR (dB), L1 and MSE of two float images (1, 3, H, W), RGB in [0, 1], by the paper's protocol."""
-    return {"psnr_y": psnr_y(sr, gt).item(), "l1": l1(sr, gt).item(), "mse": mse(sr, gt).item()}
+def find_sr_file(folder: Path, stem: str, scale: int) -> Path:
+    """The image of ``folder`` that belongs to an HR image: ``STEM`` or ``STEMxSCALE``, else one that begins ``STEM_``.
 
-
-@torch.no_grad()
-def field_metrics(upscale: Upscaler, items: Iterable[dict[str, Any]], crop_border: int) -> dict[str, float]:
-    """Means of :func:`field_row` over a data set's items, with ``lq`` and ``gt`` (3, H, W)."""
-    rows = [field_row(upscale(item["lq"][None]), item["gt"], crop_border) for item in items]
-    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    Raises:
+        UserError: there is no such image, or there are several.
+    """
+    available = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    for fits in (lambda name: name in (stem, f"{stem}x{scale}"), lambda name: name.startswith(f"{stem}_")):
+        found = [path for path in available if fits(path.stem)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise UserError(f"{folder}: more than one image for {stem}: {found[0].name}, {found[1].name}")
+    raise UserError(f"{folder}: no image for {stem}; accepted names are {stem}, {stem}x{scale} and {stem}_…")
 
 
 @torch.no_grad()
 def evaluate(
-    upscalers: dict[str, Upscaler],
+    sources: Mapping[str, Source],
     gt_folder: str | Path,
     scale: int,
     *,
@@ -112,15 +324,14 @@ def evaluate(
     """Measure every image of a folder.
 
     Args:
-        upscalers: by the protocol's name, see :data:`PROTOCOLS`: LR (1, 3, H, W) to SR, RGB in [0, 1].
-        gt_folder: of the HR images.
-        scale: of the super-resolution.
-        lq_folder: of LR images, instead of those made by the protocol: ``NAME`` or ``NAMExS`` for HR's ``NAME``. HR is
-            cut to their size; with ``'field'`` only.
+        sources: what makes the SR images, by the protocol's name.
+        gt_folder: folder of the HR images.
+        scale: scale of the super-resolution.
+        lq_folder: see :func:`pairs`; for the protocol ``'field'`` only.
         with_lpips: also LPIPS of VGG and AlexNet.
-        with_perceptual: also GMSD (lower is better), HaarPSI and VIF (higher is better) of the ``piq`` package, of RGB.
-        grey_as_y: of HR images with one channel take the levels as Y (``'field'``), as the published values of Set14
-            do; else they are expanded to RGB first, as BasicSR does.
+        with_perceptual: also GMSD (lower is better), HaarPSI and VIF (higher is better) of RGB.
+        grey_as_y: take the levels of HR images that hold grey levels only as Y (``'field'``), as the published values
+            of Set14 do; otherwise they are expanded to RGB first, as BasicSR does.
         progress: show a bar.
 
     Returns:
@@ -129,113 +340,23 @@ def evaluate(
     Raises:
         UserError: a folder, an image or the network's result is wrong.
     """
-    entries = list_images({"dataroot_gt": str(gt_folder), "io_backend": {"type": "disk"}}, what="--gt")
-    lq_entries = _lq_entries(Path(lq_folder), [entry.path for entry in entries], scale) if lq_folder else {}
-    for name in upscalers:
-        multiple = PROTOCOLS[name].mod_crop(scale)
-        check_sizes(entries, None, multiple, scale, "--gt")
-        needs = {"SSIM": 2 * scale + SSIM_WINDOW} if PROTOCOLS[name].quantize else {}
-        needs |= {"LPIPS (--lpips)": LPIPS_SMALLEST} if with_lpips else {}
-        needs |= {"VIF (--perceptual)": VIF_SMALLEST} if with_perceptual else {}
-        for entry in entries:
-            lq_entry = lq_entries.get(entry.path)
-            sides = [lq_entry.height * scale, lq_entry.width * scale] if lq_entry else [entry.height, entry.width]
-            height, width = (side // multiple * multiple for side in sides)
-            for what, pixels in needs.items():
-                if min(height, width) < pixels:
-                    raise UserError(
-                        f"--gt: {entry.path} has {height}×{width} pixels to compare by the protocol {name}; {what} "
-                        f"needs {pixels} a side"
-                    )
-    client = FileClient("disk")
-    rows, names = [], name_images([entry.path for entry in entries])
-    for image_name, entry in zip(names, tqdm(entries, unit="image", disable=not progress, leave=False), strict=True):
-        whole = read_image(client, entry.path)
-        for name, upscale in upscalers.items():
-            protocol = PROTOCOLS[name]
-            if lq_folder:
-                lq = read_image(client, lq_entries[entry.path].path)
-                gt = whole[: lq.shape[0] * scale, : lq.shape[1] * scale]
-                if gt.shape[:2] != (lq.shape[0] * scale, lq.shape[1] * scale):
-                    raise UserError(f"--lq: {lq_entries[entry.path].path} is larger than {entry.path} by 1/{scale}")
-            else:
-                multiple = protocol.mod_crop(scale)
-                height, width = (side // multiple * multiple for side in whole.shape[:2])
-                gt = whole[:height, :width]
-                lq = lq_of_crop(gt, 0, 0, height // scale, width // scale, scale, protocol.quantize)
-            lq, gt = (image[None] for image in img2tensor([np.ascontiguousarray(lq), np.ascontiguousarray(gt)]))
-            try:
-                sr = upscale(lq)
-            except Exception as error:
-                raise UserError(f"the network fails on {entry.path} ({first_line(error)})") from error
-            if sr.shape != gt.shape:
-                raise UserError(
-                    f"the network makes {tuple(sr.shape)} of {tuple(lq.shape)}; --scale {scale} does not fit"
-                )
-            if not sr.isfinite().all():
-                raise UserError(f"the network gives values that are not finite on {entry.path}")
-            grey = grey_as_y and is_grey(entry.path)
-            row = field_row(sr, gt, scale, grey) if protocol.quantize else paper_row(sr, gt)
-            sr = torch.from_numpy(to_8_bits(sr.numpy() * 255)) / 255 if protocol.quantize else sr.clamp(0, 1)
-            if with_perceptual:
-                row |= {metric: call(sr, gt).item() for metric, call in PERCEPTUAL.items()}
-            if with_lpips:
-                row |= _lpips_row(sr, gt)
-            rows.append({"image": image_name, "protocol": name, **row})
+    extra = (*(PERCEPTUAL if with_perceptual else ()), *(LPIPS if with_lpips else ()))
+    metrics = {name: (*PROTOCOLS[name].metrics, *extra) for name in sources}
+    several = [pairs(gt_folder, scale, PROTOCOLS[name], lq_folder, metrics[name], grey_as_y) for name in sources]
+    rows: list[Row] = []
+    for of_image in tqdm(zip(*several, strict=True), unit="image", disable=not progress, leave=False):
+        for pair in of_image:
+            name = pair.protocol.name
+            values = measure(make_sr(sources[name], pair), pair, metrics[name])
+            rows.append({"image": pair.name, "protocol": name, **values})
     return rows
 
 
-def is_grey(path: str) -> bool:
-    """Whether an image file has one channel."""
-    with of_any_size(), Image.open(path) as header:
-        return header.mode.startswith(("L", "I"))
-
-
-def _lpips_row(sr: Tensor, gt: Tensor) -> Row:
-    """LPIPS of both networks. If their weights can't be had, what only a training's options can set is not advised."""
-    try:
-        return {f"lpips_{net}": lpips(sr, gt, net).item() for net in LPIPS_NETS}
-    except UserError as error:
-        text = str(error).partition(", or set distance.weights")[0]
-        raise UserError(text.replace("LPIPSDistance", "LPIPS", 1)) from error
-
-
-def _lq_entries(folder: Path, gt_paths: Sequence[str], scale: int) -> dict[str, ImageEntry]:
-    """The LR image of every HR image."""
-    found = list_images({"dataroot_gt": str(folder), "io_backend": {"type": "disk"}}, what="--lq")
-    by_name = {Path(entry.path).name: entry for entry in found}
-    pairs = pair_names(gt_paths, list(by_name), ["{}", f"{{}}x{scale}"], f"--lq {folder}")
-    return {gt: by_name[lq] for gt, lq in pairs.items()}
-
-
-def means(rows: list[Row]) -> dict[str, dict[str, float]]:
-    """Means over the images: ``{'field': {'psnr_y': …, 'ssim_y': …}, 'paper': {…}}``."""
-    result: dict[str, dict[str, float]] = {}
-    for name in dict.fromkeys(row["protocol"] for row in rows):
-        chosen = [row for row in rows if row["protocol"] == name]
-        metrics = [key for key in chosen[0] if key not in ("image", "protocol")]
-        result[name] = {metric: float(np.mean([row[metric] for row in chosen])) for metric in metrics}
-    return result
-
-
-def json_text(content: Any, indent: int = 2) -> str:
-    """Numbers as JSON, which knows of no infinity: the PSNR of equal images is ``null``."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [plain(item) for item in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    return json.dumps(plain(content), indent=indent, allow_nan=False)
-
-
-def csv_text(rows: list[Row]) -> str:
-    """The rows as CSV, with a column for every metric of any of them."""
-    text = io.StringIO()
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+def field_metrics(upscale: Upscaler, items: Iterable[dict[str, Any]], scale: int) -> dict[str, float]:
+    """Means of the field's metrics over a data set's items, with ``lq`` and ``gt`` (3, H, W)."""
+    rows: list[Row] = []
+    with torch.no_grad():
+        for item in items:
+            pair = Pair("", "", item["lq"][None], item["gt"][None], scale, FIELD)
+            rows.append({"protocol": "field", **measure(make_sr(upscale, pair), pair, FIELD.metrics)})
+    return means(rows)["field"]

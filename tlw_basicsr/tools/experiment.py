@@ -1,19 +1,63 @@
-"""The networks of a training: found by its YAML, loaded."""
+"""The files of a training: its networks, found by its YAML and loaded, the iterations, k and the distance D."""
 
+import re
 from argparse import Namespace
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from torch import nn
+from basicsr.utils.registry import LOSS_REGISTRY
+from torch import Tensor, nn
 
+from tlw_basicsr.core.functional import Distance, k_schedule
 from tlw_basicsr.engine.options import read_options
-from tlw_basicsr.networks import get_section, load_network
+from tlw_basicsr.losses.tlw_loss import complete_economy, split_options
+from tlw_basicsr.networks import find_device, get_section, is_safetensors, load_network
+from tlw_basicsr.registry import check_arguments, lookup
+from tlw_basicsr.tools.inference import NetworkUpscaler
 from tlw_basicsr.util.errors import UserError, expanded, short
-from tlw_basicsr.util.kinds import STR, Options
+from tlw_basicsr.util.files import load_file
+from tlw_basicsr.util.kinds import FRACTION, STR, Options
 from tlw_basicsr.util.yaml_options import load_yaml
 
+OLD_ENOUGH = 0.01  # share of a training's first network in a moving average of its networks
 
-def load_sr_network(args: Namespace) -> tuple[nn.Module, Options]:
-    """The SR network that the arguments name, in eval mode on the CPU, and its options.
+
+@dataclass(frozen=True)
+class Trained:
+    """An SR network with the weights of a file.
+
+    Attributes:
+        net: the network, in eval mode on the CPU.
+        options: its options, ``network_g``.
+        path: the file.
+        entry: ``params_ema`` or ``params``, whichever was taken, with a warning of a young average; empty for a file
+            that is a state dict.
+    """
+
+    net: nn.Module
+    options: Options
+    path: Path
+    entry: str
+
+    def __str__(self) -> str:
+        return f"{self.path} ({self.entry})" if self.entry else str(self.path)
+
+    def upscaler(self, device: str = "auto", scale: int | None = None, origin: object = "") -> NetworkUpscaler:
+        """The network as an upscaler of whole images.
+
+        Raises:
+            UserError: the network is of another scale than ``scale``; ``origin`` names where it comes from.
+        """
+        upscale = NetworkUpscaler(self.net, self.options, device=find_device(device))
+        if scale is not None and upscale.scale != scale:
+            raise UserError(f"--scale: {scale}, but the network of {origin} is of scale {upscale.scale}")
+        return upscale
+
+
+def load_sr_network(args: Namespace) -> Trained:
+    """The SR network that the arguments of a command name, see :func:`tlw_basicsr.commands.add_network_arguments`.
 
     Raises:
         UserError: the YAML, the options or the checkpoint are wrong, or no checkpoint is named.
@@ -21,16 +65,39 @@ def load_sr_network(args: Namespace) -> tuple[nn.Module, Options]:
     if args.network is not None:
         opt = {"network_g": load_yaml(args.network, "--network")}
     else:
-        opt = read_options(args.opt, allow_plugins=args.allow_plugins)
-    path = args.checkpoint or find_checkpoint(opt, "g")
-    return load_network(opt.get("network_g"), path, args.param_key), opt["network_g"]
+        opt = read_options(str(args.opt), allow_plugins=args.allow_plugins)
+    return load_trained(opt, args.checkpoint, args.param_key)
+
+
+def load_trained(opt: Options, checkpoint: str | Path | None = None, param_key: str = "params_ema") -> Trained:
+    """``network_g`` of the options with the weights of ``checkpoint``, by default those of :func:`find_checkpoint`.
+
+    Raises:
+        UserError: the options or the checkpoint are wrong, or do not fit each other.
+    """
+    path = Path(checkpoint or find_checkpoint(opt, "g"))
+    net = load_network(opt.get("network_g"), path, param_key)
+    content = {} if is_safetensors(path) else load_file(path, "checkpoint")
+    entry = next((key for key in (param_key, "params") if isinstance(content.get(key), dict)), "")
+    share = share_of_first_network(opt, path) if entry == "params_ema" else 0
+    young = f", a young average: {share:.0%} of it is the training's first network" if share > OLD_ENOUGH else ""
+    return Trained(net, opt["network_g"], path, entry + young)
+
+
+def share_of_first_network(opt: Options, path: Path) -> float:
+    """How much of a moving average is the training's first network: ema_decay^n after n iterations; 0 if unknown."""
+    train = get_section(opt, "train")
+    found = re.search(r"_(\d+)\.pth$", path.name)
+    decay, iterations = train.get("ema_decay", 0), int(found[1]) if found else train.get("total_iter", 0)
+    known = all(isinstance(value, (int, float)) for value in (decay, iterations))
+    return decay**iterations if known and 0 < decay < 1 and iterations > 0 else 0
 
 
 def find_checkpoint(opt: Options, label: str) -> Path:
     """The checkpoint that a YAML names for ``network_{label}``, else the newest of its training in this folder.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such file.
     """
     key = f"pretrain_network_{label}"
     named = get_section(opt, "path").get(key)
@@ -40,3 +107,64 @@ def find_checkpoint(opt: Options, label: str) -> Path:
     if not named and not path.is_file():
         raise UserError(f"--checkpoint: missing; the options name no path.{key}, and {path} does not exist")
     return expanded(named, f"path.{key}") if named else path
+
+
+# ------------------------------------------------------------------------------------------------- the weighting
+
+
+def list_iterations(models: Path) -> list[int]:
+    """The iterations whose two networks lie in the folder ``models``, sorted.
+
+    Raises:
+        UserError: there are none.
+    """
+    found = [
+        {int(m[1]) for p in models.glob(f"net_{n}_*.pth") if (m := re.fullmatch(rf"net_{n}_(\d+)\.pth", p.name))}
+        for n in "gw"
+    ]
+    if not (both := sorted(found[0] & found[1])):
+        raise UserError(f"--experiment: {models} holds no pair net_g_ITER.pth, net_w_ITER.pth")
+    return both
+
+
+def find_k(opt: Options, models: Path, iteration: int | None) -> float:
+    """The mean k of the weights at an iteration: that in the training's state, else the schedule's.
+
+    Raises:
+        UserError: it is in neither, or the state holds no such number.
+    """
+    if iteration is not None:
+        state = models.parent / "training_states" / f"{iteration}.state"
+        if state.is_file():
+            tlw = load_file(state, "--iter").get("tlw")
+            k = tlw.get("k") if isinstance(tlw, dict) else None
+            if k is None or not FRACTION.accepts(k):
+                raise UserError(f"--k: missing; {state} should hold {FRACTION.text} as tlw.k, it holds {short(k)}")
+            return k
+    own, arguments = split_options(get_section(get_section(opt, "train"), "tlw", "train"))
+    if own.k_unit == "iter" and iteration is not None:
+        schedule = {key: arguments[key] for key in ("k_start", "k_end", "k_decay") if key in arguments}
+        return k_schedule(iteration - 1, **schedule)
+    raise UserError("--k: missing; there is no training state with it here, and no iteration to compute it from")
+
+
+def load_weighting(opt: Options, models: Path) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """The newest weighting network in a training's folder, with the k of its iteration; None if there is none."""
+    complete_economy(opt)
+    if "network_w" not in opt or not any(models.glob("net_w_*.pth")):
+        return None
+    iteration = list_iterations(models)[-1]
+    net_w = load_network(opt["network_w"], models / f"net_w_{iteration}.pth", key="network_w")
+    return partial(net_w, k=find_k(opt, models, iteration))
+
+
+def check_distance(options: Options, place: str) -> None:
+    """Raise a :class:`UserError` unless the options are those of a registered distance."""
+    check_arguments(options, place, lookup(LOSS_REGISTRY, options, place))
+
+
+def build_distance(options: Options, place: str) -> Distance:
+    """D by its options."""
+    check_distance(options, place)
+    arch = lookup(LOSS_REGISTRY, options, place)
+    return arch(**{key: value for key, value in options.items() if key != "type"})

@@ -1,7 +1,8 @@
 """Super-resolution of image files of any size and kind by a trained network."""
 
+import struct
+import zlib
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,16 @@ import cv2
 import numpy as np
 import torch
 from PIL import Image
+from scipy.ndimage import distance_transform_edt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tlw_basicsr.data.bicubic import imresize
-from tlw_basicsr.data.images import Picture, of_any_size
+from tlw_basicsr.data.images import COMPRESSION, Picture, of_any_size
 from tlw_basicsr.data.tiles import tile_starts
-from tlw_basicsr.engine.options import read_options
-from tlw_basicsr.networks import count_input_channels, find_device, get_size_multiple, load_network
+from tlw_basicsr.networks import count_input_channels, get_size_multiple
 from tlw_basicsr.util.errors import UserError, first_line
-from tlw_basicsr.util.files import open_regular
+from tlw_basicsr.util.files import whole_file
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 WIDER = {torch.float16: "; try bf16 or fp32", torch.bfloat16: "; try fp32"}
@@ -37,17 +38,18 @@ class NetworkUpscaler:
         options: its options, ``{type: …, …}``; ``window_size`` and the number of channels are read from them, or from
             the defaults of its class.
         tile: side of a tile in LR pixels, rounded up to what the network takes; None for the whole image at once.
-        overlap: of neighbouring tiles, in LR pixels, at most half the tile; None for 32, or half of a smaller tile.
-        device: to run on; results come back to the CPU.
+        overlap: overlap of neighbouring tiles in LR pixels, at most half the tile; None for 32, or half of a smaller
+            tile.
+        device: device to run on; results come back to the CPU.
         dtype: float32, or float16 or bfloat16 for autocast.
 
     Attributes:
-        scale: of the super-resolution, found by running the network.
-        channels: of the images that the network takes.
-        multiple: a side of what the network is given is a multiple of it.
+        scale: scale of the super-resolution, found by running the network.
+        channels: number of channels of the images that the network takes.
+        multiple: the sides of what the network is given are multiples of it.
 
     Raises:
-        UserError: tile and overlap don't fit, the network fails on an image, or it does not upscale both sides by one
+        UserError: tile and overlap do not fit, the network fails on an image, or it does not upscale both sides by one
             whole number.
     """
 
@@ -118,63 +120,6 @@ class NetworkUpscaler:
         return sr / total
 
 
-def upscaler_of(
-    yaml: str | Path,
-    checkpoint: str | Path,
-    scale: int,
-    param_key: str = "params_ema",
-    device: str = "auto",
-    allow_plugins: bool = True,
-) -> NetworkUpscaler:
-    """The network of a YAML's ``network_g`` with a checkpoint's weights, as an upscaler of whole images.
-
-    Raises:
-        UserError: the YAML or the checkpoint is wrong, or the network is of another scale.
-    """
-    opt = read_options(str(yaml), allow_plugins=allow_plugins)
-    net = load_network(opt.get("network_g"), checkpoint, param_key)
-    upscale = NetworkUpscaler(net, opt["network_g"], device=find_device(device))
-    if upscale.scale != scale:
-        raise UserError(f"--scale: {scale}, but the network of {yaml} is of scale {upscale.scale}")
-    return upscale
-
-
-def check_memory(path: Path, scale: int) -> None:
-    """Tell before an image is decoded that there is not the memory for it and its result.
-
-    For each of its pixels about 40 bytes are needed, and for each of the result's 64: what is decoded, as floats, the
-    sum of the tiles and of their weights, and the result in other types.
-
-    Raises:
-        UserError: as said; the message has both numbers. What the header does not tell is left to the decoding.
-    """
-    free = free_memory()
-    try:
-        with open_regular(path, "") as file, of_any_size(), Image.open(file) as header:
-            width, height = header.size
-    except UserError:
-        raise
-    except Exception:  # Pillow's readers each raise what they like
-        return
-    needed = width * height * (40 + 64 * scale**2)
-    if free is not None and needed > free:
-        raise UserError(
-            f"{path}: its {width}×{height} pixels and the result at ×{scale} need about {needed / 2**30:,.1f} GiB of "
-            f"memory, {free / 2**30:,.1f} are free; cut it into parts"
-        )
-
-
-def free_memory() -> int | None:
-    """Bytes that a process may still use, of the machine and of a container; None where the system does not tell."""
-    free = []
-    with suppress(OSError, ValueError, IndexError):
-        free.append(1024 * int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]))
-    with suppress(OSError, ValueError):
-        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
-        free.append(limit - used)
-    return min(free, default=None)
-
-
 def blend_weights(length: int, overlap: int, before: bool, after: bool) -> Tensor:
     """Weights of a tile along one side, (length,): 0 in an overlap's outer 3/8, then linear, 1 in its inner 3/8.
 
@@ -203,14 +148,14 @@ def upscale_picture(
 ) -> np.ndarray:
     """The SR image of a file as OpenCV writes it: uint8 or uint16, grey (H, W), BGR or BGRA.
 
-    A grey image is given to a colour network in three equal channels, of whose results the mean is taken; a network of
-    one channel is given those of a colour image one by one. Alpha is resized by MATLAB's bicubic, not by the network:
-    what is opaque stays exactly so. Grey with alpha becomes BGRA, as OpenCV writes no such PNG.
+    A grey image is given to a colour network in three equal channels, and the mean of the results is taken; a network
+    of one channel is given the channels of a colour image one by one. Alpha is resized by MATLAB's bicubic, not by the
+    network: what is opaque stays exactly so. Grey with alpha becomes BGRA, since OpenCV writes no such PNG.
 
     Raises:
         FloatingPointError: the network gives values that are not finite.
     """
-    image = picture.image
+    image = picture.image if picture.alpha is None else fill_hidden(picture.image, picture.alpha)
     grey = image.shape[1] == 1
     if upscale.channels == 1:
         sr = upscale(image.transpose(0, 1), progress).transpose(0, 1)
@@ -229,3 +174,60 @@ def upscale_picture(
     if sr.shape[2] == 1:
         return sr[..., 0]
     return cv2.cvtColor(sr, cv2.COLOR_RGB2BGR if sr.shape[2] == 3 else cv2.COLOR_RGBA2BGRA)
+
+
+def fill_hidden(image: Tensor, alpha: np.ndarray) -> Tensor:
+    """``image`` (1, C, H, W) with the nearest visible pixel's colour where alpha (H, W) is 0.
+
+    The colour of a transparent pixel is arbitrary, often black, and the network would mix it into its neighbours.
+    """
+    hidden = alpha == 0
+    if hidden.all() or not hidden.any():
+        return image
+    rows, columns = distance_transform_edt(hidden, return_distances=False, return_indices=True)
+    return image[..., torch.from_numpy(rows).long(), torch.from_numpy(columns).long()]
+
+
+def png_chunk(kind: bytes, content: bytes) -> bytes:
+    """A chunk of a PNG."""
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def find_colour_space(path: Path) -> tuple[bytes, bytes]:
+    """The PNG chunks that say what the colours of an image file are, and the colour space of its ICC profile, if any.
+
+    The chunks of a PNG are copied (cICP, iCCP, sRGB, gAMA, cHRM); the ICC profile of another format becomes an iCCP.
+    """
+    with of_any_size(), Image.open(path) as header:
+        profile = header.info.get("icc_profile") or b""
+        if header.format != "PNG":
+            chunk = png_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(profile)) if profile else b""
+            return chunk, profile[16:20].strip()
+    content, place, chunks = path.read_bytes(), 8, b""
+    while place + 8 <= len(content) and (kind := content[place + 4 : place + 8]) != b"IDAT":
+        end = place + 12 + int.from_bytes(content[place : place + 4], "big")
+        chunks += content[place:end] if kind in (b"cICP", b"iCCP", b"sRGB", b"gAMA", b"cHRM") else b""
+        place = end
+    return chunks, profile[16:20].strip()
+
+
+def write_result(image: np.ndarray, target: Path, source: Path) -> str:
+    """Write an SR image as PNG, whole or not at all, with the colour space of its source.
+
+    Returns:
+        What must be said of the colours, or nothing.
+
+    Raises:
+        UserError: it can't be written.
+    """
+    chunks, space = find_colour_space(source)
+    expected = b"GRAY" if image.ndim == 2 else b"RGB"
+    note = ""
+    if space and space != expected:
+        chunks, name = b"", space.decode("ascii", "replace")
+        note = f"{source}: its ICC profile is for {name} images and is not kept, the result is {expected.decode()}"
+    content = cv2.imencode(".png", image, COMPRESSION)[1].tobytes()
+    end_of_header = 33  # the signature and IHDR
+    with whole_file(target) as file:
+        file.write(content[:end_of_header] + chunks + content[end_of_header:])
+    return note

@@ -1,8 +1,6 @@
 """The paper's comparison: train the cells of a table that are missing, measure them, write the table."""
 
-import csv
 import hashlib
-import io
 import json
 import math
 import re
@@ -10,66 +8,50 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, product
+from operator import itemgetter
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import yaml
 
-from tlw_basicsr.engine.options import check_options
+from tlw_basicsr.engine.options import check_options, read_options
 from tlw_basicsr.engine.preflight import check_folders
 from tlw_basicsr.engine.resume import list_states
 from tlw_basicsr.pictures import spread_figure
-from tlw_basicsr.tools.evaluation import PROTOCOLS, Upscaler, bicubic, csv_text, evaluate, json_text, means
-from tlw_basicsr.tools.inference import upscaler_of
+from tlw_basicsr.tools.evaluation import METRICS, PROTOCOLS, Source, bicubic, evaluate, means
+from tlw_basicsr.tools.experiment import load_trained
 from tlw_basicsr.tools.recipes import list_cells, recipe
+from tlw_basicsr.tools.report import Row, csv_text, format_value, json_text, markdown_table, spread
 from tlw_basicsr.util.errors import UserError, expanded
 from tlw_basicsr.util.files import hold_lock, write_text
 from tlw_basicsr.util.kinds import Options
 from tlw_basicsr.util.yaml_options import force_options, load_yaml
 
 TEST_SETS = ("Set5", "Set14", "BSD100", "Urban100", "Manga109", "T91", "BSDS200", "General100")
-METRICS = {  # name: (heading, digits, factor, whether higher is better)
-    "psnr_y": ("PSNR (dB)", 2, 1, True),
-    "ssim_y": ("SSIM", 4, 1, True),
-    "lpips_vgg": ("LPIPS-vgg", 4, 1, False),
-    "lpips_alex": ("LPIPS-alex", 4, 1, False),
-    "gmsd": ("GMSD", 4, 1, False),
-    "haarpsi": ("HaarPSI", 4, 1, True),
-    "vif": ("VIF", 4, 1, True),
-    "l1": ("L1 ×10²", 3, 100, False),
-    "mse": ("MSE ×10³", 3, 1000, False),
-}
-CSV_COLUMNS = (
-    *("scale", "protocol", "set", "network", "loss", "metric", "mean", "spread", "seeds", "difference", "best"),
-    *("iterations", "seconds"),
-)
-TEX = {
-    "×10²": r"$\times 10^2$",
-    "×10³": r"$\times 10^3$",
-    "_": r"\_",
-    "%": r"\%",
-    "↑": r"$\uparrow$",
-    "↓": r"$\downarrow$",
-}
+PLOTTED = ("psnr_y", "lpips_vgg", "haarpsi")
 PROTOCOL_NAMES = {
     "field": "the field's protocol (8-bit LR and SR, border of the scale removed)",
     "paper": "the paper's protocol (HR cut to a multiple of 28, float images, no border removed)",
 }
+TRAIN = Path(__file__).parents[1] / "train.py"
+Record = dict[str, Any]
+RECORD = {"options": dict, "settings": dict, "images": dict, "results": dict, "seconds": (int, float)}
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A loss of the table: that of a recipe, with further options of its own.
+    """A loss of the table: the loss of a recipe, with further options.
 
     Attributes:
-        name: its row.
+        name: name of its row.
         loss: the loss in the recipe's name, such as ``L1TLW``.
-        forced: entries ``section:key=value``.
+        forced: further options, entries ``section:key=value``.
     """
 
     name: str
@@ -78,7 +60,7 @@ class Variant:
 
     @property
     def unweighted(self) -> str:
-        """The loss that it is compared with."""
+        """The unweighted loss that it is compared with."""
         return "MSE" if self.loss.startswith("MSE") or "train:pixel_opt:base=mse" in self.forced else "L1"
 
 
@@ -93,7 +75,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Of the experiment."""
+        """Name of the experiment."""
         return f"{self.network}_{self.variant.name}_x{self.scale}_seed{self.seed}"
 
 
@@ -104,14 +86,14 @@ class Run:
     Attributes:
         out: folder of the results.
         data: folder of the test sets.
-        train_data: folder of the HR images to train on; None for the recipes'.
+        train_data: folder of the HR images to train on; None for that of the recipes.
         sets: names of the test sets.
-        iters: iterations; None for the recipes'.
-        distance: options of D; None for the recipes', the paper's.
+        iters: iterations; None for those of the recipes.
+        distance: options of D; None for those of the recipes, the paper's.
         forced: entries ``section:key=value`` for every cell that has the section.
-        with_lpips: measure LPIPS, and keep the checkpoint with the best LPIPS-vgg on Set5; else the last one.
-        grey_as_y: see :func:`tlw_basicsr.tools.evaluation.evaluate`; likewise ``with_perceptual``.
-        with_perceptual: see ``grey_as_y``.
+        with_lpips: measure LPIPS, and keep the checkpoint with the best LPIPS-vgg on Set5; otherwise the last one.
+        grey_as_y, with_perceptual: see :func:`tlw_basicsr.tools.evaluation.evaluate`.
+        missing: the test sets that are not in ``data``.
     """
 
     out: Path
@@ -125,6 +107,7 @@ class Run:
     grey_as_y: bool = False
     with_perceptual: bool = False
     missing: list[str] = field(default_factory=list)
+    _fingerprints: dict[Path, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.missing = [name for name in self.sets if not (self.data / name).is_dir()]
@@ -136,6 +119,18 @@ class Run:
     def keeps_best(self) -> bool:
         """Whether the network counts that is best by LPIPS-vgg on Set5, not the last one."""
         return self.with_lpips and (self.data / "Set5").is_dir()
+
+    def fingerprint(self, folder: Path) -> str:
+        """A hash of the names and contents of a folder's files: what was measured or trained on other images shows."""
+        if folder not in self._fingerprints:
+            total = hashlib.sha256()
+            for path in sorted(path for path in folder.iterdir() if path.is_file()):
+                total.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+                with open(path, "rb") as file:
+                    while part := file.read(2**20):
+                        total.update(part)
+            self._fingerprints[folder] = total.hexdigest()[:16]
+        return self._fingerprints[folder]
 
 
 def list_losses(network: str, scale: int) -> list[str]:
@@ -208,11 +203,11 @@ def check_forced(run: Run, cells: Sequence[Cell]) -> None:
 
 
 def record_path(run: Run, name: str) -> Path:
-    """The file with what is known of a cell: seconds of training, results."""
+    """The file with what is known of a cell: its options, seconds of training, results."""
     return run.out / "cells" / f"{name}.json"
 
 
-def read_record(run: Run, name: str) -> dict[str, Any]:
+def read_record(run: Run, name: str) -> Record:
     """A cell's record; empty if there is none yet.
 
     Raises:
@@ -222,12 +217,15 @@ def read_record(run: Run, name: str) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: damaged; delete it, and the cell is measured again") from error
+        record = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError):
+        record = None
+    if isinstance(record, dict) and all(isinstance(record[key], RECORD[key]) for key in RECORD.keys() & record.keys()):
+        return record
+    raise UserError(f"{path}: damaged; delete it, and the cell is measured again")
 
 
-def write_record(run: Run, name: str, record: dict[str, Any]) -> None:
+def write_record(run: Run, name: str, record: Record) -> None:
     """Write a cell's record."""
     path = record_path(run, name)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -238,18 +236,24 @@ def is_trained(run: Run, cell: Cell) -> bool:
     """Whether a cell's training has ended.
 
     Raises:
-        UserError: it was begun with other options.
+        UserError: it was begun with other options, or has ended on other images.
     """
     record = read_record(run, cell.name)
     opt = json.loads(json.dumps(cell_options(run, cell)))
-    begun = record.get("trained") or list_states(run.out / "experiments" / cell.name / "training_states")
-    if begun and record.get("options", opt) != opt:
-        key = first_difference(record["options"], opt)
+    trained = record.get("trained") is True
+    difference = ""
+    if trained or list_states(run.out / "experiments" / cell.name / "training_states"):
+        difference = first_difference(record.get("options", opt), opt)
+    if trained and not difference and "train_images" in record:
+        images = Path(opt["datasets"]["train"]["dataroot_gt"])
+        if images.is_dir() and record["train_images"] != run.fingerprint(images):
+            difference = f"on other images in {images}"
+    if difference:
         raise UserError(
-            f"{run.out}: {cell.name} was trained with other options ({key}); name another --out, or delete "
+            f"{run.out}: {cell.name} was trained {difference}; name another --out, or delete "
             f"{record_path(run, cell.name)} and {run.out / 'experiments' / cell.name}"
         )
-    return record.get("trained", False)
+    return trained
 
 
 def check_cell(run: Run, cell: Cell) -> None:
@@ -268,12 +272,11 @@ def check_cell(run: Run, cell: Cell) -> None:
 
 
 def first_difference(old: Any, new: Any, place: str = "") -> str:
-    """Where two options differ first: ``place: old, now new``."""
+    """Where two options differ first: ``with other options (place: old, now new)``; empty if they are equal."""
     if isinstance(old, dict) and isinstance(new, dict):
-        for key in [*old, *new]:
-            if old.get(key) != new.get(key):
-                return first_difference(old.get(key), new.get(key), f"{place}.{key}".lstrip("."))
-    return f"{place}: {old!r}, now {new!r}"
+        keys = (key for key in [*old, *new] if old.get(key) != new.get(key))
+        return next((first_difference(old.get(key), new.get(key), f"{place}.{key}".lstrip(".")) for key in keys), "")
+    return f"with other options ({place}: {old!r}, now {new!r})"
 
 
 def train(run: Run, cell: Cell, report: Callable[[int], object]) -> None:
@@ -292,13 +295,12 @@ def train(run: Run, cell: Cell, report: Callable[[int], object]) -> None:
 
 def _train(run: Run, cell: Cell, report: Callable[[int], object], descriptors: tuple[int, ...]) -> None:
     opt, record = cell_options(run, cell), read_record(run, cell.name)
-    record["options"] = opt
+    record |= {"options": opt, "train_images": run.fingerprint(Path(opt["datasets"]["train"]["dataroot_gt"]))}
     write_record(run, cell.name, record)
     file = run.out / "options" / f"{cell.name}.yml"
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(yaml.safe_dump(opt, sort_keys=False), file)
-    program = Path(__file__).with_name("train.py")
-    command = [sys.executable, str(program), "-opt", str(file.resolve()), "--auto_resume"]
+    command = [sys.executable, str(TRAIN), "-opt", str(file.resolve()), "--auto_resume"]
     start, lines = time.perf_counter(), []
     # a terminal's Ctrl-C reaches it through this process alone
     options: dict[str, Any] = {"cwd": run.out, "start_new_session": True, "pass_fds": descriptors}
@@ -323,7 +325,7 @@ def _train(run: Run, cell: Cell, report: Callable[[int], object], descriptors: t
         raise UserError(f"{cell.name}: the training ended with {process.returncode}: {reason.removeprefix('error: ')}")
 
 
-def measure(run: Run, name: str, scale: int, checkpoint: Path | None) -> dict[str, Any]:
+def measure(run: Run, name: str, scale: int, checkpoint: Path | None) -> Record:
     """Measure a network, or bicubic, on the test sets that are not measured yet; returns the cell's record."""
     record = read_record(run, name)
     key = "bicubic" if checkpoint is None else hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:16]
@@ -333,26 +335,39 @@ def measure(run: Run, name: str, scale: int, checkpoint: Path | None) -> dict[st
         "grey_as_y": run.grey_as_y,
     }
     settings = {"checkpoint": key, **asked}
-    if record.get("settings") != settings:
-        record.update(settings=settings, results={})
-    upscalers: dict[str, Upscaler] | None = None
+    if record.get("settings") != settings or "images" not in record or "results" not in record:
+        record.update(settings=settings, images={}, results={})
+    sources: dict[str, Source] = {}
     for name_of_set in run.sets:
-        if name_of_set in record["results"]:
+        images = run.fingerprint(run.data / name_of_set)
+        if record["images"].get(name_of_set) == images and is_measured(record["results"].get(name_of_set)):
             continue
-        upscalers = upscalers or upscalers_of(run, name, scale, checkpoint)
-        rows = evaluate(upscalers, run.data / name_of_set, scale, **asked)
-        record["results"][name_of_set] = means(rows)
+        if not sources and checkpoint is None:
+            sources = {key: bicubic(scale, protocol.quantize) for key, protocol in PROTOCOLS.items()}
+        elif not sources:
+            file = run.out / "options" / f"{name}.yml"
+            trained = load_trained(read_options(str(file)), checkpoint)
+            sources = dict.fromkeys(PROTOCOLS, trained.upscaler(scale=scale, origin=file))
+            record["entry"] = trained.entry
+        rows = evaluate(sources, run.data / name_of_set, scale, **asked)
+        record["images"][name_of_set], record["results"][name_of_set] = images, means(rows)
         record_path(run, name).parent.mkdir(parents=True, exist_ok=True)
         write_text(csv_text(rows), record_path(run, name).with_name(f"{name}_{name_of_set}.csv"))
         write_record(run, name, record)
     return record
 
 
-def upscalers_of(run: Run, name: str, scale: int, checkpoint: Path | None) -> dict[str, Upscaler]:
-    """What makes the SR images of each protocol."""
-    if checkpoint is None:
-        return {key: bicubic(scale, protocol.quantize) for key, protocol in PROTOCOLS.items()}
-    return dict.fromkeys(PROTOCOLS, upscaler_of(run.out / "options" / f"{name}.yml", checkpoint, scale))
+def is_measured(result: Any) -> bool:
+    """Whether a record's result has numbers of both protocols, or None for an infinite one."""
+    if not isinstance(result, dict):
+        return False
+    sections = [(protocol, result.get(name)) for name, protocol in PROTOCOLS.items()]
+    return all(
+        isinstance(values, dict)
+        and values.keys() >= set(protocol.metrics)
+        and all(value is None or isinstance(value, (int, float)) for value in values.values())
+        for protocol, values in sections
+    )
 
 
 def find_network(run: Run, cell: Cell) -> Path:
@@ -363,94 +378,46 @@ def find_network(run: Run, cell: Cell) -> Path:
 # ------------------------------------------------------------------------------------------------- tables
 
 
-@dataclass(frozen=True)
-class Value:
-    """Mean and spread (sample standard deviation) of a metric over the seeds."""
+def long_table(run: Run, cells: Sequence[Cell], scale: int) -> list[Row]:
+    """The table in its long form: a row for each protocol, test set, metric, and network and loss, bicubic first.
 
-    values: tuple[float, ...]
-
-    @property
-    def mean(self) -> float:
-        """Mean over the seeds."""
-        return mean(self.values)
-
-    @property
-    def spread(self) -> float | None:
-        """None with one seed."""
-        return stdev(self.values) if len(self.values) > 1 else None
-
-
-@dataclass(frozen=True)
-class TableRow:
-    """One network and loss; ``network`` is empty for bicubic."""
-
-    network: str
-    loss: str
-    unweighted: str | None
-    records: tuple[dict[str, Any], ...]
-
-    def value(self, name_of_set: str, protocol: str, metric: str) -> Value:
-        """A metric's value."""
-        values = [record["results"][name_of_set][protocol][metric] for record in self.records]
-        return Value(tuple(math.inf if value is None else value for value in values))
-
-
-def table_rows(run: Run, cells: Sequence[Cell], scale: int) -> list[TableRow]:
-    """Bicubic, then every network and loss in the order of the cells."""
-    rows = [TableRow("", "bicubic", None, (read_record(run, f"bicubic_x{scale}"),))]
+    ``difference`` is that of the means to the unweighted loss; ``values`` holds the values of the seeds.
+    """
+    bicubic_record = read_record(run, f"bicubic_x{scale}")
+    lines: list[tuple[str, Variant, int, list[Record]]] = [("", Variant("bicubic", ""), 0, [bicubic_record])]
     chosen = [cell for cell in cells if cell.scale == scale]
     for (network, variant), group in groupby(chosen, key=lambda cell: (cell.network, cell.variant)):
-        records = tuple(read_record(run, cell.name) for cell in group)
-        unweighted = variant.unweighted if variant.unweighted != variant.name else None
-        rows.append(TableRow(network, variant.name, unweighted, records))
-    return rows
+        of_line = list(group)
+        iterations = int(cell_options(run, of_line[0])["train"]["total_iter"])
+        lines.append((network, variant, iterations, [read_record(run, cell.name) for cell in of_line]))
+    table: list[Row] = []
+    for protocol, name_of_set in product(PROTOCOLS, run.sets):
+        for metric in bicubic_record["results"][name_of_set][protocol]:
+            column: list[Row] = []
+            for network, variant, iterations, records in lines:
+                values = [record["results"][name_of_set][protocol][metric] for record in records]
+                values = [math.inf if value is None else value for value in values]
+                seconds = mean(record.get("seconds", 0) for record in records)
+                column.append({
+                    "scale": scale, "protocol": protocol, "set": name_of_set, "network": network, "loss": variant.name,
+                    "metric": metric, "mean": mean(values), "spread": spread(values), "seeds": len(values),
+                    "difference": None, "best": 0, "iterations": iterations,
+                    "seconds": round(seconds, 1) if network else 0, "values": values,
+                })  # fmt: skip
+            means_of = {(row["network"], row["loss"]): row["mean"] for row in column}
+            best = (max if METRICS[metric].higher else min)(means_of.values())
+            for row, (network, variant, *_) in zip(column, lines, strict=True):
+                row["best"] = int(row["mean"] == best)
+                base = (network, variant.unweighted)
+                if base in means_of and variant.unweighted != variant.name:
+                    row["difference"] = row["mean"] - means_of[base]
+            table += column
+    return table
 
 
-@dataclass(frozen=True)
-class TableCell:
-    """A value of the table, the difference to the unweighted loss, whether it is the best of its column."""
-
-    value: Value
-    difference: float | None
-    best: bool
-
-
-def columns(run: Run, rows: Sequence[TableRow]) -> Iterator[tuple[str, str, str, list[TableCell]]]:
-    """Test set, protocol, metric and its cells from top to bottom."""
-    for protocol in PROTOCOLS:
-        for name_of_set in run.sets:
-            for metric in rows[0].records[0]["results"][name_of_set][protocol]:
-                higher = METRICS[metric][3]
-                values = [row.value(name_of_set, protocol, metric) for row in rows]
-                best = (max if higher else min)(value.mean for value in values)
-                by_name = {(row.network, row.loss): value for row, value in zip(rows, values, strict=True)}
-                cells = []
-                for row, value in zip(rows, values, strict=True):
-                    base = by_name.get((row.network, row.unweighted or ""))
-                    difference = value.mean - base.mean if base and row.unweighted else None
-                    cells.append(TableCell(value, difference, value.mean == best))
-                yield name_of_set, protocol, metric, cells
-
-
-def heading(metric: str) -> str:
-    """A metric's name with an arrow to where it is better."""
-    name, _, _, higher = METRICS[metric]
-    return f"{name} {'↑' if higher else '↓'}"
-
-
-def formatted(cell: TableCell, metric: str, mark: Callable[[str], str], plus_minus: str = "±") -> str:
-    """A value with its spread, marked if it is the best, and its difference in brackets."""
-    _, digits, factor, _ = METRICS[metric]
-    text = f"{cell.value.mean * factor:.{digits}f}"
-    if cell.value.spread is not None:
-        text += f" {plus_minus} {cell.value.spread * factor:.{digits}f}"
-    text = mark(text) if cell.best else text
-    return text if cell.difference is None else f"{text} ({cell.difference * factor:+.{digits}f})"
-
-
-def description(run: Run, rows: Sequence[TableRow], cells: Sequence[Cell]) -> list[str]:
+def describe(run: Run, cells: Sequence[Cell]) -> list[str]:
     """What the reader of a table must know."""
-    opts = [record["options"] for row in rows[1:] for record in row.records]
+    opts = [cell_options(run, cell) for cell in cells]
     iterations = sorted({int(opt["train"]["total_iter"]) for opt in opts})
     train_sets = sorted({opt["datasets"]["train"]["name"] for opt in opts})
     distances = {
@@ -458,17 +425,15 @@ def description(run: Run, rows: Sequence[TableRow], cells: Sequence[Cell]) -> li
         for opt in opts
         if "distance" in opt["train"]["pixel_opt"]
     }
-    lines = []
-    if iterations:
-        lines.append(
-            f"Trained for {', '.join(f'{n:,}' for n in iterations)} iterations on {', '.join(train_sets)}"
-            + ("" if run.iters is None else " (--iters: scaled down, not the paper's training)")
-            + f"; seeds {', '.join(map(str, sorted({cell.seed for cell in cells})))}, one start for all losses each."
-        )
-        lines.append(
-            "The network that counts: "
-            + ("the one with the best LPIPS-vgg on Set5." if run.keeps_best else "the last one.")
-        )
+    entries = sorted({read_record(run, cell.name).get("entry") or "parameters" for cell in cells})
+    scaled = "" if run.iters is None else " (--iters: scaled down, not the paper's training)"
+    seeds = sorted({cell.seed for cell in cells})
+    network = "the one with the best LPIPS-vgg on Set5" if run.keeps_best else "the last one"
+    lines = [
+        f"Trained for {', '.join(f'{n:,}' for n in iterations)} iterations on {', '.join(train_sets)}{scaled}; "
+        f"seeds {', '.join(map(str, seeds))}, one start for all losses each.",
+        f"The network that counts: {network}, its {' or '.join(entries)}.",
+    ]
     if distances:
         lines.append("Distance D of TLW: " + ", ".join(sorted(distances)) + ".")
     if run.forced:
@@ -477,7 +442,7 @@ def description(run: Run, rows: Sequence[TableRow], cells: Sequence[Cell]) -> li
         if variant.forced:
             lines.append(f"{variant.name}: {variant.loss} with {', '.join(variant.forced)}.")
     lines.append("In brackets: the difference to the unweighted loss. Bold: the best of the column.")
-    if any(len(row.records) > 1 for row in rows):
+    if len(seeds) > 1:
         lines.append("±: standard deviation over the seeds.")
     if run.missing:
         lines.append(f"Left out, not in the data folder: {', '.join(run.missing)}.")
@@ -488,98 +453,52 @@ def description(run: Run, rows: Sequence[TableRow], cells: Sequence[Cell]) -> li
     return lines
 
 
-def markdown(run: Run, rows: Sequence[TableRow], scale: int, notes: Sequence[str]) -> str:
-    """The table as Markdown: a section for each protocol, a table for each test set."""
-    text = [f"# ×{scale}", "", *(f"- {note}" for note in notes), ""]
-    for (name_of_set, protocol), group in groupby(columns(run, rows), key=lambda column: column[:2]):
-        chosen = list(group)
-        headings = ["network", "loss", *(heading(metric) for _, _, metric, _ in chosen)]
-        text += [f"## {name_of_set}, {PROTOCOL_NAMES[protocol]}", ""]
-        text += ["| " + " | ".join(headings) + " |", "|---|---|" + "---:|" * len(chosen)]
-        for number, row in enumerate(rows):
-            values = [formatted(cells[number], metric, "**{}**".format) for _, _, metric, cells in chosen]
-            text.append("| " + " | ".join([row.network or "–", row.loss, *values]) + " |")
-        text.append("")
+def markdown(table: Sequence[Row], notes: Sequence[str]) -> str:
+    """The table as Markdown: a section for each protocol and test set."""
+    text = [f"# ×{table[0]['scale']}", "", *(f"- {note}" for note in notes), ""]
+    for (protocol, name_of_set), group in groupby(table, key=itemgetter("protocol", "set")):
+        lines: dict[tuple[str, str], list[str]] = defaultdict(list)
+        metrics = {}
+        for row in group:
+            metric = metrics[row["metric"]] = METRICS[row["metric"]]
+            cell = format_value(row["mean"], row["spread"], metric.digits, factor=metric.factor)
+            cell = f"**{cell}**" if row["best"] else cell
+            if row["difference"] is not None:
+                cell += f" ({format_value(row['difference'], None, metric.digits, '+', metric.factor)})"
+            lines[row["network"] or "–", row["loss"]].append(cell)
+        headings = ["network", "loss", *(metric.heading for metric in metrics.values())]
+        rows = [[*names, *line] for names, line in lines.items()]
+        text += [f"## {name_of_set}, {PROTOCOL_NAMES[protocol]}", "", *markdown_table(headings, rows, 2), ""]
     return "\n".join(text)
 
 
-def latex(run: Run, rows: Sequence[TableRow], scale: int, notes: Sequence[str]) -> str:
-    """The table as LaTeX, for the ``booktabs`` package: a ``table`` for each protocol and test set."""
-    text = [f"% {note}" for note in notes]
-    for (name_of_set, protocol), group in groupby(columns(run, rows), key=lambda column: column[:2]):
-        chosen = list(group)
-        headings = ["network", "loss", *(tex(heading(metric)) for _, _, metric, _ in chosen)]
-        text += [r"\begin{table}", r"\centering"]
-        text.append(rf"\caption{{{tex(name_of_set)}, $\times {scale}$, {tex(PROTOCOL_NAMES[protocol])}.}}")
-        text.append(rf"\begin{{tabular}}{{ll{'r' * len(chosen)}}}")
-        text += [r"\toprule", " & ".join(headings) + r" \\", r"\midrule"]
-        for number, row in enumerate(rows):
-            values = [
-                formatted(cells[number], metric, r"\textbf{{{}}}".format, r"$\pm$") for _, _, metric, cells in chosen
-            ]
-            text.append(" & ".join([tex(row.network) or "--", tex(row.loss), *values]) + r" \\")
-        text += [r"\bottomrule", r"\end{tabular}", r"\end{table}", ""]
-    return "\n".join(text)
-
-
-def tex(text: str) -> str:
-    """Plain text for LaTeX."""
-    for plain, escaped in TEX.items():
-        text = text.replace(plain, escaped)
-    return text
-
-
-def long_csv(run: Run, rows: Sequence[TableRow], scale: int) -> str:
-    """The table as CSV, a line for each value, in the metrics' own units."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
-    for name_of_set, protocol, metric, cells in columns(run, rows):
-        for row, cell in zip(rows, cells, strict=True):
-            iterations = int(row.records[0]["options"]["train"]["total_iter"]) if row.network else 0
-            seconds = mean(record.get("seconds", 0) for record in row.records) if row.network else 0
-            writer.writerow([
-                scale, protocol, name_of_set, row.network, row.loss, metric, cell.value.mean, cell.value.spread,
-                len(cell.value.values), cell.difference, int(cell.best), iterations, round(seconds, 1),
-            ])  # fmt: skip
-    return text.getvalue()
-
-
-def plot(run: Run, rows: Sequence[TableRow], scale: int) -> list[Path]:
+def plot(run: Run, table: Sequence[Row]) -> list[Path]:
     """Write ``table_x{scale}_{network}.png`` for every network: bicubic and its losses, with the seeds' spread.
 
-    There is a row for each of PSNR, LPIPS and HaarPSI that was measured, and a column for each test set.
+    There is a row for each metric of :data:`PLOTTED` that was measured, and a column for each test set.
     """
-    paths = []
-    for network, group in groupby((row for row in rows if row.network), key=lambda row: row.network):
-        chosen = [row for row in rows if not row.network] + list(group)
-        metrics = rows[0].records[0]["results"][run.sets[0]]["paper"]
+    paths, scale = [], table[0]["scale"]
+    for network in dict.fromkeys(row["network"] for row in table if row["network"]):
+        chosen = [row for row in table if row["network"] in ("", network) and row["protocol"] == "paper"]
         panels = []
-        for metric in [m for m in ("psnr_y", "lpips_vgg", "haarpsi") if m in metrics]:
-            for name_of_set in run.sets:
-                values = [
-                    [METRICS[metric][2] * v for v in row.value(name_of_set, "paper", metric).values] for row in chosen
-                ]
-                panels.append((name_of_set, heading(metric), values))
-        paths.append(run.out / f"table_x{scale}_{network}.png")
+        for metric, name_of_set in product(PLOTTED, run.sets):
+            column = [row["values"] for row in chosen if (row["metric"], row["set"]) == (metric, name_of_set)]
+            factor = METRICS[metric].factor
+            if column:
+                panels.append((name_of_set, METRICS[metric].heading, [[factor * v for v in line] for line in column]))
         title = f"{network} ×{scale}, the paper's protocol"
-        if any(len(row.records) > 1 for row in chosen):
+        if any(row["seeds"] > 1 for row in chosen):
             title += ": mean and standard deviation over the seeds"
-        spread_figure([row.loss for row in chosen], panels, paths[-1], title, len(run.sets))
+        paths.append(run.out / f"table_x{scale}_{network}.png")
+        spread_figure(list(dict.fromkeys(row["loss"] for row in chosen)), panels, paths[-1], title, len(run.sets))
     return paths
 
 
 def write_tables(run: Run, cells: Sequence[Cell], scale: int) -> list[Path]:
-    """Write ``table_x{scale}.md``, ``.csv`` and ``.tex``, and a plot for each network; returns their paths."""
-    rows = table_rows(run, cells, scale)
-    notes = description(run, rows, [cell for cell in cells if cell.scale == scale])
-    texts = {
-        "md": markdown(run, rows, scale, notes),
-        "csv": long_csv(run, rows, scale),
-        "tex": latex(run, rows, scale, notes),
-    }
-    paths = []
-    for suffix, text in texts.items():
-        paths.append(run.out / f"table_x{scale}.{suffix}")
-        write_text(text, paths[-1])
-    return paths + plot(run, rows, scale)
+    """Write ``table_x{scale}.md`` and ``.csv``, and a plot for each network; returns their paths."""
+    table = long_table(run, cells, scale)
+    notes = describe(run, [cell for cell in cells if cell.scale == scale])
+    paths = [run.out / f"table_x{scale}.{suffix}" for suffix in ("md", "csv")]
+    write_text(markdown(table, notes), paths[0])
+    write_text(csv_text([{key: row[key] for key in row if key != "values"} for row in table]), paths[1])
+    return paths + plot(run, table)
