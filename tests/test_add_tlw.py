@@ -164,17 +164,17 @@ def test_every_change_is_told():
     assert told == [
         "name: video → video_TLW (so that the next training leaves the folder of the one without TLW alone)",
         "model_type: EDVRModel → TLWModel",
-        "train.pixel_opt.type: CharbonnierLoss → TLWLoss (about 2k times L1: 0.6 in the beginning, 1 on the average, "
-        "1.4 in the end)",
+        "train.pixel_opt.type: CharbonnierLoss → TLWLoss (about 2k times L1: 0.6 in the beginning, 1 on average, "
+        "1.4 at the end)",
         "train.pixel_opt.eps: 1.0e-12 is deleted (TLW takes |x̂ − x| itself, not Charbonnier's root)",
-        "train.pixel_opt.reduction: sum → mean (TLW's loss is a mean, by the number of values smaller than the sum)",
+        "train.pixel_opt.reduction: sum → mean (TLW's loss is a mean, smaller than the sum by the number of values)",
         "train.pixel_opt.base: l1 is new",
         "train.pixel_opt.distance: {type: LPIPSDistance, net: vgg} is new",
         "train.tlw: {preset: economy, k_start: 0.3, k_end: 0.9, k_decay: 600000, k_unit: iter} is new (k rises over the "
         "whole training)",
         "base_model: EDVRModel is new",
     ]
-    assert "beside perceptual_opt, gan_opt the balance" in describe_changes(GAN, add_tlw(GAN, "x"))[-1]
+    assert "the balance with perceptual_opt, gan_opt changes" in describe_changes(GAN, add_tlw(GAN, "x"))[-1]
     assert describe_changes(PSNR, PSNR) == []
 
 
