@@ -27,14 +27,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     thresh = "add a tile at a border where more than this many pixels are left (default: never)"
     parser.add_argument("--thresh-size", type=int, help=thresh)
     parser.add_argument("--scales", type=int, nargs="*", default=[], help="make LR images of these scales")
-    parser.add_argument(
-        "--multiple", type=int, help="cut tiles to a multiple of this (default: fits the scales)"
-    )
+    parser.add_argument("--multiple", type=int, help="cut tiles to a multiple of this (default: fits the scales)")
     parser.add_argument("--lmdb", action="store_true", help="also pack the folders into LMDBs")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="number of processes")
-    parser.add_argument(
-        "--check", type=Path, nargs="+", metavar="FOLDER", help="only read every image of these"
-    )
+    parser.add_argument("--check", type=Path, nargs="+", metavar="FOLDER", help="only read every image of these")
     args = parser.parse_args(argv)
     for name in ("crop_size", "step", "multiple", "workers"):
         value = getattr(args, name)
