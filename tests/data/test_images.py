@@ -13,7 +13,7 @@ from PIL import Image
 from tests.conftest import photograph
 from tlw_basicsr import UserError, compat
 from tlw_basicsr.data import images
-from tlw_basicsr.data.images import image_size, read_8bit, read_picture
+from tlw_basicsr.data.images import image_size, is_grey, read_8bit, read_picture
 from tlw_basicsr.engine.preflight import check_images
 from tlw_basicsr.tools.evaluation import bicubic, evaluate
 from tlw_basicsr.tools.prepare import prepare
@@ -129,3 +129,20 @@ def test_what_replaces_basicsrs_functions_is_in_its_place():
 
     assert realesrgan_model.filter2D is img_process_util.filter2D is compat.filter2D
     assert sr_model.imwrite is imwrite is images.imwrite
+
+
+@pytest.mark.parametrize("mode", ["1", "P", "L", "RGB", "LA", "RGBA", "I;16"])
+def test_grey_goes_by_the_pixels(tmp_path, mode):
+    """One picture in all kinds of PNG; with one coloured pixel, where it can have one, it is not grey."""
+    levels = np.where(photograph(height=20, width=30)[..., :1] > 120, 255, 0).astype(np.uint8)
+    image = Image.fromarray(levels.repeat(3, axis=2))
+    for colour in (None, (255, 0, 0)) if mode in ("P", "RGB", "RGBA") else (None,):
+        if colour:
+            image.putpixel((3, 4), colour)
+        path = tmp_path / "a.png"
+        if mode == "I;16":
+            cv2.imwrite(str(path), levels.astype(np.uint16) * 257)
+        else:
+            image.convert(mode).save(path)
+        assert is_grey(read_8bit(path)) == (colour is None)
+        assert read_picture(path).image.shape[1] == (1 if colour is None else 3)

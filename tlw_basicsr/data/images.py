@@ -2,7 +2,7 @@
 
 import struct
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from io import BytesIO
 from pathlib import Path
@@ -49,15 +49,11 @@ def image_size(path: Path, key: str) -> tuple[int, int]:
     Raises:
         UserError: The file is missing or not an image; ``key`` is the option that names it.
     """
+    # Pillow's readers raise all kinds of errors, also for files that OpenCV reads
+    with open_regular(path, key) as file, suppress(Exception), of_any_size(), Image.open(file) as header:
+        if not has_orientation(header, path):
+            return header.height, header.width
     try:
-        try:
-            with open_regular(path, key) as file, of_any_size(), Image.open(file) as header:
-                if not has_orientation(header, path):
-                    return header.height, header.width
-        except UserError:
-            raise
-        except Exception:  # Pillow's readers raise all kinds of errors, also for files that OpenCV reads
-            pass
         return _decode(read_bytes(path, key), cv2.IMREAD_COLOR).shape[:2]
     except (OSError, ValueError) as error:
         raise UserError(f"{key}: {path} is not an image that can be read ({type(error).__name__})") from error

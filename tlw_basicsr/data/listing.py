@@ -20,6 +20,7 @@ from basicsr.utils import scandir as basicsr_scandir
 
 from tlw_basicsr.data.images import SUFFIXES, image_size
 from tlw_basicsr.util.errors import UserError, expanded, short
+from tlw_basicsr.util.files import read_bytes
 
 IMAGE_NAME = re.compile(rf".+?(?:{'|'.join(map(re.escape, SUFFIXES))})(?=[\s,;]|$)", re.IGNORECASE)
 LMDB_LINE = re.compile(r"(.+)\.\w+\s+\((\d{1,9}),\s*(\d{1,9})(?:,\s*\d+)?\)", re.ASCII)
@@ -94,13 +95,11 @@ def list_images(opt: dict[str, Any], root_key: str = "dataroot_gt", what: str = 
 
 def read_lines(path: str | Path, key: str) -> list[str]:
     """Return the lines of a text file that are not empty, without a byte order mark."""
-    file = expanded(path, key)
     try:
-        if file.exists() and not file.is_file():  # reading /dev/zero would never end
-            raise UserError(f"{key}: {path} is not a file")
-        return [line.strip() for line in file.read_text("utf-8-sig").splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise UserError(f"{key}: {path} can't be read as text ({type(error).__name__})") from error
+        text = read_bytes(expanded(path, key), key).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{key}: {path} can't be read as text") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def read_names(path: str | Path, key: str) -> list[str]:
@@ -214,8 +213,11 @@ def stem_of(path: str) -> str:
     return name[: -len(suffix)] if (suffix := PurePosixPath(name).suffix).lower() in SUFFIXES else name
 
 
+# what takes the place of BasicSR's functions of these names; LR comes before HR
+
+
 def paired_paths_from_folder(folders: Sequence[str], keys: Sequence[str], filename_tmpl: str) -> list[dict[str, str]]:
-    """Like BasicSR's, by the rules above: return ``[{'lq_path': …, 'gt_path': …}, …]`` for the folders of LR and HR."""
+    """Return ``[{'lq_path': …, 'gt_path': …}, …]`` for the folders of LR and HR."""
     lq, gt = (sorted(scandir(folder)) for folder in folders)
     if len(lq) != len(gt):
         raise UserError(f"{len(gt)} HR images in {folders[1]}, but {len(lq)} LR images in {folders[0]}")
@@ -225,7 +227,7 @@ def paired_paths_from_folder(folders: Sequence[str], keys: Sequence[str], filena
 def paired_paths_from_meta_info_file(
     folders: Sequence[str], keys: Sequence[str], meta_info_file: str, filename_tmpl: str
 ) -> list[dict[str, str]]:
-    """Like BasicSR's, by the rules above: return the pairs of the HR images that the file lists."""
+    """Return the pairs of the HR images that the file lists."""
     gt = read_names(meta_info_file, "meta_info_file")
     return _paths(folders, keys, pair_names(gt, list(scandir(folders[0])), [filename_tmpl], folders[0]))
 
@@ -236,12 +238,12 @@ def _paths(folders: Sequence[str], keys: Sequence[str], pairs: dict[str, str]) -
 
 
 def paths_from_lmdb(folder: str) -> list[str]:
-    """Return the keys of an LMDB; in BasicSR's own function they end at their first dot."""
+    """Return the keys of an LMDB; BasicSR's own function cuts them at their first dot."""
     return [entry.path for entry in read_keys(Path(folder), "dataroot")]
 
 
 def paired_paths_from_lmdb(folders: Sequence[str], keys: Sequence[str]) -> list[dict[str, str]]:
-    """Return the keys that the LMDBs of LR and HR both have; in BasicSR's own function they end at their first dot."""
+    """Return the keys of the LMDBs of LR and HR, which must be the same."""
     lq, gt = (set(paths_from_lmdb(folder)) for folder in folders)
     if lq != gt:
         raise UserError(f"{folders[0]} and {folders[1]} have different keys, such as {short(min(lq ^ gt))}")
@@ -278,10 +280,9 @@ def _names_of_path(path: str, number: int, clean: Callable[[str], str]) -> Itera
     """Yield longer and longer names for one path; the last ones have its number."""
     *folders, last = (part for part in PurePosixPath(path).parts if part != "/")
     stem = stem_of(last)
-    ends = [stem, last.replace(".", "_")] if stem != last else [stem]
-    for count in range(len(folders) + 1):
-        for end in ends:
-            yield clean("_".join([*folders[len(folders) - count :], end]))
+    for start in range(len(folders), -1, -1):
+        for end in dict.fromkeys([stem, last.replace(".", "_") if stem != last else stem]):
+            yield clean("_".join([*folders[start:], end]))
     while True:
         stem = f"{stem}_{number}"
         yield clean(stem)
