@@ -151,7 +151,7 @@ WRONG = [
     ("train:scheduler", cosine([4], 1), "train.scheduler.restart_weights: expected a list of 1 numbers"),
     ("datasets:train:dataroot_gt", "~no-such-user/x", "datasets.train.dataroot_gt: ~no-such-user/x: there is no such home"),
     ("datasets:train:meta_info_file", "~no-such-user/x", "datasets.train.meta_info_file: ~no-such-user/x: there is no"),
-    ("datasets:train:meta_info_file", "/dev/zero", "datasets.train.meta_info_file: /dev/zero is not a file"),
+    ("datasets:train:meta_info_file", "/dev/zero", "datasets.train.meta_info_file: /dev/zero is not a regular file"),
     ("path:pretrain_network_g", "~no-such-user/x", "path.pretrain_network_g: ~no-such-user/x: there is no such home"),
     ("path:resume_state", "~no-such-user/x", "path.resume_state: ~no-such-user/x: there is no such home folder"),
     ("datasets:train:dataset_enlarge_ratio", 10**15, "datasets.train.dataset_enlarge_ratio: 1000000000000000 times 6"),

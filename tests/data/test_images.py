@@ -2,6 +2,7 @@
 
 import io
 import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -131,18 +132,30 @@ def test_what_replaces_basicsrs_functions_is_in_its_place():
     assert sr_model.imwrite is imwrite is images.imwrite
 
 
-@pytest.mark.parametrize("mode", ["1", "P", "L", "RGB", "LA", "RGBA", "I;16"])
-def test_grey_goes_by_the_pixels(tmp_path, mode):
-    """One picture in all kinds of PNG; with one coloured pixel, where it can have one, it is not grey."""
+@pytest.mark.parametrize("mode", ["1", "P", "L", "LA", "16 bits", "16 bits and alpha"])
+def test_grey_is_what_holds_grey_levels_alone(tmp_path, mode):
+    """Whatever the kind of file; with a coloured pixel, or as three channels, the picture is in colour."""
     levels = np.where(photograph(height=20, width=30)[..., :1] > 120, 255, 0).astype(np.uint8)
-    image = Image.fromarray(levels.repeat(3, axis=2))
-    for colour in (None, (255, 0, 0)) if mode in ("P", "RGB", "RGBA") else (None,):
-        if colour:
-            image.putpixel((3, 4), colour)
-        path = tmp_path / "a.png"
-        if mode == "I;16":
-            cv2.imwrite(str(path), levels.astype(np.uint16) * 257)
-        else:
-            image.convert(mode).save(path)
-        assert is_grey(read_8bit(path)) == (colour is None)
-        assert read_picture(path).image.shape[1] == (1 if colour is None else 3)
+    rgb, path = Image.fromarray(levels.repeat(3, axis=2)), tmp_path / "a.png"
+    if mode.startswith("16"):  # the kind of a PNG is a byte of its head
+        channels = np.dstack([levels, levels]) if mode.endswith("alpha") else levels
+        write_png(path, channels.astype(">u2") * 257, 16, 4 if mode.endswith("alpha") else 0)
+    else:
+        rgb.convert(mode).save(path)
+    assert is_grey(path) and read_picture(path).image.shape[1] == 1
+    assert np.array_equal(read_picture(path).image[0, 0], levels[..., 0] / 255)
+    rgb.putpixel((3, 4), (255, 0, 0))
+    for colour in (rgb.convert("P"), rgb, Image.fromarray(levels.repeat(3, axis=2))):
+        colour.save(path)
+        assert not is_grey(path) and read_picture(path).image.shape[1] == 3
+
+
+def write_png(path, image, depth, kind):
+    """A PNG of 16 bits, which Pillow can't write with alpha."""
+    height, width = image.shape[:2]
+    rows = b"".join(b"\0" + row.tobytes() for row in image)
+    content = b"\x89PNG\r\n\x1a\n"
+    head = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
+    for name, data in ((b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")):
+        content += struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    path.write_bytes(content)

@@ -142,12 +142,24 @@ def find_fault(content: bytes) -> str | None:
     return None if min(image.shape[:2]) else "it has no pixels"
 
 
-def is_grey(image: np.ndarray) -> bool:
-    """Return whether an image (H, W) or (H, W, C), BGR or RGB, is grey: whether all pixels have equal channels.
+def is_grey(path: str | Path) -> bool:
+    """Return whether an image file holds grey levels only: one channel of any depth, also with alpha, or grey palette.
 
-    Neither the file's format nor its mode counts: an image is the same as 1-bit, palette, grey or colour PNG.
+    A file with three equal channels is in colour; so the published values of Set14 take one of its images.
     """
-    return image.ndim == 2 or bool((image[..., :1] == image).all())
+    try:
+        with open(path, "rb") as file, of_any_size():
+            start = file.read(26)
+            file.seek(0)
+            with Image.open(file) as image:
+                if image.mode == "P":
+                    pixels = np.asarray(image.convert("RGB"))
+                    return bool((pixels == pixels[..., :1]).all())
+                if image.format == "PNG" and start[25] == 4:  # grey and alpha, RGBA for Pillow if it has 16 bits
+                    return True
+                return image.mode.startswith(("1", "L", "I", "F")) and image.mode != "LAB"
+    except Image.UnidentifiedImageError:  # OpenCV alone knows it
+        return False
 
 
 class Picture(NamedTuple):
@@ -195,7 +207,8 @@ def read_picture(path: Path) -> Picture:
     if kind == "PNG" and colour.ndim == 2 and isinstance(clear, int):  # OpenCV ignores a transparent grey level
         top = 2 ** content[24] - 1  # the highest level in the file's bits
         alpha = (colour != (clear & top) * (levels // top)).astype(np.float32)
-    image = np.atleast_3d(colour)[..., :1] if is_grey(colour) else cv2.cvtColor(colour, cv2.COLOR_BGR2RGB)
+    grey = colour.ndim == 2 or is_grey(path)
+    image = np.atleast_3d(colour)[..., :1] if grey else cv2.cvtColor(colour, cv2.COLOR_BGR2RGB)
     return Picture(torch.from_numpy(image.astype(np.float32) / levels).permute(2, 0, 1)[None], alpha, levels)
 
 
