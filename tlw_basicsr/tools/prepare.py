@@ -149,8 +149,8 @@ def prepare(
 
     Args:
         gt: Folder of HR images; its subfolders are left out.
-        out: Folder to fill; what is complete in it is kept. An earlier run must have had the same settings and images
-            of this folder. Tiles of images that are gone or have changed since are deleted.
+        out: Folder to fill. An earlier run in it must have had the same settings and images of this folder; what is
+            complete is kept, and tiles of images that are gone or have changed since are replaced.
         crop_size: Side of the tiles in pixels; None for whole images.
         step: Distance from tile to tile in pixels; None for ``crop_size``.
         threshold: See :func:`tlw_basicsr.data.tiles.tile_starts`.
@@ -164,8 +164,7 @@ def prepare(
         images in subfolders that were ``left_out``.
 
     Raises:
-        UserError: ``gt`` has no images, or they are too small; or ``out`` was made with other settings, from another
-            folder, or holds other images.
+        UserError: ``gt`` has no images or too small ones, or ``out`` holds what was made otherwise or is not known.
     """
     scales = sorted(set(scales))
     multiple = multiple or lcm(*scales)
@@ -212,8 +211,7 @@ def _update_record(
 ) -> tuple[dict[str, list[str]], int]:
     """Compare the images with the record, delete the tiles of those that have changed or are gone, and write it anew.
 
-    Returns:
-        The names of every image's tiles by the name of its file, and the number of images whose tiles were deleted.
+    Return the names of every image's tiles by the name of its file, and the number of images whose tiles were deleted.
     """
     record = _read_record(out)
     known = record["images"]
@@ -288,11 +286,7 @@ def _image_folders(out: Path) -> list[Path]:
 def check_folder(folder: Path, workers: int = 1) -> tuple[int, list[str]]:
     """Read every image of a folder, with its subfolders, or of an LMDB.
 
-    Returns:
-        The number of images, and a line for each that can't be read.
-
-    Raises:
-        UserError: The folder is missing or has no image.
+    Return the number of images, and a line for each that can't be read. A folder without images is a UserError.
     """
     backend: dict[str, Any] = {"backend": "disk"}
     if folder.suffix == ".lmdb":
