@@ -1,8 +1,6 @@
 """Published checkpoints, against plain formulations of the published networks with the published names."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -11,7 +9,7 @@ from spandrel.architectures.HAT import HAT
 from torch import nn
 from torch.nn import functional as F
 
-from tests.conftest import DATA, ROOT
+from tests.conftest import DATA
 from tlw_basicsr import UserError, fixed_sum
 from tlw_basicsr.tools.convert import PUBLISHED, convert_file
 from tlw_basicsr.util.files import load_file
@@ -189,23 +187,21 @@ def wrong_files(state, folder):
     torch.save({**state, "conv2.weight": torch.zeros(3, 32, 3, 3)}, folder / "shape.pth")
 
 
-@pytest.mark.parametrize(
-    ("name", "net", "message"),
-    [
-        ("missing.pth", "vdsr", "missing.pth does not exist"),
-        ("cut.pth", "vdsr", "cut.pth is not a readable checkpoint"),
-        ("text.pth", "vdsr", "text.pth is not a readable checkpoint"),
-        ("list.pth", "vdsr", "list.pth must hold a dict"),
-        ("basicsr.pth", "vdsr", "more than tensors, OrderedDict under 'params'; expected is a plain state dict"),
-        ("lightning.pth", "vdsr", "more than tensors, OrderedDict under 'state_dict'; expected is a plain state dict"),
-        ("less.pth", "vdsr", r"1 tensors missing.*; check --net and --scale"),
-        ("more.pth", "vdsr", "is no published vdsr: it has a tensor 'more.weight'"),
-        ("shape.pth", "vdsr", r"conv_last.weight is \(3, 32, 3, 3\), not \(3, 64, 3, 3\)"),
-        ("good.pth", "edsr", "is no published edsr"),
-        ("good.pth", "weight", "is no published weight"),
-        ("good.pth", "hat", "is no published hat"),
-    ],
-)
+WRONG = [
+    ("missing.pth", "vdsr", "missing.pth does not exist"),
+    ("cut.pth", "vdsr", "cut.pth is not a readable checkpoint"),
+    ("text.pth", "vdsr", "text.pth is not a readable checkpoint"),
+    ("list.pth", "vdsr", "list.pth must hold a dict"),
+    ("basicsr.pth", "vdsr", "more than tensors, OrderedDict under 'params'; expected is a plain state dict"),
+    ("lightning.pth", "vdsr", "more than tensors, OrderedDict under 'state_dict'; expected is a plain state dict"),
+    ("less.pth", "vdsr", r"1 tensors missing.*; check --net and --scale"),
+    ("more.pth", "vdsr", "is no published vdsr: it has a tensor 'more.weight'"),
+    ("shape.pth", "vdsr", r"conv_last.weight is \(3, 32, 3, 3\), not \(3, 64, 3, 3\)"),
+    *(("good.pth", net, f"is no published {net}") for net in ("edsr", "weight", "hat")),
+]
+
+
+@pytest.mark.parametrize(("name", "net", "message"), WRONG)
 def test_another_file_is_one_clear_line_and_nothing_is_written(tmp_path, vdsr_state, name, net, message):
     wrong_files(vdsr_state, tmp_path)
     before = set(tmp_path.iterdir())
@@ -215,19 +211,19 @@ def test_another_file_is_one_clear_line_and_nothing_is_written(tmp_path, vdsr_st
     assert set(tmp_path.iterdir()) == before
 
 
-def test_another_scale_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("net", "scale", "message"),
+    [
+        ("edsr", 2, r"IN.pth as edsr ×2: .*in.pth is of another network.*; check --net and --scale$"),
+        ("edsr", 5, "--scale: 5; published for edsr are 2, 3, 4"),
+        *((net, None, f"--scale: missing; published for {net} are 2, 3, 4") for net in ("edsr", "vdsr", "rcan")),
+        ("hat", 2, "--scale: 2; published for hat are 4"),
+    ],
+)
+def test_another_scale_is_refused(tmp_path, net, scale, message):
     torch.save(EDSR(4).state_dict(), tmp_path / "in.pth")
-    with pytest.raises(
-        UserError, match=r"IN.pth as edsr ×2: .*in.pth is of another network.*; check --net and --scale$"
-    ):
-        convert_file(tmp_path / "in.pth", tmp_path / "out.pth", "edsr", 2)
-    with pytest.raises(UserError, match="--scale: 5; published for edsr are 2, 3, 4"):
-        convert_file(tmp_path / "in.pth", tmp_path / "out.pth", "edsr", 5)
-    for net in ("edsr", "vdsr", "rcan"):
-        with pytest.raises(UserError, match=f"--scale: missing; published for {net} are 2, 3, 4"):
-            convert_file(tmp_path / "in.pth", tmp_path / "out.pth", net)
-    with pytest.raises(UserError, match="--scale: 2; published for hat are 4"):
-        convert_file(tmp_path / "in.pth", tmp_path / "out.pth", "hat", 2)
+    with pytest.raises(UserError, match=message):
+        convert_file(tmp_path / "in.pth", tmp_path / "out.pth", net, scale)
 
 
 def test_a_bad_number_is_not_told_as_another_network(tmp_path):
@@ -240,14 +236,11 @@ def test_a_bad_number_is_not_told_as_another_network(tmp_path):
     assert "scale" not in options.read_text("utf-8")
 
 
-def test_the_program(tmp_path, vdsr_state):
+def test_the_program(tmp_path, script, vdsr_state):
     wrong_files(vdsr_state, tmp_path)
-    program = [sys.executable, str(ROOT / "scripts/convert_official_checkpoint.py")]
-    done = subprocess.run(
-        [*program, "good.pth", "out.pth", "--net", "vdsr", "--scale", "4"], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "Written: out.pth, out.yml\n"
-    done = subprocess.run([*program, "cut.pth", "x.pth", "--net", "vdsr"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert len(done.stderr.strip().splitlines()) == 1
+    code, out, err = script("convert_official_checkpoint.py", "good.pth", "o.pth", "--net", "vdsr", "--scale", 4)
+    assert code == 0 and out == "Written: o.pth, o.yml\n", err
+    code, _, err = script("convert_official_checkpoint.py", "good.pth", "good.pth", "--net", "vdsr", "--scale", 4)
+    assert code == 2 and err == "error: OUT.pth: good.pth is IN.pth; name another file\n"
+    code, _, err = script("convert_official_checkpoint.py", "good.pth", "x.pt", "--net", "vdsr", "--scale", 4)
+    assert code == 2 and err == "error: OUT.pth: x.pt must end in .pth\n"

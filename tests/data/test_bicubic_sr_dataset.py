@@ -8,6 +8,7 @@ from basicsr.data import build_dataset
 from basicsr.metrics import calculate_psnr
 from basicsr.utils import tensor2img
 from basicsr.utils.matlab_functions import imresize as basicsr_imresize
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from tests.conftest import photograph
@@ -18,15 +19,8 @@ from tlw_basicsr.tools.prepare import prepare
 
 
 def options(folder, phase="train", **more):
-    opt = {
-        "name": "set",
-        "type": "BicubicSRDataset",
-        "dataroot_gt": str(folder),
-        "io_backend": {"type": "disk"},
-        "scale": 2,
-        "phase": phase,
-    }
-    return {**opt, **more}
+    opt = {"name": "set", "type": "BicubicSRDataset", "dataroot_gt": str(folder), "io_backend": {"type": "disk"}}
+    return {**opt, "scale": 2, "phase": phase, **more}
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
@@ -102,8 +96,6 @@ def test_ordinary_kinds_of_images_are_read(tmp_path):
     """16 bit, grey, grey with alpha, RGBA and palette give what their 8-bit RGB version gives."""
     rgb = photograph()
     grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
-    from PIL import Image
-
     Image.fromarray(rgb).save(tmp_path / "a_rgb.png")
     cv2.imwrite(str(tmp_path / "b_16bit.png"), rgb[..., ::-1].astype(np.uint16) * 257)
     Image.fromarray(np.dstack([rgb, np.full(rgb.shape[:2], 200, np.uint8)])).save(tmp_path / "c_rgba.png")
@@ -124,10 +116,10 @@ def test_ordinary_kinds_of_images_are_read(tmp_path):
         ({"gt_size": 64}, "photo0.png is 48×64 pixels"),
         ({"phase": "val", "mod_crop": 7}, "mod_crop: 7 is not a multiple"),
         ({"dataroot_gt": "nowhere"}, "dataroot_gt: nowhere is not a folder"),
-        ({"meta_info_file": "nowhere.txt"}, "meta_info_file: nowhere.txt can't be read"),
+        ({"meta_info_file": "nowhere.txt"}, "meta_info_file: nowhere.txt does not exist"),
         ({"io_backend": {"type": "lmdb"}}, "is not an LMDB"),
         ({"dataroot_gt": "~no-such-user/x"}, "dataroot_gt: ~no-such-user/x: there is no such home folder"),
-        ({"meta_info_file": "/dev/zero"}, "meta_info_file: /dev/zero is not a file"),
+        ({"meta_info_file": "/dev/zero"}, "meta_info_file: /dev/zero is not a regular file"),
     ],
 )
 def test_wrong_options_are_told_in_one_line(photographs, change, message):
@@ -154,14 +146,8 @@ def test_a_truncated_image_is_named_even_by_a_worker(tmp_path, photographs, work
     assert str(error.value) == f"{tmp_path / 'cut.png'}: not an image that can be read"
 
 
-BICUBIC_PSNR = {  # published, dB; Set14 with its grey image expanded to RGB
-    ("Set5", 2): 33.66,
-    ("Set5", 3): 30.39,
-    ("Set5", 4): 28.42,
-    ("Set14", 2): 30.33,
-    ("Set14", 3): 27.63,
-    ("Set14", 4): 26.09,
-}
+SETS, PSNR = ("Set5", "Set14"), (33.66, 30.39, 28.42, 30.33, 27.63, 26.09)  # Set14 with its grey image as RGB
+BICUBIC_PSNR = dict(zip([(name, scale) for name in SETS for scale in (2, 3, 4)], PSNR, strict=True))  # published, dB
 
 
 @pytest.mark.parametrize(("name", "scale"), BICUBIC_PSNR)

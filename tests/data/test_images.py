@@ -2,6 +2,7 @@
 
 import io
 import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 from tests.conftest import photograph
 from tlw_basicsr import UserError, compat
 from tlw_basicsr.data import images
-from tlw_basicsr.data.images import image_size, read_8bit, read_picture
+from tlw_basicsr.data.images import image_size, is_grey, read_8bit, read_picture
 from tlw_basicsr.engine.preflight import check_images
 from tlw_basicsr.tools.evaluation import bicubic, evaluate
 from tlw_basicsr.tools.prepare import prepare
@@ -129,3 +130,32 @@ def test_what_replaces_basicsrs_functions_is_in_its_place():
 
     assert realesrgan_model.filter2D is img_process_util.filter2D is compat.filter2D
     assert sr_model.imwrite is imwrite is images.imwrite
+
+
+@pytest.mark.parametrize("mode", ["1", "P", "L", "LA", "16 bits", "16 bits and alpha"])
+def test_grey_is_what_holds_grey_levels_alone(tmp_path, mode):
+    """Whatever the kind of file; with a coloured pixel, or as three channels, the picture is in colour."""
+    levels = np.where(photograph(height=20, width=30)[..., :1] > 120, 255, 0).astype(np.uint8)
+    rgb, path = Image.fromarray(levels.repeat(3, axis=2)), tmp_path / "a.png"
+    if mode.startswith("16"):  # the kind of a PNG is a byte of its head
+        channels = np.dstack([levels, levels]) if mode.endswith("alpha") else levels
+        write_png(path, channels.astype(">u2") * 257, 16, 4 if mode.endswith("alpha") else 0)
+    else:
+        rgb.convert(mode).save(path)
+    assert is_grey(path) and read_picture(path).image.shape[1] == 1
+    assert np.array_equal(read_picture(path).image[0, 0], levels[..., 0] / 255)
+    rgb.putpixel((3, 4), (255, 0, 0))
+    for colour in (rgb.convert("P"), rgb, Image.fromarray(levels.repeat(3, axis=2))):
+        colour.save(path)
+        assert not is_grey(path) and read_picture(path).image.shape[1] == 3
+
+
+def write_png(path, image, depth, kind):
+    """A PNG of 16 bits, which Pillow can't write with alpha."""
+    height, width = image.shape[:2]
+    rows = b"".join(b"\0" + row.tobytes() for row in image)
+    content = b"\x89PNG\r\n\x1a\n"
+    head = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
+    for name, data in ((b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")):
+        content += struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    path.write_bytes(content)

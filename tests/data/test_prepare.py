@@ -1,8 +1,8 @@
+import json
 import os
 import signal
-import subprocess
-import sys
 from itertools import pairwise
+from shutil import copytree
 
 import cv2
 import lmdb
@@ -11,14 +11,16 @@ import pytest
 from basicsr.data import build_dataset
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from tests.conftest import ROOT, photograph
+from tests.conftest import photograph
 from tlw_basicsr import UserError, imresize
-from tlw_basicsr.data import prepare as module
 from tlw_basicsr.data.images import write_image
 from tlw_basicsr.data.listing import list_images
 from tlw_basicsr.data.tiles import tile_starts
+from tlw_basicsr.tools import prepare as module
 from tlw_basicsr.tools.prepare import check_folder, prepare
+from tlw_basicsr.util.files import hold_lock
 
 
 @given(st.integers(1, 500), st.integers(1, 100), st.integers(0, 100))
@@ -32,9 +34,12 @@ def test_tiles_do_not_overlap_and_stay_inside(length, crop, threshold):
 
 
 def listing(folder):
-    return {
-        p.relative_to(folder): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file() and p.suffix != ".mdb"
-    }
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix not in (".mdb", ".lock")]
+    return {path.relative_to(folder): path.read_bytes() for path in files}
+
+
+def names(folder):
+    return {path.name for path in folder.iterdir() if path.name != ".prepare.lock"}
 
 
 def test_tiles_lr_folders_lmdb_and_meta_info(photographs, tmp_path):
@@ -42,10 +47,9 @@ def test_tiles_lr_folders_lmdb_and_meta_info(photographs, tmp_path):
     made = prepare(photographs, out, crop_size=24, scales=[2, 3], lmdb=True, workers=2)
     tiles = sum((side // 24) * 2 for side in range(48, 72, 4))  # of heights 48 to 68 and width 64
     assert len(list((out / "HR").iterdir())) == tiles
-    assert made == {"images": 6, "tiles": tiles, "images_lq": 2 * tiles, "deleted": 0}
-    assert sorted(p.name for p in out.iterdir()) == [
-        "HR", "HR.lmdb", "LRbicx2", "LRbicx2.lmdb", "LRbicx3", "LRbicx3.lmdb", "meta_info.txt", "prepare_data.json",
-    ]  # fmt: skip
+    assert made == {"images": 6, "tiles": tiles, "images_lq": 2 * tiles, "deleted": 0, "left_out": 0}
+    folders = {"HR", "LRbicx2", "LRbicx3"}
+    assert names(out) == {*folders, *(f"{f}.lmdb" for f in folders), "meta_info.txt", "prepare_data.json"}
     image = cv2.imread(str(photographs / "photo0.png"))
     assert np.array_equal(cv2.imread(str(out / "HR/photo0_s004.png")), image[24:48, 24:48])
     tile = cv2.imread(str(out / "HR/photo0_s004.png"))
@@ -53,17 +57,14 @@ def test_tiles_lr_folders_lmdb_and_meta_info(photographs, tmp_path):
     assert np.array_equal(lq, imresize(tile, 1 / 3))
     assert (out / "meta_info.txt").read_text().splitlines()[0] == "photo0_s001.png (24,24,3)"
 
-    pairs = {
-        "name": "pairs",
-        "type": "PairedImageDataset",
-        "dataroot_gt": str(out / "HR.lmdb"),
-        "dataroot_lq": str(out / "LRbicx2.lmdb"),
-        "io_backend": {"type": "lmdb"},
-        "scale": 2,
-        "phase": "val",
-    }
-    item = build_dataset(pairs)[3]
+    item = build_dataset(lmdb_pairs(out))[3]
     assert item["lq"].shape == (3, 12, 12) and item["gt"].shape == (3, 24, 24)
+
+
+def lmdb_pairs(out):
+    roots = {"dataroot_gt": str(out / "HR.lmdb"), "dataroot_lq": str(out / "LRbicx2.lmdb")}
+    options = {"type": "PairedImageDataset", "io_backend": {"type": "lmdb"}, "scale": 2, "phase": "val"}
+    return {"name": "pairs", **roots, **options}
 
 
 def test_a_stopped_run_is_continued(photographs, tmp_path, monkeypatch):
@@ -94,25 +95,21 @@ def test_other_settings_than_before_are_refused(photographs, tmp_path):
         prepare(photographs, tmp_path / "out", crop_size=32)
 
 
-def test_the_script(photographs, tmp_path):
-    command = [sys.executable, str(ROOT / "scripts/prepare_data.py"), "--gt", str(photographs), "--out", "tiles"]
-    done = subprocess.run(
-        [*command, "--crop-size", "32", "--scales", "4"], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert "HR tiles of 6 images" in done.stdout
-    wrong = subprocess.run(
-        [*command, "--crop-size", "33", "--scales", "4"], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert wrong.returncode == 2
-    assert wrong.stderr.strip().splitlines() == [
-        "error: --crop-size: 33 is not a multiple of 4, the least common one of the scales"
-    ]
+def test_the_program(photographs, tmp_path, script):
+    folder = copytree(photographs, tmp_path / "gt")
+    copytree(photographs, folder / "more/still_more")
+    arguments = ("--gt", folder, "--out", "tiles", "--scales", 4, "--crop-size")
+    code, out, err = script("prepare_data.py", *arguments, 32)
+    assert code == 0 and "HR tiles of 6 images" in out, err
+    assert f"Left out: 6 images in subfolders of {folder}" in out
+    code, out, err = script("prepare_data.py", *arguments, 33)
+    assert code == 2 and not out
+    assert err == "error: --crop-size: 33 is not a multiple of 4, the least common one of the scales\n"
+    code, _, err = script("prepare_data.py", "--gt", folder / "more", "--out", "none")
+    assert code == 2 and "more has no image, but its subfolders have 6, which are not read; read are .png" in err
 
 
 def test_photographs_turned_by_their_camera(tmp_path):
-    from PIL import Image
-
     (tmp_path / "in").mkdir()
     exif = Image.Exif()
     exif[274] = 6  # a quarter turn
@@ -139,11 +136,9 @@ def test_a_second_run_follows_the_images(tmp_path):
     write_photos(gt, c=200, e=60)
     os.utime(gt / "d.png")  # touched only
     made = prepare(gt, out, **options)
-    assert made == {"images": 4, "tiles": 16, "images_lq": 16, "deleted": 2}
+    assert made == {"images": 4, "tiles": 16, "images_lq": 16, "deleted": 2, "left_out": 0}
     prepare(gt, tmp_path / "fresh", **options)
-    assert {k: v for k, v in listing(out).items() if k.name != "prepare_data.json"} == {
-        k: v for k, v in listing(tmp_path / "fresh").items() if k.name != "prepare_data.json"
-    }
+    assert listing(out) == listing(tmp_path / "fresh")
     assert (out / "HR/a_s001.png").stat().st_mtime_ns == kept
     for folder in ("HR", "LRbicx2"):
         keys = {
@@ -151,6 +146,34 @@ def test_a_second_run_follows_the_images(tmp_path):
         }
         assert keys == {path.stem for path in (out / folder).iterdir()}
     assert prepare(gt, out, **options)["deleted"] == 0
+    (out / "own.lmdb").mkdir()  # only what this program makes is deleted
+    record = json.loads((out / "prepare_data.json").read_text())
+    for entry in record["images"].values():  # as before version 0.2
+        entry["mark"] = [1, 2, entry.pop("sha256")]
+    (out / "prepare_data.json").write_text(json.dumps(record))
+    assert prepare(gt, out, **options)["deleted"] == 0 and (out / "own.lmdb").exists()
+
+
+def test_an_image_of_the_same_size_and_time_is_known_by_its_content(tmp_path):
+    gt, out = tmp_path / "gt", tmp_path / "out"
+    gt.mkdir()
+    for level in (10, 200):
+        Image.new("L", (16, 16), level).save(gt / "a.bmp")
+        os.utime(gt / "a.bmp", (1, 1))
+        made = prepare(gt, out)
+        assert cv2.imread(str(out / "HR/a.png")).max() == level
+    assert made["deleted"] == 1
+
+
+def test_a_folder_is_locked_by_every_name(tmp_path):
+    """Beside a mounted folder nothing may be written, and a link is another name of the same folder."""
+    gt, out = write_photos(tmp_path / "gt", a=0), tmp_path / "mounted/out"
+    prepare(gt, out)
+    (tmp_path / "link").symlink_to(out)
+    assert names(out.parent) == {"out"}
+    lock = next(out.glob(".*.lock"))
+    with hold_lock(lock, "it", pytest.fail), pytest.raises(UserError, match=r"--out: .*link is in use by process"):
+        prepare(gt, tmp_path / "link")
 
 
 def test_a_folder_of_other_images_is_refused_and_a_moved_one_is_not(tmp_path):
@@ -158,30 +181,32 @@ def test_a_folder_of_other_images_is_refused_and_a_moved_one_is_not(tmp_path):
     prepare(gt, out)
     other = write_photos(tmp_path / "other", a=0, c=100)
     before = listing(out)
-    with pytest.raises(UserError, match=f"made of other images, those of {gt}; choose another folder"):
+    with pytest.raises(UserError, match=f"made from other images, those of {gt}; choose another folder"):
         prepare(other, out)
     assert listing(out) == before
     gt.rename(tmp_path / "moved")
     assert prepare(tmp_path / "moved", out)["deleted"] == 0
     (out / "HR/z.png").write_bytes((out / "HR/a.png").read_bytes())
-    with pytest.raises(UserError, match=r"z\.png is not of --gt; delete it or"):
+    with pytest.raises(UserError, match=r"z\.png is not in the record of earlier runs"):
         prepare(tmp_path / "moved", out)
     (out / "prepare_data.json").unlink()
-    with pytest.raises(UserError, match="of what they were made, does not exist"):
+    with pytest.raises(UserError, match=r"a\.png is not in the record of earlier runs"):
         prepare(tmp_path / "moved", out)
 
 
 def test_names_that_basicsr_can_read(tmp_path):
-    """Spaces and dots end BasicSR's names, and two images of one stem would be one tile."""
-    gt = write_photos(tmp_path / "gt", **{"my photo.1": 0, "my photo.2": 50, "b": 100})
+    """Spaces and dots end BasicSR's names, and two images of one stem would be one tile. LMDBs' keys are ASCII."""
+    gt = write_photos(tmp_path / "gt", **{"my photo.1": 0, "my photo.2": 50, "b": 100, "café": 0, "caf_xe9": 60})
     cv2.imwrite(str(gt / "b.bmp"), photograph("coffee", 200, 0, 48, 48))
     prepare(gt, tmp_path / "out", scales=[2], lmdb=True)
-    names = {"my_photo_1", "my_photo_2", "b_png", "b_bmp"}
-    assert {path.stem for path in (tmp_path / "out/HR").iterdir()} == names
-    lines = (tmp_path / "out/meta_info.txt").read_text().splitlines()
-    assert {line.split(" ")[0] for line in lines} == {f"{name}.png" for name in names}
-    keys = [line.split(".")[0] for line in (tmp_path / "out/LRbicx2.lmdb/meta_info.txt").read_text().splitlines()]
-    assert set(keys) == names
+    expected = {"my_photo_1", "my_photo_2", "b_png", "b_bmp", "café", "caf_xe9"}
+    assert {path.stem for path in (tmp_path / "out/HR").iterdir()} == expected
+    lines = (tmp_path / "out/meta_info.txt").read_text("utf-8").splitlines()
+    assert {line.split(" ")[0] for line in lines} == {f"{name}.png" for name in expected}
+    pairs = build_dataset(lmdb_pairs(tmp_path / "out"))
+    keys = [pair["gt_path"] for pair in pairs.paths]
+    assert len(set(keys)) == 6 and expected - {"café", "caf_xe9"} < set(keys) and all(key.isascii() for key in keys)
+    assert [item["gt"].shape[1] for item in pairs] == [48] * 6
 
 
 def test_every_image_is_read_by_a_check(tmp_path, script):
@@ -209,30 +234,46 @@ def test_every_image_is_read_by_a_check(tmp_path, script):
     assert code == 2 and err == "error: --out: missing; needed are --gt and --out, or --check\n"
 
 
+def record(**changes):
+    """A record of an earlier run that is malformed."""
+    entry = {"sha256": "x", "tiles": ["a.png"]}
+    content = {"settings": {}, "gt": "x", "images": {"a.png": entry | changes.pop("entry", {})}} | changes
+    return lambda out: (out / "prepare_data.json").write_text(json.dumps(content))
+
+
+NO_RECORD = "does not say from which images the tiles are made"
+
+
 @pytest.mark.parametrize(
     ("prepared", "options", "message"),
     [
         (lambda out: (out / "prepare_data.json").write_text('{"crop_size": 2'), {}, "prepare_data.json can't be read"),
         (lambda out: (out / "prepare_data.json").mkdir(), {}, "prepare_data.json can't be read"),
+        (lambda out: (out / "prepare_data.json").write_text("[" * 10**5), {}, "prepare_data.json can't be read"),
+        (lambda out: (out / "prepare_data.json").write_text("5"), {}, NO_RECORD),
+        (record(images=[]), {}, NO_RECORD),
+        (record(settings=None), {}, NO_RECORD),
+        (record(gt=5), {}, NO_RECORD),
+        (record(images={"a.png": "x"}), {}, NO_RECORD),
+        (record(entry={"sha256": 5}), {}, NO_RECORD),
+        (record(entry={"tiles": "a.png"}), {}, NO_RECORD),
+        (record(entry={"tiles": [5]}), {}, NO_RECORD),
+        (record(entry={"tiles": ["../../a.png"]}), {}, NO_RECORD),  # which would be deleted
         (lambda out: (out / "HR").write_text("x"), {}, "HR is not a folder"),
         (lambda out: (out / "LRbicx2").write_text("x"), {"scales": [2]}, "LRbicx2 is not a folder"),
         (lambda out: (out / "meta_info.txt").mkdir(), {}, "meta_info.txt is a folder"),
-        (
-            lambda out: None,
-            {"scales": [40]},
-            "photo0.png, 48×64 pixels, have a side of 40 as a multiple of 40; needed are 160",
-        ),
+        (lambda out: None, {"scales": [40]}, "photo0.png, 48×64 pixels, have a side of 40 as a multiple of 40; needed"),
         (lambda out: None, {"multiple": 50}, "have a side of 0 as a multiple of 50"),
     ],
 )
-def test_what_is_in_the_way_is_told_before_anything_is_made(photographs, tmp_path, prepared, options, message):
+def test_what_is_in_the_way_is_one_line_before_anything_is_made(photographs, tmp_path, prepared, options, message):
     out = tmp_path / "out"
     out.mkdir()
     prepared(out)
-    before = sorted(out.rglob("*"))
+    before = names(out)
     with pytest.raises(UserError, match=message) as error:
         prepare(photographs, out, **options)
-    assert "\n" not in str(error.value) and sorted(out.rglob("*")) == before
+    assert "\n" not in str(error.value) and names(out) == before
 
 
 def test_a_full_disk_leaves_no_part_of_an_lmdb(photographs, tmp_path, monkeypatch):
@@ -242,7 +283,7 @@ def test_a_full_disk_leaves_no_part_of_an_lmdb(photographs, tmp_path, monkeypatc
     monkeypatch.setattr(module.lmdb, "open", full)
     with pytest.raises(UserError, match=r"HR\.lmdb can't be written \(DiskError: mdb_txn_commit: No space"):
         prepare(photographs, tmp_path / "out", lmdb=True)
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {"HR", "meta_info.txt", "prepare_data.json"}
+    assert names(tmp_path / "out") == {"HR", "meta_info.txt", "prepare_data.json"}
 
 
 def test_workers_are_bounded_and_a_killed_one_is_one_line(tmp_path, monkeypatch):

@@ -1,8 +1,8 @@
 """Turn a BasicSR training YAML into its TLW version: ``tlw add IN.yml OUT.yml``.
 
-Comments and order stay. A file with TLW comes out as it is. The pixel loss (L1Loss, MSELoss or CharbonnierLoss)
-becomes TLWLoss, with the paper's distance, preset: economy and a schedule of k over the whole training. Every change is
-told.
+Comments and order stay, and a file that has TLW already stays as it is. The pixel loss (L1Loss, MSELoss or
+CharbonnierLoss) becomes TLWLoss, with the paper's distance, preset: economy and a schedule of k over the whole
+training. Every change is printed.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = parser_of("add", __doc__)
     parser.add_argument("input", type=Path, metavar="IN.yml", help="BasicSR training YAML")
     parser.add_argument("output", type=Path, metavar="OUT.yml", help="file to write; may be IN.yml")
-    parser.add_argument("--name", help="of the experiment; default: the old name with _TLW")
+    parser.add_argument("--name", help="name of the experiment (default: the old name with _TLW)")
     parser.add_argument(
         "--keep-balance",
         action="store_true",
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     new = add_tlw(text, str(args.input), keep_balance=args.keep_balance, new_name=args.name)
     if args.output.exists() and not args.output.is_file():
         raise UserError(f"{args.output}: is not a file that can be written")
-    write_text(new, args.output.resolve())  # not in place of a link; whole or not at all, since it may be IN.yml
+    write_text(new, args.output.resolve())  # a link stays a link
     print(f"{args.output}: {'has TLW already' if new == text else 'TLW added'}")
     for line in describe_changes(text, new):
         print(f"  {line}")

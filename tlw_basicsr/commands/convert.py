@@ -2,8 +2,8 @@
 
 tlw convert SRModel_tlw1_best.pth EDSR_L1TLW_x4.pth --net edsr --scale 4
 
-writes EDSR_L1TLW_x4.pth as {'params': …} and EDSR_L1TLW_x4.yml with the network's options. For ``tlw evaluate``:
---opt EDSR_L1TLW_x4.yml, which names the checkpoint.
+writes EDSR_L1TLW_x4.pth as {'params': …} and EDSR_L1TLW_x4.yml with the network's options and the checkpoint's name,
+for the argument --opt of other commands.
 """
 
 from collections.abc import Sequence
@@ -23,8 +23,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--scale",
         type=int,
-        help="needed but for hat (×4 only) and weight (has none). A file of vdsr does not tell its scale: a wrong one "
-        "is not noticed",
+        help="required except for hat (×4 only) and weight (has none). A file of vdsr does not say its scale, so "
+        "a wrong one goes unnoticed",
     )
     args = parser.parse_args(argv)
     if args.target.suffix != ".pth":

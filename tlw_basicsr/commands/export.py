@@ -2,7 +2,7 @@
 
   tlw export net.onnx net.safetensors --opt options/test/EDSR/test_EDSR_L1TLW_x4.yml
 
-Both say in their metadata what the network is. Needed for it: pip install '.[export]'
+Both describe the network in their metadata. ONNX needs: pip install '.[export]'
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         type=int,
         nargs=2,
         metavar=("HEIGHT", "WIDTH"),
-        help="ONNX for LR images of this size only, one a time",
+        help="ONNX for LR images of this size only, one at a time",
     )
     args = parser.parse_args(argv)
     for path in args.out:

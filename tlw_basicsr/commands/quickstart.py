@@ -1,6 +1,6 @@
 """Train a small EDSR ×4 with L1 and with L1+TLW on photographs that come with scikit-image, and compare them.
 
-It needs no GPU, data or download, and some minutes. Two photographs are held out of the training. Example:
+It needs some minutes, but no GPU, data or download. Two photographs are held out of the training. Example:
 
   tlw quickstart --out quickstart
 """
@@ -18,11 +18,13 @@ from skimage.color import gray2rgb
 from tlw_basicsr.commands import parser_of
 from tlw_basicsr.core.functional import k_schedule
 from tlw_basicsr.data.bicubic_sr_dataset import BicubicSRDataset
+from tlw_basicsr.data.images import write_image
 from tlw_basicsr.losses.tlw_loss import complete_economy
 from tlw_basicsr.networks import load_network
 from tlw_basicsr.pictures import weights_figure
 from tlw_basicsr.tools.evaluation import bicubic, field_metrics
 from tlw_basicsr.tools.recipes import recipe
+from tlw_basicsr.util.kinds import Options
 from tlw_basicsr.util.yaml_options import force_options, load_yaml
 
 TRAIN = ("brick", "camera", "coffee", "coins", "grass", "gravel", "moon", "rocket", "stereo_motorcycle")
@@ -38,14 +40,18 @@ What next, with this result:
 
 
 def write_photographs(folder: Path) -> None:
-    """Write scikit-image's photographs as PNG: ``train/`` and ``held_out/``."""
+    """Write scikit-image's photographs as PNGs into ``train/`` and ``held_out/``."""
     for part, names in (("train", TRAIN), ("held_out", HELD_OUT)):
         (folder / part).mkdir(parents=True, exist_ok=True)
         for name in names:
             image = getattr(skimage.data, name)()
             image = image[0] if isinstance(image, tuple) else image  # the left one of the stereo pair
             image = gray2rgb(image) if image.ndim == 2 else image
-            cv2.imwrite(str(folder / part / f"{name}.png"), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+            write_image(cv2.cvtColor(image, cv2.COLOR_RGB2BGR), folder / part / f"{name}.png")
+
+
+def _models(out: Path, opt: Options) -> Path:
+    return out / "experiments" / opt["name"] / "models"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -56,12 +62,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     out = args.out.resolve()
     write_photographs(out / "data")
-    held_out = BicubicSRDataset(
-        {"dataroot_gt": str(out / "data/held_out"), "io_backend": {"type": "disk"}, "scale": 4, "phase": "val"}
-    )
+    options = {"dataroot_gt": str(out / "data/held_out"), "io_backend": {"type": "disk"}, "scale": 4, "phase": "val"}
+    held_out = BicubicSRDataset(options)
     items = [held_out[i] for i in range(len(held_out))]
     rows = {"bicubic": (field_metrics(bicubic(4), items, 4), 0.0)}
-    models = out
     for loss, label in LOSSES.items():
         name = f"quickstart_EDSR_{loss}_x4"
         text = recipe(name)
@@ -74,12 +78,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         seconds = time.perf_counter() - start
         opt = load_yaml(text, name)
         force_options(opt, args.force_yml)
-        models = out / "experiments" / opt["name"] / "models"
-        net_g = load_network(opt["network_g"], models / "net_g_latest.pth", "params_ema")
+        net_g = load_network(opt["network_g"], _models(out, opt) / "net_g_latest.pth", "params_ema")
         rows[label] = (field_metrics(net_g, items, 4), seconds)
 
     complete_economy(opt)
-    net_w = load_network(opt["network_w"], models / "net_w_latest.pth", key="network_w")
+    net_w = load_network(opt["network_w"], _models(out, opt) / "net_w_latest.pth", key="network_w")
     schedule = opt["train"]["tlw"]
     k = k_schedule(opt["train"]["total_iter"] - 1, schedule["k_start"], schedule["k_end"], schedule["k_decay"])
     picture = out / "learned_weights.png"

@@ -8,14 +8,14 @@ import numpy as np
 from basicsr.utils.matlab_functions import calculate_weights_indices
 from scipy.sparse import csr_matrix
 
-KERNEL_WIDTH = 4  # of the cubic kernel, in pixels of the smaller image
+KERNEL_WIDTH = 4  # width of the cubic kernel in pixels of the smaller image
 
 
 @lru_cache(maxsize=512)
 def resize_matrix(length: int, scale: float, antialiasing: bool = True) -> csr_matrix:
-    """The matrix (out, ``length``) that resizes one side; the image is mirrored at its borders.
+    """Return the matrix (out, ``length``) that resizes one side; the image is mirrored at its borders.
 
-    Row i holds the weights of output pixel i, which are BasicSR's. The result is shared: do not change it.
+    Row i holds BasicSR's weights for output pixel i. The result is cached and shared: do not change it.
     """
     out_length = math.ceil(length * scale)
     weights, indices, pad, _ = calculate_weights_indices(length, out_length, scale, "cubic", KERNEL_WIDTH, antialiasing)
@@ -33,41 +33,41 @@ def resize_matrix(length: int, scale: float, antialiasing: bool = True) -> csr_m
 def imresize(image: np.ndarray, scale: float, antialiasing: bool = True) -> np.ndarray:
     """Resize as MATLAB's ``imresize(image, scale, 'bicubic')`` does, rows first, then columns.
 
-    On float32 it gives what BasicSR's ``imresize`` gives, only faster. On uint8 it rounds and saturates after each of
-    the two passes, as MATLAB does; the LR images of the benchmarks are made so.
+    For float32 the result is that of BasicSR's ``imresize``, only faster. For uint8 it is rounded and saturated after
+    each of the two passes, as in MATLAB; the LR images of the benchmarks were made like this.
 
     Args:
         image: (H, W) or (H, W, C), float32 of any range or uint8.
-        scale: factor of both sides; the result has ceil(side · scale) pixels.
-        antialiasing: widen the kernel when downscaling, MATLAB's default.
+        scale: Factor of both sides; the result has ceil(side · scale) pixels.
+        antialiasing: Whether to widen the kernel when downscaling, MATLAB's default.
 
     Returns:
         (H', W') or (H', W', C) of the same dtype; float32 is neither rounded nor clamped.
 
     Raises:
-        ValueError: a side is so short that the kernel would reach beyond the mirrored image.
+        ValueError: A side is so short that the kernel would reach beyond the mirrored image.
     """
     columns = resize_matrix(image.shape[1], scale, antialiasing)
     finish = to_8_bits if image.dtype == np.uint8 else np.asarray
     blocks = []
     for first, last, matrix in row_blocks(image.shape[0], scale, antialiasing):
-        # along the first axis, then with the axes swapped along the other
+        # first the rows, then the columns, which swapped axes turn into rows
         block = finish(along_first_axis(matrix, image[first:last]))
         blocks.append(swap_axes(finish(along_first_axis(columns, swap_axes(block)))))
     return np.concatenate(blocks)
 
 
 def along_first_axis(matrix: csr_matrix, image: np.ndarray) -> np.ndarray:
-    """The product of a matrix (out, H) and an image (H, …), float32."""
+    """Return the product of a matrix (out, H) and an image (H, …), float32."""
     flat = np.ascontiguousarray(image).reshape(matrix.shape[1], -1).astype(np.float32, copy=False)
     return (matrix @ flat).reshape(matrix.shape[0], *image.shape[1:])
 
 
 @lru_cache(maxsize=512)
 def row_blocks(length: int, scale: float, antialiasing: bool) -> list[tuple[int, int, csr_matrix]]:
-    """:func:`resize_matrix` in blocks of 32 rows, whose results stay in a processor's cache.
+    """Split :func:`resize_matrix` into blocks of 32 rows, whose results fit into a processor's cache.
 
-    For each block the first row of the image that it needs, the last one plus 1, and its matrix for these.
+    Each block is the first row of the image that it needs, the last one plus 1, and the matrix for these rows.
     """
     whole, blocks = resize_matrix(length, scale, antialiasing), []
     for row in range(0, whole.shape[0], 32):
@@ -78,7 +78,7 @@ def row_blocks(length: int, scale: float, antialiasing: bool) -> list[tuple[int,
 
 
 def swap_axes(image: np.ndarray) -> np.ndarray:
-    """(H, W) or (H, W, C) to (W, H) or (W, H, C), of one piece; by OpenCV, which takes a fifth of numpy's time."""
+    """Turn (H, W, …) into contiguous (W, H, …), by OpenCV, which takes a fifth of NumPy's time."""
     height, width, *channels = image.shape
     if channels and not 1 <= channels[0] <= 4:
         return np.ascontiguousarray(image.swapaxes(0, 1))
@@ -86,5 +86,5 @@ def swap_axes(image: np.ndarray) -> np.ndarray:
 
 
 def to_8_bits(image: np.ndarray) -> np.ndarray:
-    """Levels of 255 to uint8: saturated and rounded, halves up."""
+    """Saturate levels in [0, 255] and round them to uint8, halves up."""
     return np.floor(image.clip(0, 255) + 0.5).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Pairs of images from HR images alone."""
+"""A data set of pairs of images that needs HR images only."""
 
 import random
 from typing import Any
@@ -16,16 +16,13 @@ from tlw_basicsr.util.errors import UserError
 
 
 def lq_of_crop(gt: np.ndarray, top: int, left: int, height: int, width: int, scale: int, quantize: bool) -> np.ndarray:
-    """A crop of the LR image that ``gt`` gives by MATLAB's bicubic, computed from what it depends on alone.
+    """Return a crop of MATLAB's bicubic LR image of ``gt``, computed from the pixels that it depends on.
 
     Args:
-        gt: HR image (H, W, C) in [0, 1], H and W multiples of ``scale``.
-        top: of the crop, in LR pixels; likewise ``left``, ``height`` and ``width``.
-        left: see ``top``.
-        height: see ``top``.
-        width: see ``top``.
-        scale: of the super-resolution.
-        quantize: resize the 8-bit image to 8 bits, as LR images on disk are made.
+        gt: HR image (H, W, C) in [0, 1]; H and W are multiples of ``scale``.
+        top, left, height, width: The crop in LR pixels.
+        scale: Scale of the super-resolution.
+        quantize: Resize the 8-bit image to 8 bits, as LR images on disk are made.
 
     Returns:
         (height, width, C), float32.
@@ -41,28 +38,28 @@ def lq_of_crop(gt: np.ndarray, top: int, left: int, height: int, width: int, sca
 
 @DATASET_REGISTRY.register()
 class BicubicSRDataset(data.Dataset):
-    """HR images and their bicubic LR images, made as they are needed.
+    """HR images and their bicubic LR images, which are made on the fly by MATLAB's antialiased bicubic.
 
-    The LR image is MATLAB's antialiased bicubic of the HR image. An item is ``{'lq', 'gt', 'lq_path', 'gt_path'}``
+    An item is ``{'lq', 'gt', 'lq_path', 'gt_path'}``
     with RGB float32 tensors (3, H, W), ``gt`` in [0, 1]; both paths are the HR image's.
 
     Args:
-        opt: options of the dataset:
+        opt: Options of the data set:
 
             - ``dataroot_gt``: folder, or LMDB with ``io_backend: {type: lmdb}``
-            - ``meta_info_file``: optional text file, an image name at the start of every line
+            - ``meta_info_file``: optional text file with an image name at the start of every line
             - ``io_backend``: ``{type: disk}`` or ``{type: lmdb}``
             - ``scale``, ``phase``: set from the rest of the YAML
             - ``gt_size`` (train): side of the random square crop of HR, a multiple of the scale; None for the whole
               image, cut to a multiple of the scale
             - ``use_hflip``, ``use_rot`` (train): random flips and turns by 90 degrees, default false
-            - ``mod_crop`` (val, test): cut HR from the top left to a multiple of it, a multiple of the scale and by
-              default the scale; 28 is the paper's protocol
-            - ``quantize_lq``: LR of 8 bits, as MATLAB makes it of 8-bit images (default, the field's protocol), or
-              the bare result of the float image (the paper's)
+            - ``mod_crop`` (val, test): HR is cut from the top left to a multiple of it; it is a multiple of the scale,
+              by default the scale itself, and 28 in the paper's protocol
+            - ``quantize_lq``: whether LR has 8 bits, as MATLAB makes it from 8-bit images (default, the field's
+              protocol), or is the unrounded result for the float image (the paper's)
 
     Raises:
-        UserError: see :func:`tlw_basicsr.data.listing.list_images` and :func:`check_sizes`.
+        UserError: See :func:`tlw_basicsr.data.listing.list_images` and :func:`check_sizes`.
     """
 
     def __init__(self, opt: dict[str, Any]) -> None:
@@ -79,7 +76,7 @@ class BicubicSRDataset(data.Dataset):
         self.file_client: FileClient | None = None
 
     def _client(self) -> FileClient:
-        # Opened by each worker for itself: an LMDB does not survive a fork.
+        # each worker opens it for itself, since an LMDB does not survive a fork
         if self.file_client is None:
             options = dict(self.opt["io_backend"])
             if options["type"] == "lmdb":
@@ -100,7 +97,7 @@ class BicubicSRDataset(data.Dataset):
         lq = lq_of_crop(gt, top, left, h, w, self.scale, self.quantize_lq)
         gt = gt[top * self.scale : (top + h) * self.scale, left * self.scale : (left + w) * self.scale]
         if self.train:
-            # augment flips in place, and lq may not be of one piece
+            # augment flips in place, and lq need not be contiguous
             pair = [np.ascontiguousarray(gt), np.ascontiguousarray(lq)]
             gt, lq = augment(pair, self.opt.get("use_hflip", False), self.opt.get("use_rot", False))
         gt, lq = img2tensor([np.ascontiguousarray(gt), np.ascontiguousarray(lq)])

@@ -1,8 +1,8 @@
-"""Image files: their size, reading them as BasicSR and as inference do, checking them, and writing one."""
+"""Image files: reading their sizes, decoding them as BasicSR and as inference do, checking and writing them."""
 
 import struct
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from io import BytesIO
 from pathlib import Path
@@ -29,7 +29,7 @@ COMPRESSION = [cv2.IMWRITE_PNG_COMPRESSION, 3]
 
 @contextmanager
 def of_any_size() -> Iterator[None]:
-    """Let Pillow open large images too: it only reads their headers here, and OpenCV has a limit of its own."""
+    """Let Pillow open images of any size: OpenCV, which decodes them, has a limit of its own."""
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         yield
@@ -41,38 +41,34 @@ def of_any_size() -> Iterator[None]:
 
 
 def image_size(path: Path, key: str) -> tuple[int, int]:
-    """Height and width that decoding an image file gives: from its header, where that tells it.
+    """Return height and width of a decoded image file, from its header if possible.
 
-    Formats, and versions of OpenCV and Pillow, differ in whether they turn an image by its orientation. So what has
-    one, and what Pillow doesn't know, is decoded.
+    Formats, and versions of OpenCV and Pillow, differ in whether they turn an image by its orientation. So an image
+    that has one is decoded, as are those that Pillow doesn't know.
 
     Raises:
-        UserError: it is missing, or no image; ``key`` is the option that names it.
+        UserError: The file is missing or not an image; ``key`` is the option that names it.
     """
+    # Pillow's readers raise all kinds of errors, also for files that OpenCV reads
+    with open_regular(path, key) as file, suppress(Exception), of_any_size(), Image.open(file) as header:
+        if not has_orientation(header, path):
+            return header.height, header.width
     try:
-        try:
-            with open_regular(path, key) as file, of_any_size(), Image.open(file) as header:
-                if not has_orientation(header, path):
-                    return header.height, header.width
-        except UserError:
-            raise
-        except Exception:  # Pillow's readers each raise what they like, also for what OpenCV reads
-            pass
         return _decode(read_bytes(path, key), cv2.IMREAD_COLOR).shape[:2]
     except (OSError, ValueError) as error:
         raise UserError(f"{key}: {path} is not an image that can be read ({type(error).__name__})") from error
 
 
 def has_orientation(header: Image.Image, path: Path) -> bool:
-    """Whether something in the file may say how the image lies, such as a camera's EXIF."""
-    if header.format == "PNG":  # its EXIF may stand behind the pixels, which Pillow would decode for it
+    """Return whether something in the file may give the image's orientation, such as a camera's EXIF."""
+    if header.format == "PNG":  # its EXIF may follow the pixels, and Pillow would decode these first
         with open(path, "rb") as file:
             return any(kind == b"eXIf" or start.startswith(b"Raw profile") for kind, start in _png_chunks(file))
     return header.getexif().get(ExifTags.Base.Orientation, 1) != 1
 
 
 def _png_chunks(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
-    """Kind and first bytes of a PNG's chunks."""
+    """Yield kind and first bytes of every chunk of a PNG."""
     file.seek(8)
     while len(head := file.read(8)) == 8:
         length, kind = struct.unpack(">I4s", head)
@@ -83,7 +79,7 @@ def _png_chunks(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
 
 @cache
 def decoder_turns(kind: str) -> bool:
-    """Whether the installed OpenCV turns images of Pillow's format ``kind`` upright, by trying it."""
+    """Try whether the installed OpenCV turns images of Pillow's format ``kind`` upright."""
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
     file = BytesIO()
@@ -95,7 +91,7 @@ def decoder_turns(kind: str) -> bool:
 
 
 def _decode(content: bytes, flags: int) -> np.ndarray:
-    """OpenCV's ``imdecode``; a failure is a ValueError."""
+    """Decode an image by OpenCV; a failure is a ValueError."""
     try:
         image = cv2.imdecode(np.frombuffer(content, np.uint8), flags) if content else None
     except cv2.error as error:
@@ -106,10 +102,10 @@ def _decode(content: bytes, flags: int) -> np.ndarray:
 
 
 def read_image(client: FileClient, path: str, client_key: str = "gt") -> np.ndarray:
-    """Decode one image as BasicSR does: BGR, float32 in [0, 1], (H, W, 3). Grey, palette, alpha and 16 bit become that.
+    """Decode an image of any kind as BasicSR does: BGR, float32 in [0, 1], (H, W, 3).
 
     Raises:
-        UserError: it is missing, truncated, or no image.
+        UserError: The file or key is missing, truncated, or not an image.
     """
     try:
         content = client.get(path, client_key)
@@ -125,7 +121,7 @@ def read_8bit(path: Path) -> np.ndarray:
     """Decode an image as 8-bit BGR (H, W, 3).
 
     Raises:
-        UserError: it is missing, or no image.
+        UserError: The file is missing or not an image.
     """
     try:
         return _decode(read_bytes(path), cv2.IMREAD_COLOR)
@@ -133,39 +129,44 @@ def read_8bit(path: Path) -> np.ndarray:
         raise UserError(f"{path}: not an image that can be read ({type(error).__name__})") from error
 
 
-def is_grey(path: str | Path) -> bool:
-    """Whether an image file stores grey levels only: one channel of any depth, or a palette of greys.
-
-    A file of three channels that are equal is in colour: the published values of Set14 take one so.
-    """
-    try:
-        with of_any_size(), Image.open(path) as image:
-            if image.mode != "P":
-                return image.mode[0] in "1LIF" and image.mode != "LAB"
-            colours = np.array(image.convert("RGB"))
-    except Image.UnidentifiedImageError:  # one that only OpenCV knows
-        return False
-    return bool((colours == colours[..., :1]).all())
-
-
-def fault_of(content: bytes) -> str | None:
-    """What is wrong with an image file's content: it can't be decoded, or is cut. None if nothing is."""
+def find_fault(content: bytes) -> str | None:
+    """Return why an image file's content can't be decoded or is cut; None for a whole image."""
     try:
         image = _decode(content, cv2.IMREAD_COLOR)
-        with of_any_size(), Image.open(BytesIO(content)) as whole:  # OpenCV fills up what is missing
+        with of_any_size(), Image.open(BytesIO(content)) as whole:  # OpenCV fills in what is missing
             whole.load()
-    except Image.UnidentifiedImageError:  # one that only OpenCV knows
+    except Image.UnidentifiedImageError:  # OpenCV alone knows it
         return None
     except Exception as error:
         return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return None if min(image.shape[:2]) else "it has no pixels"
 
 
+def is_grey(path: str | Path) -> bool:
+    """Return whether an image file holds grey levels only: one channel of any depth, also with alpha, or grey palette.
+
+    A file with three equal channels is in colour; so the published values of Set14 take one of its images.
+    """
+    try:
+        with open(path, "rb") as file, of_any_size():
+            start = file.read(26)
+            file.seek(0)
+            with Image.open(file) as image:
+                if image.mode == "P":
+                    pixels = np.asarray(image.convert("RGB"))
+                    return bool((pixels == pixels[..., :1]).all())
+                if image.format == "PNG" and start[25] == 4:  # grey and alpha, RGBA for Pillow if it has 16 bits
+                    return True
+                return image.mode.startswith(("1", "L", "I", "F")) and image.mode != "LAB"
+    except Image.UnidentifiedImageError:  # OpenCV alone knows it
+        return False
+
+
 class Picture(NamedTuple):
     """A decoded image file.
 
     Attributes:
-        image: (1, C, H, W) in [0, 1], RGB, or one channel of a grey image.
+        image: (1, C, H, W) in [0, 1], RGB, or one channel if the image is grey.
         alpha: (H, W) in [0, 1], or None.
         levels: 255 or 65535.
     """
@@ -179,7 +180,7 @@ def read_picture(path: Path) -> Picture:
     """Decode a file as BasicSR does (turned upright, palettes and CMYK to RGB), but keep alpha, 16 bits and grey.
 
     Raises:
-        UserError: it is missing, no image that can be read, one of several images, or not of 8 or 16 bits.
+        UserError: The file is missing, can't be decoded, holds several images, or has neither 8 nor 16 bits.
     """
     try:
         content = read_bytes(path)
@@ -193,27 +194,26 @@ def read_picture(path: Path) -> Picture:
         raise UserError(f"{path}: not an image that can be read ({type(error).__name__})") from error
     if colour.dtype not in (np.uint8, np.uint16):
         raise UserError(f"{path}: its values are {colour.dtype}; accepted are 8 and 16 bits")
-    if frames > 1 and kind != "MPO":  # a photograph, and what the camera adds to it
+    if frames > 1 and kind != "MPO":  # a camera's photograph with its preview
         raise UserError(f"{path}: holds {frames} images; accepted are files of one")
     has_alpha = raw.ndim == 3 and raw.shape[2] == 4 and mode != "CMYK"
     if kind == "TIFF" and (has_alpha or mode == "LA"):
-        raise UserError(f"{path}: a TIFF with alpha, which can't be read as it is meant; accepted are PNG and WebP")
+        raise UserError(f"{path}: a TIFF with alpha, which OpenCV decodes wrongly; accepted are PNG and WebP")
     levels = int(np.iinfo(colour.dtype).max)
     alpha = None
-    if has_alpha:  # OpenCV leaves what has alpha as it lies in the file
+    if has_alpha:  # OpenCV does not turn images with alpha upright
         turns = orientation in range(2, 9) and decoder_turns(kind)
         alpha = turn(raw[..., 3], orientation if turns else 1).astype(np.float32) / levels
-    if kind == "PNG" and colour.ndim == 2 and isinstance(clear, int):  # OpenCV knows one transparent colour, no grey
-        top = 2 ** content[24] - 1  # of the file's bits
+    if kind == "PNG" and colour.ndim == 2 and isinstance(clear, int):  # OpenCV ignores a transparent grey level
+        top = 2 ** content[24] - 1  # the highest level in the file's bits
         alpha = (colour != (clear & top) * (levels // top)).astype(np.float32)
-    grey = colour.ndim == 2 or mode == "LA" or (kind == "PNG" and content[25] == 4)  # Pillow has no LA of 16 bits
-    colour = np.atleast_3d(colour)
-    image = colour[..., :1] if grey else cv2.cvtColor(colour, cv2.COLOR_BGR2RGB)
+    grey = colour.ndim == 2 or is_grey(path)
+    image = np.atleast_3d(colour)[..., :1] if grey else cv2.cvtColor(colour, cv2.COLOR_BGR2RGB)
     return Picture(torch.from_numpy(image.astype(np.float32) / levels).permute(2, 0, 1)[None], alpha, levels)
 
 
 def turn(image: np.ndarray, orientation: int) -> np.ndarray:
-    """Turn ``image`` upright, by its EXIF orientation 1 to 8."""
+    """Turn an image (H, W) or (H, W, C) upright, by its EXIF orientation from 1 to 8."""
     if orientation in (5, 6, 7, 8):
         image = image.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
@@ -222,11 +222,11 @@ def turn(image: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def undo_normalization(image: Tensor, opt: Mapping[str, Any]) -> Tensor:
-    """Images (…, C, H, W) in [0, 1], of those that a data set with ``mean`` and ``std`` has normalised: x·std + mean.
+    """Return images (…, C, H, W) in [0, 1] for those that a data set has normalised: x·std + mean.
 
     Args:
-        image: of the data set, or an SR image in its range.
-        opt: the data set's options; without ``mean`` and ``std`` nothing is done.
+        image: Image of the data set, or an SR image in its range.
+        opt: Options of the data set; without ``mean`` and ``std`` the image is returned as it is.
     """
     mean, std = opt.get("mean"), opt.get("std")
     if mean is None and std is None:
@@ -239,29 +239,29 @@ def undo_normalization(image: Tensor, opt: Mapping[str, Any]) -> Tensor:
 
 
 def write_image(image: np.ndarray, path: str | Path, params: list[int] | None = None) -> None:
-    """Write an image whole or not at all, in the format of the suffix: OpenCV tells nothing of a full disk.
+    """Write an image whole or not at all, in the format of the suffix; OpenCV's own function ignores a full disk.
 
     Args:
-        image: as OpenCV takes it, (H, W), BGR or BGRA.
-        path: of the file, in a folder that exists.
-        params: of OpenCV's encoder.
+        image: (H, W), BGR or BGRA.
+        path: File in an existing folder.
+        params: Parameters of OpenCV's encoder.
 
     Raises:
-        UserError: it can't be encoded or written.
+        UserError: The image can't be encoded or written.
     """
     path = Path(path)
     try:
         done, content = cv2.imencode(path.suffix, image, params or [])
     except cv2.error:
-        done, content = False, None
-    if content is None or not done:
+        done, content = False, np.empty(0)
+    if not done:
         raise UserError(f"{path}: the image can't be written as {path.suffix or 'a file without suffix'}")
     with whole_file(path) as file:
         file.write(content.tobytes())
 
 
 def imwrite(img: np.ndarray, file_path: str, params: list[int] | None = None, auto_mkdir: bool = True) -> bool:
-    """BasicSR's ``imwrite``, by :func:`write_image`."""
+    """Like BasicSR's ``imwrite``, by :func:`write_image`."""
     if auto_mkdir:
         Path(file_path).parent.mkdir(parents=True, exist_ok=True)
     write_image(img, file_path, params)

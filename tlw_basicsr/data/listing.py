@@ -1,11 +1,11 @@
-"""Which images a data set has: those of folders, lists and LMDBs, their pairs, and one name for each.
+"""The images of a data set: those in folders, lists and LMDBs, which belong together, and what they are called.
 
 Three rules hold for every program, and BasicSR's data sets follow them too (see :mod:`tlw_basicsr.compat`):
 
-- In a folder that has images, files of other kinds (``Thumbs.db``, ``desktop.ini``) and hidden ones count for nothing.
+- In a folder that has images, hidden files and files of other kinds (``Thumbs.db``, ``desktop.ini``) are ignored.
 - The LR image of ``NAME.SUFFIX`` is the one with the template's name and this suffix, else the only one with the
   template's name, whatever its suffix and case.
-- An image is called by its stem; where several have it, by as much of its path as tells them apart.
+- An image is called by its stem; if several images share it, by as much of their paths as tells them apart.
 """
 
 import os
@@ -20,16 +20,9 @@ from basicsr.utils import scandir as basicsr_scandir
 
 from tlw_basicsr.data.images import SUFFIXES, image_size
 from tlw_basicsr.util.errors import UserError, expanded, short
+from tlw_basicsr.util.files import read_bytes
 
-# a name of a list ends before the size that follows it, else at the first suffix of an image, else at the first space
-NAME = [
-    re.compile(pattern, re.IGNORECASE)
-    for pattern in (
-        r"(.+?)\s+\(\d+, *\d+",
-        rf"(.+?(?:{'|'.join(map(re.escape, SUFFIXES))}))(?=[\s,;]|$)",
-        r"(\S+)",
-    )
-]
+IMAGE_NAME = re.compile(rf".+?(?:{'|'.join(map(re.escape, SUFFIXES))})(?=[\s,;]|$)", re.IGNORECASE)
 LMDB_LINE = re.compile(r"(.+)\.\w+\s+\((\d{1,9}),\s*(\d{1,9})(?:,\s*\d+)?\)", re.ASCII)
 
 
@@ -47,67 +40,86 @@ class ImageEntry(NamedTuple):
 def scandir(
     dir_path: str, suffix: str | tuple[str, ...] | None = None, recursive: bool = False, full_path: bool = False
 ) -> Iterator[str]:
-    """BasicSR's ``scandir`` for data sets: where there are images and no ``suffix`` is asked for, the images alone."""
+    """Like BasicSR's ``scandir``, but a folder that has images yields these alone, unless a ``suffix`` is given."""
     paths = list(basicsr_scandir(dir_path, suffix, recursive, full_path))
     images = [path for path in paths if path.lower().endswith(SUFFIXES)]
     yield from paths if suffix is not None or not images else images
 
 
-def list_images(opt: dict[str, Any], root_key: str = "dataroot_gt", what: str = "datasets") -> list[ImageEntry]:
-    """The images of the folder or LMDB ``opt[root_key]``, sorted by name; a ``meta_info_file`` restricts them.
+def count_below(folder: Path) -> int:
+    """Return the number of images in the subfolders of a folder, which :func:`list_folder` leaves out."""
+    found = scandir(str(folder), recursive=True)
+    return sum(len(Path(name).parts) > 1 and name.lower().endswith(SUFFIXES) for name in found)
 
-    Only headers are read.
+
+def list_folder(folder: Path, key: str, names: Sequence[str] | None = None) -> list[ImageEntry]:
+    """Return the images of a folder, or those of the given names; without names, sorted by name. Reads headers only.
 
     Args:
-        opt: a dataset's options.
-        root_key: the option that names the folder.
-        what: the options' place in the YAML, for messages.
+        folder: The folder; its subfolders are left out.
+        key: The option that names it, for messages.
+        names: File names relative to the folder.
 
     Raises:
-        UserError: the folder is missing or has no image, a listed image is missing, or a file is no image.
+        UserError: The folder is missing or has no image, a file is missing, or it is not an image.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{key}: {folder} is not a folder")
+    if names is None:
+        names = sorted(name for name in scandir(str(folder)) if name.lower().endswith(SUFFIXES))
+    if not names:
+        below = count_below(folder)
+        where = f", but its subfolders have {below}, which are not read" if below else ""
+        raise UserError(f"{key}: {folder} has no image{where}; read are {' '.join(SUFFIXES)}")
+    return [ImageEntry(str(folder / name), *image_size(folder / name, key)) for name in names]
+
+
+def list_images(opt: dict[str, Any], root_key: str = "dataroot_gt", what: str = "datasets") -> list[ImageEntry]:
+    """Return the images of the folder or LMDB ``opt[root_key]``; a ``meta_info_file`` restricts them.
+
+    Args:
+        opt: Options of a data set.
+        root_key: The option that names the folder or LMDB.
+        what: Place of the options in the YAML, for messages.
+
+    Raises:
+        UserError: See :func:`list_folder`; or it is not an LMDB as BasicSR makes them, or cut.
     """
     key = what if what.startswith("--") else f"{what}.{root_key}"  # an argument has no options
     root = expanded(opt[root_key], key)
     if opt["io_backend"]["type"] == "lmdb":
-        entries = read_keys(root, key)
-        _check_whole(root, key)
-        return entries
-    if not root.is_dir():
-        raise UserError(f"{key}: {root} is not a folder")
-    if opt.get("meta_info_file"):
-        names = read_names(opt["meta_info_file"], f"{what}.meta_info_file")
-    else:
-        names = sorted(name for name in scandir(str(root)) if name.lower().endswith(SUFFIXES))
-    if not names:
-        raise UserError(f"{key}: {root} has no image; read are {' '.join(SUFFIXES)}")
-    return [ImageEntry(str(root / name), *image_size(root / name, key)) for name in names]
+        return list_lmdb(root, key)
+    names = read_names(opt["meta_info_file"], f"{what}.meta_info_file") if opt.get("meta_info_file") else None
+    return list_folder(root, key, names)
 
 
 def read_lines(path: str | Path, key: str) -> list[str]:
-    """The lines of a text file that are not empty, without a byte order mark."""
-    file = expanded(path, key)
+    """Return the lines of a text file that are not empty, without a byte order mark."""
     try:
-        if file.exists() and not file.is_file():  # of which /dev/zero would never end
-            raise UserError(f"{key}: {path} is not a file")
-        return [line.strip() for line in file.read_text("utf-8-sig").splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise UserError(f"{key}: {path} can't be read as text ({type(error).__name__})") from error
+        text = read_bytes(expanded(path, key), key).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{key}: {path} can't be read as text") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def read_names(path: str | Path, key: str) -> list[str]:
-    """The names in a list such as BasicSR's ``meta_info``, ``NAME (H,W,C) …``; they may have spaces.
+    """Return the names in a list such as BasicSR's ``meta_info``, ``NAME (H,W,C) …``; names may have spaces."""
+    return [_read_name(line) for line in read_lines(path, key)]
 
-    What follows a name, such as its size and further columns, is left out.
-    """
-    return [next(m[1] for pattern in NAME if (m := pattern.match(line))) for line in read_lines(path, key)]
+
+def _read_name(line: str) -> str:
+    """Return the part of a line before the size, else up to the first suffix of an image, else to the first space."""
+    if size := re.search(r"\s\(\d+, *\d+", line):
+        return line[: size.start()].rstrip()
+    return (IMAGE_NAME.match(line) or re.match(r"\S+", line))[0]  # type: ignore[index]  no line is empty
 
 
 def mend_paths(paths: Any, opt: dict[str, Any]) -> Any:
-    """The paths of a data set that has read its list of names itself, up to each line's first space, by the rule here.
+    """Return the paths of a data set, with whole names if it has read its list only up to each line's first space.
 
     Args:
-        paths: of BasicSR's data sets; others are given back as they are.
-        opt: its options, of which ``meta_info_file`` or ``meta_info`` is the list.
+        paths: Attribute ``paths`` of the data set; what is not made from such a list is returned as it is.
+        opt: Its options; ``meta_info_file`` or ``meta_info`` names the list.
     """
     key = next((key for key in ("meta_info_file", "meta_info") if isinstance(opt.get(key), str)), None)
     if key is None or not isinstance(paths, list):
@@ -120,10 +132,10 @@ def mend_paths(paths: Any, opt: dict[str, Any]) -> Any:
 
 
 def read_keys(root: Path, key: str) -> list[ImageEntry]:
-    """The keys of an LMDB and its images' sizes, by its ``meta_info.txt``.
+    """Return the keys of an LMDB and the sizes of its images, as its ``meta_info.txt`` gives them.
 
     Raises:
-        UserError: it is not an LMDB as BasicSR has them.
+        UserError: It is not an LMDB as BasicSR makes them.
     """
     if root.suffix != ".lmdb" or not (root / "data.mdb").is_file():
         raise UserError(f"{key}: {root} is not an LMDB (a folder *.lmdb with data.mdb and meta_info.txt)")
@@ -144,8 +156,9 @@ def read_keys(root: Path, key: str) -> list[ImageEntry]:
     return entries
 
 
-def _check_whole(root: Path, key: str) -> None:
-    """Check that an LMDB's file is as long as it says: reading what is missing would end the process."""
+def list_lmdb(root: Path, key: str) -> list[ImageEntry]:
+    """Return :func:`read_keys` of an LMDB whose file is whole: reading beyond its end would kill the process."""
+    entries = read_keys(root, key)
     try:
         with lmdb.open(str(root), readonly=True, lock=False) as env:
             size = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
@@ -153,60 +166,58 @@ def _check_whole(root: Path, key: str) -> None:
         raise UserError(f"{key}: {root} is not an LMDB that can be read ({error})") from error
     if size > (root / "data.mdb").stat().st_size:
         raise UserError(f"{key}: {root / 'data.mdb'} is cut: it should be {size:,} bytes")
+    return entries
 
 
 # ------------------------------------------------------------------------------------------------- pairs
 
 
 def pair_names(gt: Sequence[str], lq: Sequence[str], templates: Sequence[str], where: str) -> dict[str, str]:
-    """The LR image of every HR image, by their names.
+    """Return the LR image of every HR image, found by their names.
 
     Args:
-        gt: names of HR images, with suffixes; of a name with folders the last part counts.
-        lq: names of LR images.
-        templates: of LR names without suffix, ``{}`` for HR's; the first that fits counts.
-        where: the option, for the message.
+        gt: Names of HR images with suffixes; if they have folders, the last part counts.
+        lq: Names of LR images.
+        templates: Names of LR images without suffix, with ``{}`` for that of HR; the first that fits counts.
+        where: The option, for messages.
 
     Raises:
-        UserError: an HR image has no LR image or several, or two HR images have the same.
+        UserError: An HR image has no LR image or several, or two HR images have the same.
     """
-    same_suffix = {name: name for name in lq}
-    same_stem: dict[str, list[str]] = defaultdict(list)
+    names = set(lq)
+    by_stem: dict[str, list[str]] = defaultdict(list)
     for name in lq:
-        same_stem[stem_of(name).casefold()].append(name)
+        by_stem[stem_of(name).casefold()].append(name)
     pairs: dict[str, str] = {}
     owners: dict[str, str] = {}
-
-    def find(path: str) -> str:
+    for path in gt:
         stem, suffix = stem_of(path), PurePosixPath(path).suffix
         wanted = [template.replace("{}", stem) for template in templates]
-        for name in wanted:
-            if name + suffix in same_suffix:
-                return name + suffix
-        for name in wanted:
-            found = same_stem.get(name.casefold(), [])
-            found = [f for f in found if stem_of(f) == name] or found
-            if len(found) > 1:
-                raise UserError(f"{where}: {path} has several LR images, {found[0]} and {found[1]}")
-            if found:
-                return found[0]
-        raise UserError(f"{where}: no LR image for {path}; expected is the name {' or '.join(wanted)}")
-
-    for path in gt:
-        pairs[path] = find(path)
-        if owners.setdefault(pairs[path], path) != path:
-            raise UserError(f"{where}: {pairs[path]} is the LR image of both {owners[pairs[path]]} and {path}")
+        found = [name + suffix for name in wanted if name + suffix in names][:1]
+        for name in [] if found else wanted:
+            same = by_stem.get(name.casefold(), [])
+            found = found or [f for f in same if stem_of(f) == name] or same
+        if len(found) > 1:
+            raise UserError(f"{where}: {path} has several LR images, {found[0]} and {found[1]}")
+        if not found:
+            raise UserError(f"{where}: no LR image for {path}; expected is the name {' or '.join(wanted)}")
+        pairs[path] = found[0]
+        if owners.setdefault(found[0], path) != path:
+            raise UserError(f"{where}: {found[0]} is the LR image of both {owners[found[0]]} and {path}")
     return pairs
 
 
 def stem_of(path: str) -> str:
-    """The last part of a path without its suffix; of an LMDB's key, which has none, all after the last dot stays."""
+    """Return the last part of a path without the suffix of an image; the key of an LMDB keeps what follows its dots."""
     name = PurePosixPath(path.replace("\\", "/")).name
     return name[: -len(suffix)] if (suffix := PurePosixPath(name).suffix).lower() in SUFFIXES else name
 
 
+# what takes the place of BasicSR's functions of these names; LR comes before HR
+
+
 def paired_paths_from_folder(folders: Sequence[str], keys: Sequence[str], filename_tmpl: str) -> list[dict[str, str]]:
-    """BasicSR's, by the rules above: ``[{'lq_path': …, 'gt_path': …}, …]`` of the folders of LR and HR."""
+    """Return ``[{'lq_path': …, 'gt_path': …}, …]`` for the folders of LR and HR."""
     lq, gt = (sorted(scandir(folder)) for folder in folders)
     if len(lq) != len(gt):
         raise UserError(f"{len(gt)} HR images in {folders[1]}, but {len(lq)} LR images in {folders[0]}")
@@ -216,7 +227,7 @@ def paired_paths_from_folder(folders: Sequence[str], keys: Sequence[str], filena
 def paired_paths_from_meta_info_file(
     folders: Sequence[str], keys: Sequence[str], meta_info_file: str, filename_tmpl: str
 ) -> list[dict[str, str]]:
-    """BasicSR's, by the rules above: of the HR images that the file lists."""
+    """Return the pairs of the HR images that the file lists."""
     gt = read_names(meta_info_file, "meta_info_file")
     return _paths(folders, keys, pair_names(gt, list(scandir(folders[0])), [filename_tmpl], folders[0]))
 
@@ -227,12 +238,12 @@ def _paths(folders: Sequence[str], keys: Sequence[str], pairs: dict[str, str]) -
 
 
 def paths_from_lmdb(folder: str) -> list[str]:
-    """BasicSR's, whose keys end at their first dot: the keys of an LMDB."""
+    """Return the keys of an LMDB; BasicSR's own function cuts them at their first dot."""
     return [entry.path for entry in read_keys(Path(folder), "dataroot")]
 
 
 def paired_paths_from_lmdb(folders: Sequence[str], keys: Sequence[str]) -> list[dict[str, str]]:
-    """BasicSR's, whose keys end at their first dot: the keys that the LMDBs of LR and HR both have."""
+    """Return the keys of the LMDBs of LR and HR, which must be the same."""
     lq, gt = (set(paths_from_lmdb(folder)) for folder in folders)
     if lq != gt:
         raise UserError(f"{folders[0]} and {folders[1]} have different keys, such as {short(min(lq ^ gt))}")
@@ -243,14 +254,14 @@ def paired_paths_from_lmdb(folders: Sequence[str], keys: Sequence[str]) -> list[
 
 
 def name_images(paths: Sequence[str | Path], clean: Callable[[str], str] = str) -> list[str]:
-    """One name for every path, all different, also where case does not count.
+    """Return one name for every path; names of different paths differ, even if case is ignored.
 
-    It is the stem; of images that would have one name, as much of the path as tells them apart: ``a.png`` and ``a.jpg``
-    are ``a_png`` and ``a_jpg``, ``x/a.png`` and ``y/a.png`` are ``x_a`` and ``y_a``.
+    A name is the stem. Images that would share it are called by as much of their paths as tells them apart: ``a.png``
+    and ``a.jpg`` become ``a_png`` and ``a_jpg``, ``x/a.png`` and ``y/a.png`` become ``x_a`` and ``y_a``.
 
     Args:
-        paths: of files, or keys of an LMDB; one that comes twice has one name.
-        clean: what a name becomes, such as without spaces.
+        paths: Paths of files, or keys of an LMDB; a path that comes twice has one name.
+        clean: Applied to every name, for example to remove spaces.
     """
     keys = [str(path).replace("\\", "/") for path in paths]
     longer = {key: _names_of_path(key, number, clean) for number, key in enumerate(dict.fromkeys(keys), 1)}
@@ -266,13 +277,12 @@ def name_images(paths: Sequence[str | Path], clean: Callable[[str], str] = str) 
 
 
 def _names_of_path(path: str, number: int, clean: Callable[[str], str]) -> Iterator[str]:
-    """Longer and longer names of one path; the last ones have its number."""
+    """Yield longer and longer names for one path; the last ones have its number."""
     *folders, last = (part for part in PurePosixPath(path).parts if part != "/")
     stem = stem_of(last)
-    ends = [stem, last.replace(".", "_")] if stem != last else [stem]
-    for count in range(len(folders) + 1):
-        for end in ends:
-            yield clean("_".join([*folders[len(folders) - count :], end]))
+    for start in range(len(folders), -1, -1):
+        for end in dict.fromkeys([stem, last.replace(".", "_") if stem != last else stem]):
+            yield clean("_".join([*folders[start:], end]))
     while True:
         stem = f"{stem}_{number}"
         yield clean(stem)

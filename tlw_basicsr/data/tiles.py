@@ -2,14 +2,13 @@
 
 
 def tile_starts(length: int, crop: int, step: int, threshold: int | None) -> list[int]:
-    """Where the tiles of one side begin.
+    """Return where the tiles of one side begin.
 
     Args:
-        length: of the side, in pixels.
-        crop: side of a tile; a shorter ``length`` is one tile.
-        step: from one tile to the next; ``crop`` for tiles that do not overlap.
-        threshold: add a last tile that ends at the border if more than this many pixels are left there; None for
-            no such tile.
+        length: Length of the side in pixels.
+        crop: Side of a tile; a shorter ``length`` is one tile.
+        step: Distance from one tile to the next; ``crop`` for tiles that do not overlap.
+        threshold: Add a tile that ends at the border if more than this many pixels are left there; None for never.
     """
     if length <= crop:
         return [0]

@@ -1,7 +1,7 @@
 """The published checkpoints of arXiv:2301.10575 as networks of BasicSR and this package.
 
-The published networks take and give BGR in [-1, 1]; ours RGB in [0, 1]. The channel order goes into the first and last
-layers' weights, the range into the networks' options, so results differ by rounding only.
+The published networks take and give BGR in [-1, 1], ours RGB in [0, 1]. The weights of the first and last layers are
+reordered for the channels, and the networks' options set the range, so results differ by rounding only.
 """
 
 import re
@@ -18,25 +18,27 @@ from tlw_basicsr.networks import check_fit
 from tlw_basicsr.util.errors import UserError, short
 from tlw_basicsr.util.files import load_file, save_file, write_text
 
-HAT_BGR_MEAN = (0.4488, 0.4371, 0.4040)  # subtracted from an input in [-1, 1]
+HAT_BGR_MEAN = (0.4488, 0.4371, 0.4040)  # HAT subtracts it from its input in [-1, 1]
 
 
 class Published(NamedTuple):
     """One published network.
 
     Attributes:
-        options: of the network that it becomes, by the scale.
-        names: of its tensors: a pattern and what it becomes, or None for a tensor that is not used.
-        first: weights that take the image, and how often its channels follow each other in their input.
-        last: the layer that gives the image.
-        scales: there are; none of a network that has no scale.
-        section: of the YAML.
+        options: Returns the options of the network that it becomes, for a scale.
+        names: Patterns of the names of its tensors, and what they become; None for tensors that are not used.
+        first: The weights that take the image.
+        groups: How many images follow each other in their input channels.
+        last: The layer that gives the image.
+        scales: The published scales; none for a network without a scale.
+        section: The section of a YAML with its options.
     """
 
     options: Callable[[int | None], dict[str, Any]]
     names: dict[str, str | None]
-    first: tuple[str, int]
-    last: str
+    first: str = "conv_first.weight"
+    groups: int = 1
+    last: str = "conv_last"
     scales: tuple[int, ...] = (2, 3, 4)
     section: str = "network_g"
 
@@ -63,8 +65,6 @@ PUBLISHED = {
             r"tail\.0\.(.*)": r"upsample.\1",
             r"tail\.1\.(.*)": r"conv_last.\1",
         },
-        ("conv_first.weight", 1),
-        "conv_last",
     ),
     "vdsr": Published(
         lambda scale: {"type": "TLWVDSR", "num_feat": 64, "num_block": 10, "upscale": scale},
@@ -73,8 +73,6 @@ PUBLISHED = {
             r"trunk\.(\d+)\.conv\.(.*)": r"body.\1.\2",
             r"conv2\.(.*)": r"conv_last.\1",
         },
-        ("conv_first.weight", 1),
-        "conv_last",
     ),
     "rcan": Published(
         lambda scale: {"type": "TLWRCAN", "num_feat": 64, "num_group": 10, "num_block": 20, "upscale": scale},
@@ -87,31 +85,30 @@ PUBLISHED = {
             r"upscale\.0\.(.*)": r"upsample.0.\1",
             r"conv2\.(.*)": r"conv_last.\1",
         },
-        ("conv_first.weight", 1),
-        "conv_last",
     ),
-    "hat": Published(_hat, {r"net\.(.*)": r"\1"}, ("conv_first.weight", 1), "conv_last", (4,)),
+    "hat": Published(_hat, {r"net\.(.*)": r"\1"}, scales=(4,)),
     "weight": Published(
         lambda _: {"type": "TLWWeightNet", "num_feat": 64},
         {r"(conv\..*)": r"\1"},
-        ("conv.0.weight", 2),
-        "conv.9",
-        (),
-        "network_w",
+        first="conv.0.weight",
+        groups=2,
+        last="conv.9",
+        scales=(),
+        section="network_w",
     ),
 }
 
 
 def convert(path: Path, net: str, scale: int | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A published checkpoint as a state dict and the options of the network that it belongs to.
+    """Read a published checkpoint, and return a state dict and the options of the network that it belongs to.
 
     Args:
-        path: the checkpoint, a plain state dict.
-        net: a key of :data:`PUBLISHED`.
-        scale: of the network; None where there is only one, or none.
+        path: The checkpoint, a plain state dict.
+        net: A key of :data:`PUBLISHED`.
+        scale: Scale of the network; None if only one is published, or if the network has none.
 
     Raises:
-        UserError: the file is damaged, no state dict, or of another network or scale.
+        UserError: The file is damaged, not a state dict, or belongs to another network or scale.
     """
     published = PUBLISHED[net]
     if scale is None and len(published.scales) == 1:
@@ -119,29 +116,22 @@ def convert(path: Path, net: str, scale: int | None = None) -> tuple[dict[str, T
     if published.scales and scale not in published.scales:
         given = "missing" if scale is None else scale
         raise UserError(f"--scale: {given}; published for {net} are {', '.join(map(str, published.scales))}")
-    theirs = load_file(path, "IN.pth")
-    for name, tensor in theirs.items():
+    state = {}
+    for name, tensor in load_file(path, "IN.pth").items():
         if not torch.is_tensor(tensor):
             raise UserError(
                 f"IN.pth: {path} holds more than tensors, {type(tensor).__name__} under {short(name)}; expected is a "
                 "plain state dict, as it was published"
             )
-    theirs = {str(name).removeprefix("module."): tensor for name, tensor in theirs.items()}
-    state = {}
-    for name, tensor in theirs.items():
-        for pattern, ours in published.names.items():
-            match = re.fullmatch(pattern, name)
-            if match:
-                if ours is not None:
-                    state[match.expand(ours)] = tensor
-                break
-        else:
+        ours = _rename(str(name).removeprefix("module."), published.names)
+        if ours is None:
             raise UserError(f"IN.pth: {path} is no published {net}: it has a tensor {name!r:.80}")
+        if ours:
+            state[ours] = tensor
     options = published.options(scale)
     model = build_network(dict(options))
-    kind = f"{net} ×{scale}" if published.scales else net
     try:
-        check_fit(state, model, True, path, f"IN.pth as {kind}")
+        check_fit(state, model, True, path, f"IN.pth as {f'{net} ×{scale}' if published.scales else net}")
     except UserError as error:
         shapes = [{name: tensor.shape for name, tensor in s.items()} for s in (state, model.state_dict())]
         hint = "" if shapes[0] == shapes[1] else "; check --net and --scale"
@@ -150,30 +140,36 @@ def convert(path: Path, net: str, scale: int | None = None) -> tuple[dict[str, T
     return state, options
 
 
+def _rename(name: str, names: dict[str, str | None]) -> str | None:
+    """Return our name of a published tensor: empty if it is not used, None if it is unknown."""
+    for pattern, ours in names.items():
+        if match := re.fullmatch(pattern, name):
+            return match.expand(ours or "")
+    return None
+
+
 def flip_channels(state: dict[str, Tensor], published: Published) -> None:
-    """BGR to RGB, in place: the first layer's input and the last layer's output channels."""
-    first, groups = published.first
-    order = [3 * group + channel for group in range(groups) for channel in (2, 1, 0)]
-    state[first] = state[first][:, order].contiguous()
+    """Turn BGR into RGB, in place: in the input of the first layer and in the output of the last."""
+    order = [3 * group + channel for group in range(published.groups) for channel in (2, 1, 0)]
+    state[published.first] = state[published.first][:, order].contiguous()
     for name in (f"{published.last}.weight", f"{published.last}.bias"):
         if name in state:
             state[name] = state[name][[2, 1, 0]].contiguous()
 
 
 def convert_file(source: Path, target: Path, net: str, scale: int | None = None) -> Path:
-    """Write ``target`` as ``{'params': …}`` and beside it a YAML that names it; returns the path of that.
+    """Write ``target`` as ``{'params': …}`` and beside it a YAML that names it; return the path of the YAML.
 
     Raises:
-        UserError: see :func:`convert`; or a file can't be written.
+        UserError: See :func:`convert`; or a file can't be written.
     """
     state, options = convert(source, net, scale)
     section = PUBLISHED[net].section
-    text = f"# the network of {target.name}, converted from a published checkpoint ({net}"
     factor = options.get("upscale")
-    text += f", ×{factor})\nscale: {factor}\n" if factor else ")\n"
-    options_path = target.with_suffix(".yml")
-    with torch.no_grad():
-        save_file({"params": state}, target)
+    head = f"# the network of {target.name}, converted from a published checkpoint ({net}"
+    head += f", ×{factor})\nscale: {factor}\n" if factor else ")\n"
+    save_file({"params": state}, target)
     content = {section: options, "path": {f"pretrain_{section}": str(target)}}
-    write_text(text + yaml.safe_dump(content, sort_keys=False), options_path)
+    options_path = target.with_suffix(".yml")
+    write_text(head + yaml.safe_dump(content, sort_keys=False), options_path)
     return options_path

@@ -15,7 +15,7 @@ from tlw_basicsr.tools.inference import NetworkUpscaler
 from tlw_basicsr.util.errors import UserError, first_line
 from tlw_basicsr.util.files import whole_file
 
-TOLERANCE = 1e-4  # of an exported network's result, on images in [0, 1]
+TOLERANCE = 1e-4  # largest difference between the results of network and file, on images in [0, 1]
 NEEDED = {".onnx": ("onnx", "onnxscript", "onnxruntime"), ".safetensors": ("safetensors",)}
 
 
@@ -30,7 +30,7 @@ def check_installed(suffix: str) -> None:
 
 
 def metadata(options: dict[str, Any], upscaler: NetworkUpscaler) -> dict[str, str]:
-    """What a file says of its network: architecture, options as JSON, scale, and what sides must be a multiple of."""
+    """Return what a file says about its network: architecture, options as JSON, scale, and the multiple of sides."""
     arguments = {key: value for key, value in options.items() if key != "type"}
     return {
         "architecture": options["type"],
@@ -57,21 +57,20 @@ def export_safetensors(net: nn.Module, options: dict[str, Any], path: Path) -> N
 
 
 def export_onnx(net: nn.Module, options: dict[str, Any], path: Path, size: tuple[int, int] | None = None) -> float:
-    """Write the network as ONNX, input ``lq`` and output ``sr``, checked by onnxruntime before the file appears.
+    """Write the network as ONNX with input ``lq`` and output ``sr``; onnxruntime checks it before the file appears.
 
     Args:
         net: SR network in eval mode, on the CPU.
-        options: its options, ``{type: …, …}``.
-        path: file to write.
-        size: height and width of the only LR image that the file takes, one at a time, for a network that can't be
-            exported otherwise; None for any batch, height and width that the network takes.
+        options: Its options, ``{type: …, …}``.
+        path: File to write.
+        size: Height and width if the file is to take LR images of one size only, one at a time, for a network that
+            can't be exported otherwise; None for any batch, height and width that the network takes.
 
     Returns:
-        The largest difference between onnxruntime's results and the network's, at most 1e-4, on images in [0, 1].
+        The largest difference between the results of onnxruntime and of the network, at most 1e-4 for images in [0, 1].
 
     Raises:
-        UserError: packages are missing, the network can't be exported or not so, results differ, or the file can't be
-            written.
+        UserError: Packages are missing, the network can't be exported, results differ, or the file can't be written.
     """
     check_installed(".onnx")
     import onnxruntime
@@ -80,7 +79,7 @@ def export_onnx(net: nn.Module, options: dict[str, Any], path: Path, size: tuple
     side = -(-16 // upscaler.multiple) * upscaler.multiple
     if size is not None and any(length < 1 or length % upscaler.multiple for length in size):
         raise UserError(f"--size: expected multiples of {upscaler.multiple} for {options['type']}, got {size}")
-    # sizes to trace with, and to check with
+    # the network is traced with the first and checked with all
     batches = [(1, *size)] * 2 if size else [(2, 2 * side, 3 * side), (1, 3 * side, 2 * side), (3, side, 4 * side)]
     generator = torch.Generator().manual_seed(0)
     images = [torch.rand(n, count_input_channels(options), h, w, generator=generator) for n, h, w in batches]
@@ -93,10 +92,10 @@ def export_onnx(net: nn.Module, options: dict[str, Any], path: Path, size: tuple
             (sr,) = session.run(None, {"lq": image.numpy()})
             with torch.no_grad():
                 difference = max(difference, (torch.from_numpy(sr) - net(image)).abs().max().item())
-    except Exception as error:  # the exporter and the runtime each raise what they like
+    except Exception as error:  # exporter and runtime raise all kinds of errors
         raise UserError(f"{options['type']} can't be exported to ONNX ({first_line(error)}){hint}") from error
     if not difference <= TOLERANCE:
-        raise UserError(f"{options['type']}: its ONNX results differ by {difference:.1e}, not written{hint}")
+        raise UserError(f"{options['type']}: its ONNX results differ by {difference:.1e}, so no file was written{hint}")
     with whole_file(path) as file:
         file.write(content)
     return difference
@@ -116,7 +115,7 @@ def _onnx_bytes(net: nn.Module, image: Tensor, dynamic: bool, about: dict[str, s
             dynamo=True,
             verbose=False,
         )
-    assert program is not None  # of dynamo
+    assert program is not None  # it is one with dynamo
     model = program.model_proto
     for key, value in about.items():
         model.metadata_props.add(key=key, value=value)

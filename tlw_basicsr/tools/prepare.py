@@ -1,8 +1,8 @@
 """Training data from large HR images: tiles, LR folders, LMDBs and lists of names.
 
-Every file appears under its name when it is complete, so that a run may be stopped and started again.
-``prepare_data.json`` says of which images, by their content, and with which settings the tiles are made: what has
-changed since is made again.
+Every file appears under its name only when it is complete, so a run may be stopped and started again. The record
+``prepare_data.json`` says with which settings and from which images, by their content, the tiles are made; tiles of
+images that have changed or are gone are deleted.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from functools import partial
@@ -27,29 +27,19 @@ from basicsr.utils import FileClient
 from tqdm import tqdm
 
 from tlw_basicsr.data.bicubic import imresize
-from tlw_basicsr.data.images import COMPRESSION, fault_of, image_size, read_8bit, write_image
-from tlw_basicsr.data.listing import ImageEntry, list_images, name_images, scandir
+from tlw_basicsr.data.images import COMPRESSION, find_fault, image_size, read_8bit, write_image
+from tlw_basicsr.data.listing import ImageEntry, count_below, list_folder, list_lmdb, name_images, scandir
 from tlw_basicsr.data.tiles import tile_starts
 from tlw_basicsr.util.errors import UserError, reason_of, short
-from tlw_basicsr.util.files import hold_lock, remove_leftovers, temporary_name, write_text
+from tlw_basicsr.util.files import hold_lock, read_bytes, remove_leftovers, temporary_name, write_text
 from tlw_basicsr.util.signals import end_with_parent
 
 T = TypeVar("T")
-LQ = "LRbicx"  # and the scale: a folder of LR images
+LQ = "LRbicx"  # a folder of LR images is called this and its scale
+RECORD = "prepare_data.json"
 
 
-class Source(NamedTuple):
-    """An HR image that tiles are cut of.
-
-    Attributes:
-        path: of the file.
-        tiles: names of its tiles, in the order of :meth:`Cut.grid`.
-        mark: what tells whether the file is the same: its size in bytes, time of change and SHA-256.
-    """
-
-    path: Path
-    tiles: list[str]
-    mark: list[Any]
+Record = dict[str, Any]  # what prepare_data.json holds: settings, gt, and images: {file name: {sha256, tiles}}
 
 
 class Cut(NamedTuple):
@@ -61,88 +51,85 @@ class Cut(NamedTuple):
     multiple: int
 
     def grid(self, height: int, width: int) -> list[tuple[int, int]]:
-        """Top and left of every tile of an image."""
+        """Return top and left of every tile of an image."""
         crop = self.crop_size or max(height, width)
         tops, lefts = (tile_starts(side, crop, self.step, self.threshold) for side in (height, width))
         return list(product(tops, lefts))
 
     def names(self, name: str, entry: ImageEntry) -> list[str]:
-        """File names of the tiles of the image that is called ``name``."""
+        """Return the file names of the tiles of the image that is called ``name``."""
         if self.crop_size is None:
             return [f"{name}.png"]
         return [f"{name}_s{n:03d}.png" for n, _ in enumerate(self.grid(entry.height, entry.width), 1)]
 
 
-def downscale(image: np.ndarray, scale: int) -> np.ndarray:
-    """MATLAB's bicubic of an 8-bit image cut to a multiple of ``scale``."""
-    height, width = (side // scale * scale for side in image.shape[:2])
-    return imresize(image[:height, :width], 1 / scale)
+# ------------------------------------------------------------------------------------------------- making
 
 
-def make_tiles(source: Source, out: Path, cut: Cut) -> None:
-    """Cut one image into PNG tiles in ``out``, of sides that are multiples of ``cut.multiple``."""
-    if all((out / name).exists() for name in source.tiles):
+def make_tiles(item: tuple[str, list[str]], gt: Path, out: Path, cut: Cut) -> None:
+    """Cut one image of ``gt`` into the named tiles in ``out``, with sides that are multiples of ``cut.multiple``."""
+    image_name, names = item
+    if all((out / name).exists() for name in names):
         return
-    image = read_8bit(source.path)
-    height, width = image.shape[:2]
-    for (top, left), name in zip(cut.grid(height, width), source.tiles, strict=True):
+    image = read_8bit(gt / image_name)
+    for (top, left), name in zip(cut.grid(*image.shape[:2]), names, strict=True):
         tile = image[top:, left:][: cut.crop_size, : cut.crop_size]
-        tile_h, tile_w = (side // cut.multiple * cut.multiple for side in tile.shape[:2])
-        write_image(np.ascontiguousarray(tile[:tile_h, :tile_w]), out / name, COMPRESSION)
+        height, width = (side // cut.multiple * cut.multiple for side in tile.shape[:2])
+        write_image(np.ascontiguousarray(tile[:height, :width]), out / name, COMPRESSION)
 
 
-def make_lq(source: Path, out: Path, scale: int) -> None:
-    """Write the LR image of one tile, under the same name."""
-    if not (out / source.name).exists():
-        write_image(downscale(read_8bit(source), scale), out / source.name, COMPRESSION)
+def make_lq(tile: Path, out: Path, scale: int) -> None:
+    """Write the LR image of one tile, under the same name: MATLAB's bicubic of 8 bits."""
+    if not (out / tile.name).exists():
+        image = read_8bit(tile)
+        height, width = (side // scale * scale for side in image.shape[:2])
+        write_image(imresize(image[:height, :width], 1 / scale), out / tile.name, COMPRESSION)
 
 
-def make_lmdb(folder: Path) -> Path:
-    """Pack the PNGs of ``folder`` into ``{folder}.lmdb`` with BasicSR's ``meta_info.txt``."""
+def make_lmdb(folder: Path) -> None:
+    """Pack the PNGs of ``folder`` into ``{folder}.lmdb`` with BasicSR's ``meta_info.txt``.
+
+    BasicSR reads ASCII keys alone: other characters of a name become their numbers, é becomes ``_xe9``.
+    """
     target = folder.with_name(f"{folder.name}.lmdb")
     if target.exists():
-        return target
+        return
     temporary = temporary_name(target)
     paths = sorted(folder.glob("*.png"))
+    keys = name_images(paths, lambda name: name.encode("ascii", "backslashreplace").decode().replace("\\", "_"))
     total = sum(path.stat().st_size for path in paths)
     lines = []
     try:
         with closing(lmdb.open(str(temporary), map_size=2 * total + 2**24)) as env:
-            rest = iter(tqdm(paths, desc=target.name, unit="image", disable=None))
+            rest = iter(tqdm(list(zip(keys, paths, strict=True)), desc=target.name, unit="image", disable=None))
             while batch := list(islice(rest, 1000)):
                 with env.begin(write=True) as transaction:
-                    for path in batch:
+                    for key, path in batch:
                         height, width = image_size(path, "--lmdb")
-                        transaction.put(path.stem.encode("ascii"), path.read_bytes())  # as BasicSR reads keys
-                        lines.append(f"{path.name} ({height},{width},3) {COMPRESSION[1]}\n")
+                        transaction.put(key.encode("ascii"), path.read_bytes())
+                        lines.append(f"{key}.png ({height},{width},3) {COMPRESSION[1]}\n")
         write_text("".join(lines), temporary / "meta_info.txt")
         temporary.replace(target)
-    except (lmdb.Error, OSError, UnicodeEncodeError) as error:
+    except (lmdb.Error, OSError) as error:
         raise UserError(f"--lmdb: {target} can't be written ({reason_of(error)})") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return target
 
 
 def in_parallel(work: Callable[[Any], T], items: Iterable[Any], workers: int, title: str) -> list[T]:
-    """``work`` of every item, in ``workers`` processes, in their order, with a progress bar on a terminal.
+    """Return the results of ``work`` for every item, from ``workers`` processes; a single worker is this process.
 
-    One worker is this process. They are at most four for each processor: more only cost memory.
+    There are at most four workers for each processor: more only cost memory. A terminal shows a progress bar.
     """
-    bar = partial(tqdm, desc=title, unit="image", disable=None)
+    items = list(items)
+    bar = partial(tqdm, total=len(items), desc=title, unit="image", disable=None)
     if workers == 1:
-        return [work(item) for item in bar(list(items))]
+        return [work(item) for item in bar(items)]
     with ProcessPoolExecutor(min(workers, 4 * (os.cpu_count() or 1)), initializer=end_with_parent) as pool:
-        futures = [pool.submit(work, item) for item in items]
         try:
-            for done in bar(as_completed(futures), total=len(futures)):
-                done.result()
-            return [future.result() for future in futures]
+            return list(bar(pool.map(work, items)))  # an error cancels the items after it
         except BrokenProcessPool as error:
-            raise UserError("--workers: a process was killed, for want of memory perhaps; try fewer") from error
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+            raise UserError("--workers: a process was killed, perhaps for lack of memory; try fewer") from error
 
 
 def prepare(
@@ -156,215 +143,168 @@ def prepare(
     lmdb: bool = False,
     workers: int = 1,
 ) -> dict[str, int]:
-    """Make ``out/HR``, ``out/LRbicx{scale}``, their ``.lmdb`` and ``out/meta_info.txt`` of the images in ``gt``.
+    """Make ``out/HR``, ``out/LRbicx{scale}``, their ``.lmdb`` and ``out/meta_info.txt`` from the images in ``gt``.
 
-    Names are what BasicSR reads: those of the images, with ``_`` for spaces and dots, all different.
+    Names are those of the images, with ``_`` for spaces and dots, which BasicSR does not read, and all different.
 
     Args:
-        gt: folder of HR images.
-        out: folder to fill. What is complete in it is kept. It must have been made with the same settings, of this
-            folder; tiles of images that are gone or have another content since then are deleted, and made anew.
-        crop_size: side of the tiles in pixels; None for whole images.
-        step: from tile to tile; None for ``crop_size``.
-        threshold: see :func:`tlw_basicsr.data.tiles.tile_starts`.
-        scales: of the LR folders.
-        multiple: cut tiles to a multiple of it; None for the least common multiple of ``scales``.
-        lmdb: also make LMDBs.
-        workers: processes.
+        gt: Folder of HR images; its subfolders are left out.
+        out: Folder to fill. An earlier run in it must have had the same settings and images of this folder; what is
+            complete is kept, and tiles of images that are gone or have changed since are replaced.
+        crop_size: Side of the tiles in pixels; None for whole images.
+        step: Distance from tile to tile in pixels; None for ``crop_size``.
+        threshold: See :func:`tlw_basicsr.data.tiles.tile_starts`.
+        scales: Scales of the LR folders.
+        multiple: Sides of tiles are cut to a multiple of it; None for the least common multiple of ``scales``.
+        lmdb: Whether to make LMDBs, too.
+        workers: Number of processes.
 
     Returns:
-        Numbers of ``images``, ``tiles`` and LR ``images_lq``, and of images whose earlier tiles were ``deleted``.
+        Numbers of ``images``, ``tiles`` and LR ``images_lq``, of images whose earlier tiles were ``deleted``, and of
+        images in subfolders that were ``left_out``.
 
     Raises:
-        UserError: no images, or ``out`` was made with other settings, of another folder, or holds other images.
+        UserError: ``gt`` has no images or too small ones, or ``out`` holds what was made otherwise or is not known.
     """
     scales = sorted(set(scales))
     multiple = multiple or lcm(*scales)
     cut = Cut(crop_size, step or crop_size or 1, threshold, multiple)
     if crop_size and crop_size % multiple:
         raise UserError(f"--crop-size: {crop_size} is not a multiple of {multiple}, the least common one of the scales")
-    images = list_images({"folder": str(gt), "io_backend": {"type": "disk"}}, "folder", "--gt")
+    images = list_folder(gt, "--gt")
     need = max([4 * scale for scale in scales] + [multiple])
     for path, height, width in images:
-        side = min(height, width, crop_size or height)
-        if side // multiple * multiple < need:
+        side = min(height, width, crop_size or height) // multiple * multiple
+        if side < need:
             raise UserError(
-                f"--scales: tiles of {path}, {height}×{width} pixels, have a side of {side // multiple * multiple} "
-                f"as a multiple of {multiple}; needed are {need}, 4 times the largest scale"
+                f"--scales: tiles of {path}, {height}×{width} pixels, have a side of {side} as a multiple of "
+                f"{multiple}; needed are {need}, 4 times the largest scale"
             )
     hr, lq = out / "HR", {scale: out / f"{LQ}{scale}" for scale in scales}
-    _check_places(out, [hr, *lq.values()])
-    _make_folder(out)
-    lock = out.absolute().with_name(f".{out.absolute().name}.lock")
-    with hold_lock(lock, f"--out: {out}", lambda line: print(line, file=sys.stderr)):
+    for path in (hr, *lq.values(), out / "meta_info.txt"):
+        if path.exists() and path.is_dir() == (path.name == "meta_info.txt"):
+            kind = "a folder" if path.is_dir() else "not a folder"
+            raise UserError(f"--out: {path} is {kind}; delete it or choose another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    with hold_lock(out / ".prepare.lock", f"--out: {out}", lambda line: print(line, file=sys.stderr)):
         remove_leftovers(out, *_image_folders(out))
-        return _fill(out, gt, images, cut, scales, lmdb, workers)
-
-
-def _fill(
-    out: Path, gt: Path, images: list[ImageEntry], cut: Cut, scales: list[int], lmdb: bool, workers: int
-) -> dict[str, int]:
-    """:func:`prepare`, of what is checked and with the folder locked."""
-    hr, lq = out / "HR", {scale: out / f"{LQ}{scale}" for scale in scales}
-    plan = _read_plan(out)
-    known = plan.get("images", {})
-    if known and cut._asdict() != plan.get("settings"):
-        raise UserError(f"--out: {out} was made with other settings, {short(plan['settings'])}; choose another folder")
-    marks = dict(zip([e.path for e in images], _marks(images, gt, plan, workers), strict=True))
-    names = name_images([entry.path for entry in images], lambda name: re.sub(r"[^\w-]+", "_", name))
-    sources = {
-        Path(entry.path).name: Source(Path(entry.path), cut.names(name, entry), marks[entry.path])
-        for name, entry in zip(names, images, strict=True)
-    }
-    stale = [name for name, old in known.items() if not _is_same(old, sources.get(name))]
-    if stale and plan["gt"] != str(gt.resolve()):
-        raise UserError(f"--out: {out} was made of other images, those of {plan['gt']}; choose another folder")
-    _check_no_others(out, {tile for s in sources.values() for tile in s.tiles}, known)
-    _delete([tile for name in stale for tile in known[name]["tiles"]], out)
-    if stale or sources.keys() - known.keys():
-        for path in out.glob("*.lmdb"):
-            shutil.rmtree(path)
-    _write_plan(out, cut, gt, sources)
-
-    hr.mkdir(exist_ok=True)
-    in_parallel(partial(make_tiles, out=hr, cut=cut), sources.values(), workers, "HR")
-    tiles = [hr / tile for source in sources.values() for tile in source.tiles]
-    for scale, folder in lq.items():
-        folder.mkdir(exist_ok=True)
-        in_parallel(partial(make_lq, out=folder, scale=scale), tiles, workers, folder.name)
-    entries = [(path.name, *image_size(path, "--out")) for path in sorted(tiles)]
-    write_text("".join(f"{name} ({height},{width},3)\n" for name, height, width in entries), out / "meta_info.txt")
-    for folder in [hr, *lq.values()] if lmdb else []:
-        make_lmdb(folder)
+        sources, deleted = _update_record(out, gt, images, cut, workers)
+        hr.mkdir(exist_ok=True)
+        in_parallel(partial(make_tiles, gt=gt, out=hr, cut=cut), sources.items(), workers, "HR")
+        tiles = [hr / tile for names in sources.values() for tile in names]
+        for scale, folder in lq.items():
+            folder.mkdir(exist_ok=True)
+            in_parallel(partial(make_lq, out=folder, scale=scale), tiles, workers, folder.name)
+        sizes = [(tile.name, *image_size(tile, "--out")) for tile in sorted(tiles)]
+        write_text("".join(f"{name} ({height},{width},3)\n" for name, height, width in sizes), out / "meta_info.txt")
+        for folder in [hr, *lq.values()] if lmdb else []:
+            make_lmdb(folder)
     made = {"images": len(sources), "tiles": len(tiles), "images_lq": len(tiles) * len(scales)}
-    return {**made, "deleted": len(stale)}
+    return {**made, "deleted": deleted, "left_out": count_below(gt)}
 
 
-# ------------------------------------------------------------------------------------------------- what is there
+# ------------------------------------------------------------------------------------------------- the record
 
 
-def _read_plan(out: Path) -> dict[str, Any]:
-    """What ``prepare_data.json`` says of what is in ``out``; empty where nothing is."""
-    file = out / "prepare_data.json"
+def _update_record(
+    out: Path, gt: Path, images: list[ImageEntry], cut: Cut, workers: int
+) -> tuple[dict[str, list[str]], int]:
+    """Compare the images with the record, delete the tiles of those that have changed or are gone, and write it anew.
+
+    Return the names of every image's tiles by the name of its file, and the number of images whose tiles were deleted.
+    """
+    record = _read_record(out)
+    known = record["images"]
+    if known and record["settings"] != cut._asdict():
+        settings = short(record["settings"])
+        raise UserError(f"--out: {out} was made with other settings, {settings}; choose another folder")
+    paths = [Path(entry.path) for entry in images]
+    names = name_images(paths, lambda name: re.sub(r"[^\w-]+", "_", name))
+    digests = in_parallel(_digest, paths, workers, "images")
+    sources = {
+        path.name: {"sha256": digest, "tiles": cut.names(name, entry)}
+        for path, digest, name, entry in zip(paths, digests, names, images, strict=True)
+    }
+    stale = [name for name, source in known.items() if sources.get(name) != source]
+    if stale and record["gt"] != str(gt.resolve()):
+        raise UserError(f"--out: {out} was made from other images, those of {record['gt']}; choose another folder")
+    known_tiles = {tile for source in known.values() for tile in source["tiles"]}
+    for folder in _image_folders(out):
+        if others := set(scandir(str(folder))) - known_tiles:
+            raise UserError(
+                f"--out: {folder / min(others)} is not in the record of earlier runs, {out / RECORD}; delete it or "
+                "choose another folder"
+            )
+    for folder in _image_folders(out):
+        for tile in [tile for name in stale for tile in known[name]["tiles"]]:
+            (folder / tile).unlink(missing_ok=True)
+        if sources != known:
+            shutil.rmtree(folder.with_name(f"{folder.name}.lmdb"), ignore_errors=True)
+    record = {"settings": cut._asdict(), "gt": str(gt.resolve()), "images": sources}
+    write_text(json.dumps(record, indent=0), out / RECORD)
+    return {name: source["tiles"] for name, source in sources.items()}, len(stale)
+
+
+def _read_record(out: Path) -> Record:
+    """Read the record of earlier runs; it is empty where there is no file."""
+    file = out / RECORD
     if not file.exists():
-        return {}
+        return {"images": {}}
     try:
-        plan = json.loads(file.read_text("utf-8"))
-        if not {"settings", "gt", "images"} <= plan.keys():
-            raise UserError(f"--out: {file} does not say of which images the tiles are made; choose another folder")
-        return plan
-    except (OSError, ValueError, RecursionError, AttributeError) as error:
+        content = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"--out: {file} can't be read ({reason_of(error)}); choose another folder") from error
+    match content:
+        case {"settings": dict(), "gt": str(), "images": dict(images)}:
+            content["images"] = {name: _read_entry(entry) for name, entry in images.items()}
+            if all(content["images"].values()):
+                return content
+    raise UserError(f"--out: {file} does not say from which images the tiles are made; choose another folder")
 
 
-def _write_plan(out: Path, cut: Cut, gt: Path, sources: dict[str, Source]) -> None:
-    images = {name: {"mark": source.mark, "tiles": source.tiles} for name, source in sources.items()}
-    plan = {"settings": cut._asdict(), "gt": str(gt.resolve()), "images": images}
-    write_text(json.dumps(plan, indent=0), out / "prepare_data.json")
+def _read_entry(entry: Any) -> Record | None:
+    """Return an image of the record, also of one with size and time beside the SHA-256; None if it is malformed."""
+    match entry:
+        case {"sha256": str(digest), "tiles": [*tiles]} | {"mark": [_, _, str(digest)], "tiles": [*tiles]}:
+            # files of these names are deleted, so none may lie elsewhere
+            if all(isinstance(tile, str) and Path(tile).name == tile for tile in tiles):
+                return {"sha256": digest, "tiles": tiles}
+    return None
 
 
-def _marks(images: list[ImageEntry], gt: Path, plan: dict[str, Any], workers: int) -> list[list[Any]]:
-    """The marks of all images; where size and time are those of the plan, its SHA-256 is taken."""
-    same_folder = plan.get("gt") == str(gt.resolve())
-    known = {gt / name: old["mark"] for name, old in plan.get("images", {}).items()} if same_folder else {}
-    return in_parallel(mark_of, [(Path(e.path), known.get(Path(e.path))) for e in images], workers, "images")
-
-
-def mark_of(item: tuple[Path, list[Any] | None]) -> list[Any]:
-    """Size in bytes, time of change and SHA-256 of a file; the last from the mark beside it if that fits."""
-    path, known = item
-    try:
-        status = path.stat()
-        if known and known[:2] == [status.st_size, status.st_mtime_ns]:
-            return known
-        with open(path, "rb") as file:
-            digest = hashlib.sha256()
-            while block := file.read(2**20):
-                digest.update(block)
-    except OSError as error:
-        raise UserError(f"--gt: {path} can't be read ({error.strerror})") from error
-    return [status.st_size, status.st_mtime_ns, digest.hexdigest()]
-
-
-def _is_same(old: dict[str, Any], source: Source | None) -> bool:
-    """Whether the tiles of the plan are those that the image gives today."""
-    return source is not None and old["mark"][2] == source.mark[2] and old["tiles"] == source.tiles
+def _digest(path: Path) -> str:
+    return hashlib.sha256(read_bytes(path, "--gt")).hexdigest()
 
 
 def _image_folders(out: Path) -> list[Path]:
-    return [path for path in [out / "HR", *out.glob(f"{LQ}*")] if path.is_dir() and path.suffix != ".lmdb"]
-
-
-def _check_no_others(out: Path, tiles: set[str], known: dict[str, Any]) -> None:
-    """Refuse images in the folders that are neither to be made nor known from before."""
-    known_tiles = {tile for old in known.values() for tile in old["tiles"]}
-    for folder in _image_folders(out):
-        others = set(scandir(str(folder))) - known_tiles
-        if not known and others:
-            raise UserError(
-                f"--out: {folder} has images, such as {min(others)}, and {out / 'prepare_data.json'}, which would say "
-                "of what they were made, does not exist; choose another folder"
-            )
-        if others - tiles:
-            raise UserError(f"--out: {folder / min(others - tiles)} is not of --gt; delete it or choose another folder")
-
-
-def _delete(tiles: list[str], out: Path) -> None:
-    """Delete tiles and their LR images, of all scales."""
-    for folder in _image_folders(out):
-        for name in tiles:
-            (folder / name).unlink(missing_ok=True)
-
-
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out: {out} can't be written ({error.strerror})") from error
-
-
-def _check_places(out: Path, folders: list[Path]) -> None:
-    """Refuse what stands in the way of the folders and of the list of names, which is written last."""
-    for folder in folders:
-        if folder.exists() and not folder.is_dir():
-            raise UserError(f"--out: {folder} is not a folder; delete it or choose another folder")
-    if (out / "meta_info.txt").is_dir():
-        raise UserError(f"--out: {out / 'meta_info.txt'} is a folder; delete it or choose another folder")
+    return [path for path in (out / "HR", *out.glob(f"{LQ}*")) if path.is_dir() and path.suffix != ".lmdb"]
 
 
 # ------------------------------------------------------------------------------------------------- checking
 
 
 def check_folder(folder: Path, workers: int = 1) -> tuple[int, list[str]]:
-    """Read every image of a folder or LMDB; returns how many there are, and a line for each that can't be read.
+    """Read every image of a folder, with its subfolders, or of an LMDB.
 
-    Raises:
-        UserError: the folder is missing or has no image.
+    Return the number of images, and a line for each that can't be read. A folder without images is a UserError.
     """
+    backend: dict[str, Any] = {"backend": "disk"}
     if folder.suffix == ".lmdb":
-        names = [e.path for e in list_images({"d": str(folder), "io_backend": {"type": "lmdb"}}, "d", "--check")]
-        work: Callable[[str], str | None] = partial(_fault_in_lmdb, str(folder))
+        backend = {"backend": "lmdb", "db_paths": [str(folder)], "client_keys": ["gt"]}
+        names = [entry.path for entry in list_lmdb(folder, "--check")]
+    elif folder.is_dir():
+        names = [str(folder / name) for name in sorted(scandir(str(folder), recursive=True))]
     else:
-        if not folder.is_dir():
-            raise UserError(f"--check: {folder} is not a folder")
-        names = sorted(scandir(str(folder), recursive=True))
-        names, work = [str(folder / name) for name in names], _fault_of_file
+        raise UserError(f"--check: {folder} is not a folder")
     if not names:
         raise UserError(f"--check: {folder} has no image")
-    faults = in_parallel(work, names, workers, folder.name)
+    faults = in_parallel(partial(_find_fault, backend), names, workers, folder.name)
     return len(names), [f"{name}: {fault}" for name, fault in zip(names, faults, strict=True) if fault]
 
 
-def _fault_of_file(path: str) -> str | None:
+def _find_fault(backend: dict[str, Any], name: str) -> str | None:
     try:
-        return fault_of(Path(path).read_bytes())
-    except OSError as error:
+        content = FileClient(**backend).get(name, "gt")
+    except (OSError, lmdb.Error, UnicodeEncodeError) as error:
         return reason_of(error)
-
-
-def _fault_in_lmdb(folder: str, key: str) -> str | None:
-    try:
-        content = FileClient("lmdb", db_paths=[folder], client_keys=["gt"]).get(key, "gt")
-    except (lmdb.Error, UnicodeEncodeError) as error:
-        return reason_of(error)
-    return "no image of this key in the LMDB" if content is None else fault_of(content)
+    return "no image of this key in the LMDB" if content is None else find_fault(content)
