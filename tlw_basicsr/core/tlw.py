@@ -87,7 +87,9 @@ class TLW(nn.Module):
         loss_weight: factor of L_θ.
         net_w: g_φ, a module ``net_w(sr, gt, k)``; None for ``TLWWeightNet()``.
         optimizer: makes φ's optimiser of its parameters; None for Adam 1e-4, betas (0.5, 0.999).
-        k_start, k_end, k_decay: k, the mean of the weights, at t: :func:`tlw_basicsr.k_schedule`.
+        k_start: mean of the weights, k, at t = 0.
+        k_end: mean of the weights in the end.
+        k_decay: time constant of the way from one to the other, see :func:`tlw_basicsr.k_schedule`.
         importance: with the ratios r_s in L_θ; without them, r_s = 1, the M step needs no D.
         weight_interval: calls from one E step to the next.
         weight_batch: samples of the batch in an E step, drawn anew each time; all if None.

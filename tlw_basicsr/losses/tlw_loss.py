@@ -35,8 +35,12 @@ class TLWLoss(nn.Module):
     Args:
         distance: options of D, ``{type: a registered loss that gives one value per sample, …}``, or such a module. None
             for the paper's, ``{type: LPIPSDistance, net: vgg}``. The controls have none.
-        base, weights, stochastic, num_samples, loss_weight: as in :class:`tlw_basicsr.TLW`.
+        base: ℓ of a pixel; this and the following as in :class:`tlw_basicsr.TLW`.
+        stochastic: relaxed Bernoulli samples of the weights; else the map itself.
+        num_samples: S, samples in an M step.
+        loss_weight: factor of L_θ.
         reduction: BasicSR's; only the mean.
+        weights: ``'learned'``, ``'random'`` or ``'error'``.
     """
 
     def __init__(
