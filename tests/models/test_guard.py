@@ -150,6 +150,7 @@ def test_max_bad_steps_in_a_row_end_the_training_with_a_file_to_look_at(photogra
 
     opt = tiny_options(photographs, train__max_bad_steps=3, train__total_iter=20, logger__save_checkpoint_freq=1)
     opt["datasets"].pop("val"), opt.pop("val")
+    opt["train"]["rehearse"] = False  # which would count in the calls
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(BicubicSRDataset, "__getitem__", item)
         with pytest.raises(
