@@ -194,6 +194,7 @@ WRONG = [
     ("val:metrics", {"psnr": {"type": "calculate_psnr"}}, "val.metrics.psnr.crop_border: missing"),
     ("val:metrics", {"p": {"type": "calculate_psnr", "crop_border": 2, "better": "up"}}, "val.metrics.p.better: expected one of"),
     ("val:val_freq", ..., "val.val_freq: missing"),
+    ("val:metrics", {"p": {"type": "calculate_psnr", "crop_border": 2, "test_y_chanel": True}}, "(did you mean test_y_channel?)"),
     ("logger:print_freq", ..., "logger.print_freq: missing"),
     ("path:pretrain_network_g", "none.pth", "path.pretrain_network_g: none.pth is not a file"),
     ("path:resume_state", "none.state", "path.resume_state: none.state is not a file"),
