@@ -116,11 +116,12 @@ WRONG = [
     ("val:metrics", {"psnr": {"type": "calculate_psnr"}}, "val.metrics.psnr.crop_border: missing"),
     ("val:metrics", {"p": {"type": "calculate_psnr", "crop_border": 2, "better": "up"}}, "val.metrics.p.better: expected one of"),
     ("val:val_freq", ..., "val.val_freq: missing"),
+    ("val:metrics", {"p": {"type": "calculate_psnr", "crop_border": 2, "test_y_chanel": True}}, "(did you mean test_y_channel?)"),
     ("logger:print_freq", ..., "logger.print_freq: missing"),
     ("path:pretrain_network_g", "none.pth", "path.pretrain_network_g: none.pth is not a file"),
     ("path:resume_state", "none.state", "path.resume_state: none.state is not a file"),
     ("dist_params", {"prot": 1}, "dist_params.prot: unknown option (did you mean port?)"),
-    ("train:scheduler:type", ["x"], "train.scheduler.type: ['x']; accepted are"),
+    ("train:scheduler:type", ["x"], "train.scheduler.type: expected text, got ['x']"),
     ("train:pixel_opt:distance", {"type": "L1Loss"}, "train.pixel_opt: TLWLoss fails in the first iteration ("),
     ("train:pixel_opt:distance", {"type": "LPIPSDistance", "weights": 5}, "train.pixel_opt.distance.weights: expected text"),
     ("train:pixel_opt:distance", {"type": "SSIMDistance", "kernel_size": 33}, "distance: SSIMDistance fails in the first iter"),
@@ -335,7 +336,7 @@ def test_any_misspelt_key_is_found(photographs, tmp_path):
             section = section[key]
         misspelt = place[-1] + "xqz"[number % 3]
         section[misspelt] = section.pop(place[-1])
-        with pytest.raises(UserError, match=rf"{misspelt}|{place[-1]}: missing"):
+        with pytest.raises(UserError, match=place[-1]):
             check_all(tmp_path, opt)
 
 
@@ -533,8 +534,8 @@ def test_an_option_of_a_third_party_that_nothing_reads_is_noted(photographs, tmp
     opt["datasets"]["train"]["cuda"] = 1
     opt["train"]["noted_too"] = {"a": 1}
     assert check_all(tmp_path, opt) == [
-        "datasets.train.cuda: nothing in NotedDataset reads this option",
         "train.noted_too: nothing in NotedModel reads this option",
+        "datasets.train.cuda: nothing in NotedDataset reads this option",
     ]
     opt["train"]["noted_strenth"] = opt["train"].pop("noted_strength")
     with pytest.raises(UserError, match=r"train\.noted_strenth: unknown option \(did you mean noted_strength\?\)"):

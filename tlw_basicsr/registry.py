@@ -66,7 +66,7 @@ def check_arguments(
     Args:
         section: The options.
         place: Their place.
-        call: A class or function. If it takes any keyword, unknown ones are accepted.
+        call: A class or function. If it takes any keyword, only near misses of its parameters are refused.
         given: Keys of the section that are not arguments.
         extra: Parameters that are not options.
 
@@ -79,6 +79,9 @@ def check_arguments(
     schema |= {name: option.kind if ours else ANY for name, option in parameters.items()}
     required = [name for name, option in parameters.items() if option.default is inspect.Parameter.empty]
     check_section(section, place, schema, required, strict=not is_open_ended(call))
+    for key in section.keys() - schema.keys():  # BasicSR's metrics take any keyword and ignore it
+        if near := suggestion(key, schema.keys() - section.keys(), 0.8):
+            raise UserError(f"{place}.{key}: unknown option{near}")
 
 
 def keep_arguments(section: Options, call: Callable) -> Options:
