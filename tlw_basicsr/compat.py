@@ -54,11 +54,8 @@ REPLACED = {
 MISSING: dict[str, str] = {}
 
 
-# ------------------------------------------------------------------------------------------------- imports
-
-
 def _find(name: str) -> types.ModuleType | None:
-    """The module, or None where there is no such."""
+    """Return the module, or None if it does not exist."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -98,12 +95,9 @@ def mend_imports_of_basicsr() -> None:
 
 
 def part_of_basicsr(module: str, name: str, cost: str) -> Any:
-    """``name`` of BasicSR's ``module``; where this BasicSR lacks it, a class that can't be built.
+    """Return class ``name`` of BasicSR's ``module``; where this BasicSR lacks it, one that can't be built.
 
-    Args:
-        module: such as ``basicsr.archs.rcan_arch``.
-        name: of a class in it.
-        cost: what can't be used without it, for :func:`tell_basicsr`.
+    ``cost`` says what can't be used without it, for :func:`tell_basicsr`.
     """
     found = getattr(_find(module), name, None)
     if found is not None:
@@ -124,12 +118,9 @@ def _place() -> str:
 
 
 def tell_basicsr() -> str:
-    """Which ``basicsr`` is used, from where, and what it lacks: a line for the log."""
+    """Return a line for the log: which ``basicsr`` is used, from where, and what it lacks."""
     lacks = "; ".join(f"it lacks {part}: without it there is no {cost}" for part, cost in MISSING.items())
     return f"BasicSR: {_place()}{lacks and '; ' + lacks}."
-
-
-# ------------------------------------------------------------------------------------------------- functions
 
 
 def replace(original: Callable, new: Callable, inside: str = "") -> None:
@@ -165,13 +156,10 @@ def filter2D(img: Tensor, kernel: Tensor) -> Tensor:
 
 
 class CudaMeans(TorchFunctionMode):
-    """Within it, ``.cuda()`` and ``device='cuda'`` mean ``device``.
+    """Within it, ``.cuda()`` and ``device='cuda'`` mean ``device``, the one that the model is on.
 
     BasicSR's Real-ESRGAN models call ``.cuda()`` in their constructors and queues, and its video models' validation
     asks for ``device='cuda'``, also where a training runs on the CPU.
-
-    Args:
-        device: the device that the model is on.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -19,13 +19,7 @@ from tlw_basicsr.util.kinds import DICT, Options
 def build_network(opt: Options, key: str, device: str = "meta") -> nn.Module:
     """Build the network of section ``key`` without changing the random numbers.
 
-    Args:
-        opt: The options.
-        key: The section, such as ``network_g``.
-        device: Where its tensors are; ``meta`` takes no memory where the class can be built so.
-
-    Raises:
-        UserError: Its class refuses the options.
+    On the device ``meta`` it takes no memory, where its class can be built so.
     """
     arch = lookup(ARCH_REGISTRY, opt[key], key)
     arguments = keep_arguments(opt[key], arch)
@@ -69,9 +63,6 @@ def load_network(
     return net.eval().requires_grad_(False)
 
 
-# ------------------------------------------------------------------------------------------------- files
-
-
 def read_network(path: str | Path, param_key: str | None, what: str) -> dict[str, torch.Tensor]:
     """Read the state dict of a network from a file, without the ``module.`` of DataParallel.
 
@@ -99,11 +90,7 @@ def is_safetensors(path: str | Path) -> bool:
 
 
 def read_safetensors(path: str | Path, what: str) -> dict[str, torch.Tensor]:
-    """Read the tensors of a safetensors file.
-
-    Raises:
-        UserError: The file is damaged, or the package is not installed.
-    """
+    """Read the tensors of a safetensors file."""
     try:
         from safetensors.torch import load_file as load_tensors
     except ImportError:
@@ -146,13 +133,10 @@ def describe_fit(state: dict[str, torch.Tensor], net: nn.Module) -> str:
 
 
 def check_fit(state: dict[str, torch.Tensor], net: torch.nn.Module, strict: bool, path: str | Path, what: str) -> None:
-    """Check that ``state`` fits ``net``.
+    """Check that ``state`` fits ``net``; the error names the first difference.
 
     With ``strict=False`` names and shapes may differ, as in BasicSR, but one tensor must fit. What is loaded must have
     the network's kind of numbers, and be finite.
-
-    Raises:
-        UserError: The first difference, by name.
     """
     own, name = net.state_dict(), type(net).__name__
     missing, unknown, shapes = compare_tensors(state, net)
@@ -185,9 +169,6 @@ def check_values(state: dict[str, torch.Tensor], own: dict[str, torch.Tensor], p
             raise UserError(f"{what}: {path}: {name} has values below 0, which no variance is")
 
 
-# ------------------------------------------------------------------------------------------------- what they take
-
-
 def get_size_multiple(options: dict[str, Any]) -> int:
     """Return the number of which the sides of images for a network of these options must be multiples."""
     options = fill_defaults(options)
@@ -212,11 +193,7 @@ def count_input_channels(options: dict[str, Any]) -> int:
 
 
 def get_section(opt: Options, key: str, where: str = "") -> Options:
-    """Return section ``key`` of ``opt``, whose place is ``where``; an empty one where it is missing or ``~``.
-
-    Raises:
-        UserError: The value is not a section.
-    """
+    """Return section ``key`` of ``opt``, whose place is ``where``; an empty one where it is missing or ``~``."""
     section = opt.get(key) or {}
     if not DICT.accepts(section):
         raise UserError(f"{where and where + '.'}{key}: expected {DICT.text}, got {short(section)}")
@@ -224,11 +201,7 @@ def get_section(opt: Options, key: str, where: str = "") -> Options:
 
 
 def find_device(name: str) -> torch.device:
-    """Return the device of a name: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, …
-
-    Raises:
-        UserError: There is no such device, or it is of another kind.
-    """
+    """Return the device of a name: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, …"""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with suppress(RuntimeError, AssertionError):

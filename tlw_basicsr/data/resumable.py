@@ -31,14 +31,7 @@ class Draw(NamedTuple):
 
 
 class ResumableSampler(EnlargedSampler):
-    """BasicSR's sampler in the same order, which yields :class:`Draw` s and can begin inside an epoch.
-
-    Args:
-        dataset: the data set.
-        num_replicas: number of processes.
-        rank: this process's.
-        ratio: how often an epoch passes through the data set.
-    """
+    """BasicSR's sampler in the same order, which yields :class:`Draw` s and can begin inside an epoch."""
 
     def __init__(self, dataset: Dataset, num_replicas: int, rank: int, ratio: int = 1) -> None:
         super().__init__(dataset, num_replicas, rank, ratio)
@@ -56,15 +49,7 @@ class ResumableSampler(EnlargedSampler):
 
 
 class CheckedDataset(Dataset):
-    """A data set whose errors are one line that names the image.
-
-    Args:
-        opt: its options.
-        where: their place, such as ``datasets.train``.
-
-    Raises:
-        UserError: its class refuses the options.
-    """
+    """A data set whose errors are one line that names the image; ``where`` is the place of its options."""
 
     def __init__(self, opt: dict[str, Any], where: str) -> None:
         self.where = where
@@ -104,12 +89,9 @@ class CheckedDataset(Dataset):
 
 
 class NamedDataset(CheckedDataset):
-    """A data set for validation, whose result images BasicSR saves under ``names``.
+    """A data set for validation, whose result images BasicSR saves under ``names``, if they are set.
 
     BasicSR takes a result's name from the stem of the item's ``lq_path``, which may be that of several images.
-
-    Attributes:
-        names: one for every item, or None for the stems.
     """
 
     names: list[str] | None = None
@@ -126,10 +108,6 @@ class SeededDataset(Dataset):
     """A data set that is indexed by :class:`Draw` and gives every item random numbers of its own.
 
     The generators of python, numpy and torch are seeded for the item and restored after it.
-
-    Args:
-        dataset: the data set.
-        seed: the training's.
     """
 
     def __init__(self, dataset: Dataset, seed: int) -> None:

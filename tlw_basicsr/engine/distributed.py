@@ -14,16 +14,7 @@ LAUNCHERS = ("none", "pytorch", "slurm")
 
 
 def find_rank(launcher: str, use_gpu: bool, port: int | None = None) -> tuple[int, int]:
-    """Read rank and number of processes from the launcher's environment, and choose this process's GPU.
-
-    Args:
-        launcher: One of :data:`LAUNCHERS`: ``'pytorch'`` is torchrun, ``'slurm'`` srun, ``'none'`` a single process.
-        use_gpu: Whether the networks are on GPUs.
-        port: Port of the first process, under slurm; default MASTER_PORT, else 29500.
-
-    Raises:
-        UserError: The launcher has not set its environment variables.
-    """
+    """Return rank and number of processes by the launcher's environment, and choose this process's GPU."""
     if launcher == "none":
         return 0, 1
     try:
@@ -39,23 +30,13 @@ def find_rank(launcher: str, use_gpu: bool, port: int | None = None) -> tuple[in
 
 
 def join_group(use_gpu: bool, backend: str | None = None) -> None:
-    """Join the process group that :func:`find_rank` has found.
-
-    Args:
-        use_gpu: Whether the networks are on GPUs.
-        backend: Backend of torch.distributed; None is nccl with a GPU and gloo without.
-    """
+    """Join the process group that :func:`find_rank` has found; by default with nccl on GPUs, else with gloo."""
     gpu = use_gpu and torch.cuda.is_available()
     dist.init_process_group(backend=(backend or "nccl") if gpu else "gloo")
 
 
 def join_or_fail(opt: Options, failure: UserError | None) -> None:
-    """Join the other processes of a distributed run, unless one of them has failed: then all end.
-
-    Raises:
-        UserError: ``failure``, in the first process that has one.
-        SystemExit: The others end with exit code 2 and without a message.
-    """
+    """Join the other processes of a distributed run; if one of them has a ``failure``, all end, the first with it."""
     failures = [failure is not None]
     if opt["dist"]:
         join_group(opt["num_gpu"] != 0, (opt.get("dist_params") or {}).get("backend"))

@@ -52,20 +52,8 @@ LONGEST_YAML = 2**18  # bytes; reading one takes some seconds
 PLUGINS = list_kinds(TopOptions)["plugins"]
 
 
-# ------------------------------------------------------------------------------------------------- reading
-
-
 def read_options(path: str, forced: Sequence[str] = (), allow_plugins: bool = True) -> Options:
-    """Read a YAML file, apply ``forced`` entries and import its plugins, which are code. The options are not checked.
-
-    Args:
-        path: The file.
-        forced: ``--force_yml`` entries.
-        allow_plugins: False refuses options with plugins.
-
-    Raises:
-        UserError: The file can't be read or holds no options, or a plugin can't be imported.
-    """
+    """Read a YAML file, apply ``forced`` entries and import its plugins, which are code; check nothing else."""
     try:
         text = read_bytes(path, "-opt", most=LONGEST_YAML).decode()
     except ValueError as error:
@@ -90,18 +78,8 @@ def read_options(path: str, forced: Sequence[str] = (), allow_plugins: bool = Tr
 def parse_options(root_path: str, is_train: bool = True, argv: list[str] | None = None) -> tuple[Options, Any]:
     """Do what BasicSR's ``parse_options`` does: turn the command line and its YAML into checked options.
 
+    Returns the options with BasicSR's additions, and the arguments; ``args.given`` are the options as they were given.
     Of several processes each learns its rank from the launcher; none has joined the others yet.
-
-    Args:
-        root_path: The folder in which ``experiments/`` or ``results/`` lies.
-        is_train: True for a training, False for a test.
-        argv: The command line's arguments, ``sys.argv[1:]`` if None.
-
-    Returns:
-        The options with BasicSR's additions, and the arguments; ``args.given`` are the options as they were given.
-
-    Raises:
-        UserError: see :func:`check_options`.
     """
     name = "train" if is_train else "test"
     parser = argparse.ArgumentParser(
@@ -188,9 +166,6 @@ def _complete(opt: Options, root: Path, debug: bool) -> None:
         path.update(results_root=str(results), log=str(results), visualization=str(results / "visualization"))
 
 
-# ------------------------------------------------------------------------------------------------- checks
-
-
 TLW = {name: option.kind for name, option in describe_options().items()}
 KNOWN_SETS = ("BicubicSRDataset", "PairedImageDataset")
 
@@ -200,10 +175,6 @@ def check_options(opt: Options, is_train: bool) -> None:
 
     Keys that only a model or data set of BasicSR or a plugin may read are left to the rehearsal, which sees whether
     it does. What ``preset: economy`` may leave out of a training is put in: ``losses.tlw_loss.complete_economy``.
-
-    Raises:
-        UserError: A key is unknown or missing, a value is of the wrong kind, a name is not registered, or options do
-            not fit each other. One line names the key and says what is accepted.
     """
     if is_train:
         complete_economy(opt)
@@ -227,7 +198,7 @@ def check_options(opt: Options, is_train: bool) -> None:
 
 
 def find_model(opt: Options) -> Callable:
-    """Return the class of the model; for TLWModel, that of its base model with TLW."""
+    """Return the model's class; for TLWModel, that of its base model with TLW."""
     model = lookup(MODEL_REGISTRY, opt, "", "model_type")
     if opt["model_type"] != "TLWModel":
         return model

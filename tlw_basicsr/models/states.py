@@ -27,9 +27,6 @@ def is_from_basicsr(state: dict[str, Any]) -> bool:
     return "random" not in state
 
 
-# ------------------------------------------------------------------------------------------------- writing
-
-
 def collect_state(model: Any) -> dict[str, Any]:
     """Collect what BasicSR's own states lack; called by every process."""
     random_states = [get_random_state()]
@@ -75,10 +72,7 @@ def find_others(model: Any) -> dict[str, Any]:
 
 
 def write_state(model: Any, epoch: int, current_iter: int | str) -> None:
-    """Write ``{current_iter}.state``: BasicSR's entries and those of ``model.training_state()``.
-
-    Nothing is written for the iterations -1 and ``best``, which are not for resuming.
-    """
+    """Write ``{current_iter}.state`` for resuming, which the iterations -1 and ``best`` are not for."""
     if current_iter in (-1, "best"):
         return
     state = {
@@ -99,10 +93,9 @@ def get_kept_gradients(optimizer: Optimizer) -> dict[str, Any] | None:
 
 
 def to_plain(value: Any, other: Callable[[Any], Any] = str) -> Any:
-    """Convert a value to types that are loaded with ``weights_only``.
+    """Convert a value to types that are loaded with ``weights_only``; ``other`` converts what has no such type.
 
-    Mappings become dicts (a scheduler holds a Counter), numpy's numbers (of metrics) Python's; whatever else is not
-    plain, such as a YAML's date, is converted by ``other``.
+    Mappings become dicts (a scheduler holds a Counter), numpy's numbers (of metrics) Python's.
     """
     if isinstance(value, np.generic):
         return value.item()
@@ -140,22 +133,11 @@ def set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
-# ------------------------------------------------------------------------------------------------- taking
-
-
 def take_training(model: Any, state: dict[str, Any], take_basicsrs: Callable[[dict[str, Any]], None]) -> None:
-    """Load a state's optimisers and schedulers.
+    """Load a state's optimisers and schedulers, by ``take_basicsrs``, the base model's own ``resume_training``.
 
     A state of BasicSR's own model lacks those of the weighting network, which start anew at the iteration's learning
-    rate.
-
-    Args:
-        model: a model under ``TrainingMixin``.
-        state: the state.
-        take_basicsrs: the base model's own ``resume_training``.
-
-    Raises:
-        Exception: the state doesn't fit, in whatever way; the model has to be built anew then.
+    rate. If the state doesn't fit, anything may be raised, and the model has to be built anew.
     """
     new = model.own_optimizers if is_from_basicsr(state) else 0
     saved = {name: list(state[name]) for name in ("optimizers", "schedulers")}
@@ -183,9 +165,6 @@ def fit_groups(theirs: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
     """Return a saved optimiser state with the optimiser's own flags.
 
     How torch computes, such as ``fused``, is up to the options; and torch adds flags from version to version.
-
-    Raises:
-        UserError: an option of the optimiser is missing.
     """
     groups = []
     for group, mine in zip(theirs["param_groups"], optimizer.state_dict()["param_groups"], strict=True):
@@ -197,11 +176,7 @@ def fit_groups(theirs: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
 
 
 def check_moments(optimizer: Optimizer) -> None:
-    """Check that what an optimiser holds for its parameters is finite, and of their shapes.
-
-    Raises:
-        UserError: it is not, or Adam's moments are missing.
-    """
+    """Check that what an optimiser holds for its parameters is finite, complete for Adam, and of their shapes."""
     adam = isinstance(getattr(optimizer, "inner", optimizer), torch.optim.Adam)
     for number, p in enumerate(list_parameters(optimizer)):
         held = optimizer.state.get(p, {})
@@ -237,10 +212,7 @@ def take_rest(model: Any, state: dict[str, Any]) -> None:
 
 
 def take_gradients(optimizer: Optimizer, kept: dict[str, Any] | None, every: int) -> None:
-    """Give an optimiser the gradients that it kept for a step; each is one of ``every`` in its mean.
-
-    Those that were kept for a step of more iterations than it now has are left out.
-    """
+    """Give an optimiser the gradients it kept for a step of ``every`` iterations; leave out those of a longer step."""
     if not kept:
         return
     if kept["count"] >= every:

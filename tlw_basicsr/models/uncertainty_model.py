@@ -19,15 +19,7 @@ STAGE_ONE_KEYS = {"net_g": "stage_one_g", "net_u": "stage_one_u"}
 
 
 class FeatureTap:
-    """Keeps the input of one of a network's modules.
-
-    Args:
-        net: the network.
-        name: the module's.
-
-    Raises:
-        UserError: the network has no such module.
-    """
+    """Keeps the input of the module of this name in a network."""
 
     def __init__(self, net: nn.Module, name: str) -> None:
         try:

@@ -35,12 +35,7 @@ def compares(metric: Mapping[str, Any]) -> bool:
 def calculate_metric(data: Mapping[str, Any], opt: Mapping[str, Any]) -> Any:
     """Compute a metric by BasicSR's ``calculate_metric``, and refuse NaN.
 
-    Args:
-        data: The images, uint8 (H, W, C): ``img`` (``img1`` before BasicSR 1.3.5) and ``img2``.
-        opt: The metric's options, as in ``val.metrics``.
-
-    Raises:
-        UserError: The metric is NaN.
+    The images are uint8 (H, W, C), under ``img`` (``img1`` before BasicSR 1.3.5) and ``img2``.
     """
     parameters = inspect.signature(METRIC_REGISTRY.get(opt["type"])).parameters
     images = {("img" if key == "img1" else key): value for key, value in data.items()}
@@ -52,9 +47,6 @@ def calculate_metric(data: Mapping[str, Any], opt: Mapping[str, Any]) -> Any:
         shape = np.shape(next(iter(images.values())))
         raise UserError(f"{opt['type']} gives no number for an image of {shape[0]}×{shape[1]} pixels")
     return value
-
-
-# ------------------------------------------------------------------------------------------------- names
 
 
 def names_of_sets(datasets: Sequence[Dataset], apart: bool) -> list[list[str] | None]:
@@ -88,9 +80,6 @@ def list_paths(dataset: Any) -> list[str] | None:
     found = [path.get("lq_path") if isinstance(path, dict) else path for path in paths]
     names = [path for path in found if isinstance(path, str)]
     return names if len(names) == len(found) else None
-
-
-# ------------------------------------------------------------------------------------------------- within
 
 
 @contextmanager

@@ -74,15 +74,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def expanded(path: str | Path, where: str) -> Path:
-    """Return ``path`` with the home folder for its ``~``.
-
-    Args:
-        path: the path.
-        where: the option's place, for the message.
-
-    Raises:
-        UserError: ``~name`` of a user who does not exist.
-    """
+    """Return ``path`` with the home folder for its ``~``; ``where`` is the option's place, for the message."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:

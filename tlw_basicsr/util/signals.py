@@ -18,14 +18,9 @@ FORWARDED = 2.0  # seconds in which a launcher may pass on the signal that its w
 
 
 class StopSignals:
-    """Remembers the first SIGTERM or SIGINT; a second one ends the process at once.
+    """Remembers the first SIGTERM or SIGINT as ``received``; a second one ends the process at once.
 
-    Args:
-        distributed: whether several processes have to agree on stopping.
-        device: where the flag lies that they agree on.
-
-    Attributes:
-        received: the number of the first signal, or 0.
+    Several processes have to agree on stopping, by a flag on ``device``.
     """
 
     def __init__(self, distributed: bool = False, device: torch.device | str = "cpu") -> None:
