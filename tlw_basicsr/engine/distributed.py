@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -35,18 +37,26 @@ def join_group(use_gpu: bool, backend: str | None = None) -> None:
     dist.init_process_group(backend=(backend or "nccl") if gpu else "gloo")
 
 
-def join_or_fail(opt: Options, failure: UserError | None) -> None:
-    """Join the other processes of a distributed run; if one of them has a ``failure``, all end, the first with it."""
+@contextmanager
+def join_after(opt: Options) -> Iterator[None]:
+    """Join the other processes after a check; if it has failed in one, all end, the first with its error.
+
+    The others end with exit code 2 and without a message.
+    """
+    failure = None
+    try:
+        yield
+    except UserError as error:
+        failure = error
     failures = [failure is not None]
     if opt["dist"]:
         join_group(opt["num_gpu"] != 0, (opt.get("dist_params") or {}).get("backend"))
         failures = [False] * opt["world_size"]
         dist.all_gather_object(failures, failure is not None)
-    if not any(failures):
-        return
     if failure and failures.index(True) == opt["rank"]:
         raise failure
-    sys.exit(2)
+    if any(failures):
+        sys.exit(2)
 
 
 def _translate_slurm(port: int | None) -> None:
