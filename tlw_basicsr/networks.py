@@ -103,13 +103,13 @@ def read_safetensors(path: str | Path, what: str) -> dict[str, torch.Tensor]:
 
 def take_entry(content: dict[str, Any], param_key: str | None, path: str | Path, what: str) -> dict[str, torch.Tensor]:
     """Take a network's state dict out of the content of a file, see :func:`read_network`."""
-    if not (content and all(torch.is_tensor(value) for value in content.values())):
+    if not (content and all(map(torch.is_tensor, content.values()))):
         keys = ", ".join(short(key) for key in list(content)[:4]) or "nothing"
         entry = content.get(param_key, content.get("params")) if param_key is not None else None
         if entry is None:
             raise UserError(f"{what}: {path} has no entry {param_key!r} (BasicSR's format), it starts with {keys}")
         content = entry
-    if not isinstance(content, dict) or not all(torch.is_tensor(v) for v in content.values()):
+    if not isinstance(content, dict) or not all(map(torch.is_tensor, content.values())):
         raise UserError(f"{what}: {path} does not hold a network's tensors under {param_key!r}")
     return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
 
@@ -138,29 +138,20 @@ def check_fit(state: dict[str, torch.Tensor], net: torch.nn.Module, strict: bool
     With ``strict=False`` names and shapes may differ, as in BasicSR, but one tensor must fit. What is loaded must have
     the network's kind of numbers, and be finite.
     """
-    own, name = net.state_dict(), type(net).__name__
+    own, kind = net.state_dict(), type(net).__name__
     missing, unknown, shapes = compare_tensors(state, net)
     if not strict and len(missing) + len(shapes) == len(own):
-        raise UserError(f"{what}: {path} is of another network, none of its tensors fits {name}")
+        raise UserError(f"{what}: {path} is of another network, none of its tensors fits {kind}")
     if strict and (missing or unknown or shapes):
         if missing or unknown:
-            example = f"{missing[0]} is missing" if missing else f"{unknown[0]:.80} is not in {name}"
+            example = f"{missing[0]} is missing" if missing else f"{unknown[0]:.80} is not in {kind}"
             difference = f"{len(missing)} tensors missing, {len(unknown)} unknown ({example})"
         else:
             theirs, ours = (tuple(tensors[shapes[0]].shape) for tensors in (state, own))
             difference = f"{shapes[0]} is {theirs}, not {ours}"
-        raise UserError(f"{what}: {path} is of another network than network {name} of the options: {difference}")
-    check_values(state, {n: v for n, v in own.items() if n in state and n not in shapes}, path, what)
-
-
-def check_values(state: dict[str, torch.Tensor], own: dict[str, torch.Tensor], path: str | Path, what: str) -> None:
-    """Check that tensors of ``state`` are finite and have the kind of numbers of ``own``, of any precision.
-
-    Raises:
-        UserError: The first tensor that does not.
-    """
-    for name, ours in own.items():
-        theirs = state[name]
+        raise UserError(f"{what}: {path} is of another network than network {kind} of the options: {difference}")
+    for name in [name for name in own if name not in {*missing, *shapes}]:
+        ours, theirs = own[name], state[name]
         if theirs.is_floating_point() != ours.is_floating_point() or theirs.is_complex() != ours.is_complex():
             raise UserError(f"{what}: {path}: {name} is of {theirs.dtype}, expected is {ours.dtype}")
         if ours.is_floating_point() and not torch.isfinite(theirs.to(ours.dtype)).all():

@@ -327,7 +327,7 @@ def validation_data(opt: Options) -> list[DataLoader]:
     if not opt.get("val"):
         return []
     datasets = [NamedDataset(options, f"datasets.{key}") for key, options in sets.items()]
-    for dataset, names in zip(datasets, names_of_sets(datasets, apart=True), strict=True):
+    for dataset, names in zip(datasets, names_of_sets(datasets), strict=True):
         dataset.names = names
     return [data_loader(dataset, dataset.opt, opt) for dataset in datasets]
 
@@ -404,7 +404,7 @@ def test_pipeline(root_path: str, argv: list[str] | None = None) -> None:
     model = build_model(opt)
     for key, dataset_opt in sorted(opt["datasets"].items()):
         dataset = NamedDataset(dataset_opt, f"datasets.{key}")
-        (dataset.names,) = names_of_sets([dataset], apart=False)
+        (dataset.names,) = names_of_sets([dataset])
         loader = data_loader(dataset, dataset_opt, opt)
         logger.info(f"Testing {dataset_opt['name']}: {len(dataset)} images.")
         try:

@@ -37,7 +37,7 @@ def collect_state(model: Any) -> dict[str, Any]:
         "random": random_states,
         "amp": model.amp.state_dict(),
         "guard": model.guard.state_dict(),
-        "accumulated": [get_kept_gradients(o) for o in model.optimizers],
+        "accumulated": [collect_gradients(o) for o in model.optimizers],
         "position": getattr(model, "position", None),
         "seed": model.opt.get("manual_seed"),
         "best_metric_results": to_plain(getattr(model, "best_metric_results", {})),
@@ -86,7 +86,7 @@ def write_state(model: Any, epoch: int, current_iter: int | str) -> None:
         save_file(state, Path(model.opt["path"]["training_states"], f"{current_iter}.state"))
 
 
-def get_kept_gradients(optimizer: Optimizer) -> dict[str, Any] | None:
+def collect_gradients(optimizer: Optimizer) -> dict[str, Any] | None:
     """Return the gradients that ``optimizer`` keeps for a later step, and their number, if there are any."""
     count = getattr(optimizer, "accumulated", 0)
     return {"count": count, "gradients": [p.grad for p in list_parameters(optimizer)]} if count else None

@@ -16,7 +16,6 @@ import torch
 from basicsr.metrics import calculate_metric as basicsr_calculate_metric
 from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import METRIC_REGISTRY
-from torch.utils.data import Dataset
 
 from tlw_basicsr.data.images import undo_normalization
 from tlw_basicsr.data.listing import name_images
@@ -49,25 +48,16 @@ def calculate_metric(data: Mapping[str, Any], opt: Mapping[str, Any]) -> Any:
     return value
 
 
-def names_of_sets(datasets: Sequence[Dataset], apart: bool) -> list[list[str] | None]:
-    """Name every item of the sets, each differently; a set without paths gets None.
-
-    Args:
-        datasets: The sets, with their options as ``opt``.
-        apart: Whether their images are saved in one folder, as in a training.
-    """
+def names_of_sets(datasets: Sequence[Any]) -> list[list[str] | None]:
+    """Name every item of the sets, whose images are saved in one folder, differently; a set without paths gets None."""
     paths = [list_paths(dataset) for dataset in datasets]
-    together = apart and sum(each is not None for each in paths) > 1
-
-    def key(path: str, dataset: Any) -> str:
-        parts = PurePosixPath(path.replace("\\", "/"))
-        return str(parts.parent / dataset.opt["name"] / parts.name) if together else str(parts)
-
-    keys = [[key(path, dataset) for path in each or []] for each, dataset in zip(paths, datasets, strict=True)]
-    if not apart:
-        return [name_images(each) if known is not None else None for each, known in zip(keys, paths, strict=True)]
-    names = iter(name_images([one for each in keys for one in each]))
-    return [[next(names) for _ in each] if known is not None else None for each, known in zip(keys, paths, strict=True)]
+    together = sum(each is not None for each in paths) > 1
+    keys: list[str] = []
+    for dataset, each in zip(datasets, paths, strict=True):
+        for path in map(PurePosixPath, (path.replace("\\", "/") for path in each or [])):
+            keys.append(str(path.parent / dataset.opt["name"] / path.name if together else path))
+    names = iter(name_images(keys))
+    return [each and [next(names) for _ in each] for each in paths]
 
 
 def list_paths(dataset: Any) -> list[str] | None:

@@ -8,7 +8,7 @@ import stat
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from shutil import rmtree
@@ -106,23 +106,15 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
-            with suppress(OSError), open_folder(path.parent) as folder:
-                os.fsync(folder)  # so that the rename survives a loss of power, where the file system can do that
+            with suppress(OSError), ExitStack() as stack:  # the rename survives a loss of power, where that can be had
+                folder = os.open(path.parent, os.O_RDONLY)
+                stack.callback(os.close, folder)
+                os.fsync(folder)
         finally:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:
         raise UserError(f"{path} can't be written ({reason_of(error)})") from error
-
-
-@contextmanager
-def open_folder(path: Path) -> Iterator[int]:
-    """Open a folder; yields its descriptor."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def temporary_name(path: Path) -> Path:

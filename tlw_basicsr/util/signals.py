@@ -56,11 +56,7 @@ class StopSignals:
         return int(flag)
 
     def leave_to_parent(self, init: Callable[[int], None] | None) -> Callable[[int], None]:
-        """Return a data loader's ``worker_init_fn`` that calls ``init`` and leaves the process group's signals to us.
-
-        Outside of the ``with`` block SIGTERM ends a worker: Python sends it to the workers that are left when it ends,
-        and then waits for them.
-        """
+        """Return a ``worker_init_fn`` that calls ``init`` and leaves the signals of the process group to us."""
         return partial(_leave_to_parent, init, self.within)
 
 
@@ -73,15 +69,14 @@ def end_with_parent(init: Callable[[int], None] | None = None, worker: int = 0) 
         multiprocessing.connection.wait([parent.sentinel])
         os._exit(1)
 
-    if parent is not None:
-        threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=watch, daemon=True).start()
     if init is not None:
         init(worker)
 
 
 def _leave_to_parent(init: Callable[[int], None] | None, within: Any, worker: int) -> None:
     def receive(number: int, _: Any) -> None:
-        if not within.value:
+        if not within.value:  # Python sends SIGTERM to the workers that are left when it ends, and waits for them
             os._exit(128 + number)
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
