@@ -66,32 +66,31 @@ def _find(name: str) -> types.ModuleType | None:
         raise
 
 
+def _complete(name: str, content: dict[str, Any]) -> None:
+    """Give the module of this name, which is made if it does not exist, what it lacks of ``content``."""
+    module = _find(name)
+    if module is None:
+        module = sys.modules[name] = types.ModuleType(name)
+        parent, _, last = name.rpartition(".")
+        setattr(sys.modules[parent], last, module)
+    for key, value in content.items():
+        if not hasattr(module, key):
+            setattr(module, key, value)
+
+
 def mend_imports_of_others() -> None:
     """Give other libraries the modules that BasicSR imports from them; before BasicSR is imported."""
     for name, (source, attributes) in MOVED_OUTSIDE.items():
-        module = _find(name)
-        if module is None:
-            module = sys.modules[name] = types.ModuleType(name)
-        for attribute in attributes:
-            if not hasattr(module, attribute):
-                setattr(module, attribute, getattr(importlib.import_module(source), attribute))
+        module = importlib.import_module(source)
+        _complete(name, {attribute: getattr(module, attribute) for attribute in attributes})
 
 
 def mend_imports_of_basicsr() -> None:
     """Give BasicSR's modules of :data:`MOVED_INSIDE` each other's content; after BasicSR is imported."""
     for group in MOVED_INSIDE:
-        modules = {name: _find(name) for name in group}
-        content = {
-            key: value for m in modules.values() if m for key, value in vars(m).items() if not key.startswith("_")
-        }
-        for name, module in modules.items():
-            if module is None:
-                module = sys.modules[name] = types.ModuleType(name)
-                parent, _, last = name.rpartition(".")
-                setattr(sys.modules[parent], last, module)
-            for key, value in content.items():
-                if not hasattr(module, key):
-                    setattr(module, key, value)
+        content = {key: value for name in group for key, value in vars(_find(name) or object).items() if key[0] != "_"}
+        for name in group:
+            _complete(name, content)
 
 
 def part_of_basicsr(module: str, name: str, cost: str) -> Any:

@@ -34,7 +34,7 @@ from tlw_basicsr.engine.schema import (
     ValOptions,
 )
 from tlw_basicsr.losses.tlw_loss import complete_economy, describe_options
-from tlw_basicsr.models.tlw_model import with_tlw
+from tlw_basicsr.models.tlw_model import TLWMixin, with_tlw
 from tlw_basicsr.models.validation import LQ_ALONE, compares
 from tlw_basicsr.registry import OTHER, OURS, check_arguments, find_origin, lookup
 from tlw_basicsr.util.errors import UserError, expanded, first_line, short
@@ -206,7 +206,7 @@ def find_model(opt: Options) -> Callable:
     if opt["model_type"] != "TLWModel":
         return model
     base = lookup(MODEL_REGISTRY, {"base_model": "SRModel", **opt}, "", "base_model")
-    if not inspect.isclass(base):
+    if not inspect.isclass(base) or issubclass(base, TLWMixin):
         raise UserError(f"base_model: {opt['base_model']} is no class that TLW can extend; SRModel is one")
     return with_tlw(base)
 

@@ -52,7 +52,7 @@ def collect_others(model: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, part in find_others(model).items():
         try:
-            found.setdefault("others", {})[name] = to_plain(part.state_dict(), refuse)
+            found.setdefault("others", {})[name] = to_plain(part.state_dict(), strict=True)
         except TypeError as error:
             get_root_logger().warning(f"{name} of the model is not saved ({error}): a resumed training will differ.")
     queues = {name: value for name, value in vars(model).items() if name.startswith("queue_")}
@@ -92,8 +92,8 @@ def collect_gradients(optimizer: Optimizer) -> dict[str, Any] | None:
     return {"count": count, "gradients": [p.grad for p in list_parameters(optimizer)]} if count else None
 
 
-def to_plain(value: Any, other: Callable[[Any], Any] = str) -> Any:
-    """Convert a value to types that are loaded with ``weights_only``; ``other`` converts what has no such type.
+def to_plain(value: Any, strict: bool = False) -> Any:
+    """Convert a value to types that are loaded with ``weights_only``; what has no such type to text, unless ``strict``.
 
     Mappings become dicts (a scheduler holds a Counter), numpy's numbers (of metrics) Python's.
     """
@@ -101,15 +101,14 @@ def to_plain(value: Any, other: Callable[[Any], Any] = str) -> Any:
         return value.item()
     if isinstance(value, Mapping):
         items = value.items()
-        return {key if isinstance(key, (int, float)) else str(key): to_plain(item, other) for key, item in items}
+        return {key if isinstance(key, (int, float)) else str(key): to_plain(item, strict) for key, item in items}
     if isinstance(value, (list, tuple)):
-        return type(value)(to_plain(item, other) for item in value)
-    return value if value is None or isinstance(value, (bool, int, float, str, torch.Tensor)) else other(value)
-
-
-def refuse(value: Any) -> None:
-    """Raise a TypeError, for :func:`to_plain`."""
-    raise TypeError(f"its state holds a {type(value).__name__}")
+        return type(value)(to_plain(item, strict) for item in value)
+    if value is None or isinstance(value, (bool, int, float, str, torch.Tensor)):
+        return value
+    if strict:
+        raise TypeError(f"its state holds a {type(value).__name__}")
+    return str(value)
 
 
 def get_random_state() -> dict[str, Any]:

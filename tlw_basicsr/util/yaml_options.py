@@ -37,11 +37,10 @@ class _Loader(yaml.SafeLoader):
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         """Merge ``<<`` and keep only the last of equal keys, or merges of merges would grow without bound."""
         super().flatten_mapping(node)
-        node.value = list({_identity(key): (key, value) for key, value in node.value}.values())
-
-
-def _identity(key: yaml.Node) -> Any:
-    return (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else id(key)
+        pairs = {}
+        for key, value in node.value:
+            pairs[(key.tag, key.value) if isinstance(key, yaml.ScalarNode) else id(key)] = key, value
+        node.value = list(pairs.values())
 
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_number)
