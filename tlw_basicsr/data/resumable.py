@@ -58,10 +58,8 @@ class CheckedDataset(Dataset):
         except UserError:
             raise
         except Exception as error:
-            raise UserError(
-                f"{where}: {opt['type']} can't be built from these options ({first_line(error)})"
-            ) from error
-
+            reason = first_line(error)
+            raise UserError(f"{where}: {opt['type']} can't be built from these options ({reason})") from error
         if hasattr(self.dataset, "paths"):
             self.dataset.paths = mend_paths(self.dataset.paths, opt)
 
@@ -82,10 +80,9 @@ class CheckedDataset(Dataset):
             paths = getattr(self.dataset, "paths", None)
             item = paths[index] if isinstance(paths, list) and index < len(paths) else f"item {index}"
             item = " or ".join(map(str, item.values())) if isinstance(item, dict) else item
-            if find_origin(type(self.dataset)) == OTHER:  # its own code, which does more than reading
-                kind = type(self.dataset).__name__
-                raise UserError(f"{self.where}: {kind} fails on {item} ({first_line(error)})") from error
-            raise UserError(f"{self.where}: {item} can't be read ({first_line(error)})") from error
+            kind = type(self.dataset)  # one of others has code of its own, which does more than reading
+            failure = f"{kind.__name__} fails on {item}" if find_origin(kind) == OTHER else f"{item} can't be read"
+            raise UserError(f"{self.where}: {failure} ({first_line(error)})") from error
 
 
 class NamedDataset(CheckedDataset):

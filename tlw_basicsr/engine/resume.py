@@ -226,10 +226,10 @@ def compare_options(state: dict[str, Any], opt: Options, path: Path) -> list[str
 
 def check_ends(state: dict[str, Any], opt: Options, path: Path) -> None:
     """Check that the schedules, which are the state's, last until ``train.total_iter``."""
-    ends = [([*s.get("cumulative_period", ())] or [math.inf])[-1] for s in state["schedulers"]]
-    if opt["train"]["total_iter"] > min(ends, default=math.inf):
+    end = min((s["cumulative_period"][-1] for s in state["schedulers"] if s.get("cumulative_period")), default=math.inf)
+    if opt["train"]["total_iter"] > end:
         raise OtherTraining(
-            f"train.total_iter: the periods of train.scheduler in {path} end at {min(ends)}; to train longer, begin a "
+            f"train.total_iter: the periods of train.scheduler in {path} end at {end}; to train longer, begin a "
             "training of another name from its network: path.pretrain_network_g"
         )
 

@@ -68,8 +68,7 @@ def list_paths(dataset: Any) -> list[str] | None:
     if not isinstance(paths, list) or len(paths) != len(dataset):
         return None
     found = [path.get("lq_path") if isinstance(path, dict) else path for path in paths]
-    names = [path for path in found if isinstance(path, str)]
-    return names if len(names) == len(found) else None
+    return found if all(isinstance(path, str) for path in found) else None
 
 
 @contextmanager
