@@ -67,7 +67,7 @@ def list_paths(dataset: Any) -> list[str] | None:
     paths = getattr(dataset, "paths", None)
     if not isinstance(paths, list) or len(paths) != len(dataset):
         return None
-    found = [path.get("lq_path") if isinstance(path, dict) else path for path in paths]
+    found: list[Any] = [path.get("lq_path") if isinstance(path, dict) else path for path in paths]
     return found if all(isinstance(path, str) for path in found) else None
 
 
