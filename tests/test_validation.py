@@ -273,7 +273,7 @@ def test_a_set_that_tells_no_paths_keeps_its_names():
         def __len__(self):
             return 3
 
-    assert names_of_sets([Other()], apart=True) == [None]
+    assert names_of_sets([Other()]) == [None]
 
 
 def test_a_metric_takes_both_names_of_an_image_and_gives_a_number(registered):

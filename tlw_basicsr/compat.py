@@ -54,11 +54,8 @@ REPLACED = {
 MISSING: dict[str, str] = {}
 
 
-# ------------------------------------------------------------------------------------------------- imports
-
-
 def _find(name: str) -> types.ModuleType | None:
-    """The module, or None where there is no such."""
+    """Return the module, or None if it does not exist."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -69,41 +66,37 @@ def _find(name: str) -> types.ModuleType | None:
         raise
 
 
+def _complete(name: str, content: dict[str, Any]) -> None:
+    """Give the module of this name, which is made if it does not exist, what it lacks of ``content``."""
+    module = _find(name)
+    if module is None:
+        module = sys.modules[name] = types.ModuleType(name)
+        parent, _, last = name.rpartition(".")
+        setattr(sys.modules[parent], last, module)
+    for key, value in content.items():
+        if not hasattr(module, key):
+            setattr(module, key, value)
+
+
 def mend_imports_of_others() -> None:
     """Give other libraries the modules that BasicSR imports from them; before BasicSR is imported."""
     for name, (source, attributes) in MOVED_OUTSIDE.items():
-        module = _find(name)
-        if module is None:
-            module = sys.modules[name] = types.ModuleType(name)
-        for attribute in attributes:
-            if not hasattr(module, attribute):
-                setattr(module, attribute, getattr(importlib.import_module(source), attribute))
+        module = importlib.import_module(source)
+        _complete(name, {attribute: getattr(module, attribute) for attribute in attributes})
 
 
 def mend_imports_of_basicsr() -> None:
     """Give BasicSR's modules of :data:`MOVED_INSIDE` each other's content; after BasicSR is imported."""
     for group in MOVED_INSIDE:
-        modules = {name: _find(name) for name in group}
-        content = {
-            key: value for m in modules.values() if m for key, value in vars(m).items() if not key.startswith("_")
-        }
-        for name, module in modules.items():
-            if module is None:
-                module = sys.modules[name] = types.ModuleType(name)
-                parent, _, last = name.rpartition(".")
-                setattr(sys.modules[parent], last, module)
-            for key, value in content.items():
-                if not hasattr(module, key):
-                    setattr(module, key, value)
+        content = {key: value for name in group for key, value in vars(_find(name) or object).items() if key[0] != "_"}
+        for name in group:
+            _complete(name, content)
 
 
 def part_of_basicsr(module: str, name: str, cost: str) -> Any:
-    """``name`` of BasicSR's ``module``; where this BasicSR lacks it, a class that can't be built.
+    """Return class ``name`` of BasicSR's ``module``; where this BasicSR lacks it, one that can't be built.
 
-    Args:
-        module: such as ``basicsr.archs.rcan_arch``.
-        name: of a class in it.
-        cost: what can't be used without it, for :func:`tell_basicsr`.
+    ``cost`` says what can't be used without it, for :func:`tell_basicsr`.
     """
     found = getattr(_find(module), name, None)
     if found is not None:
@@ -124,12 +117,9 @@ def _place() -> str:
 
 
 def tell_basicsr() -> str:
-    """Which ``basicsr`` is used, from where, and what it lacks: a line for the log."""
+    """Return a line for the log: which ``basicsr`` is used, from where, and what it lacks."""
     lacks = "; ".join(f"it lacks {part}: without it there is no {cost}" for part, cost in MISSING.items())
     return f"BasicSR: {_place()}{lacks and '; ' + lacks}."
-
-
-# ------------------------------------------------------------------------------------------------- functions
 
 
 def replace(original: Callable, new: Callable, inside: str = "") -> None:
@@ -165,13 +155,10 @@ def filter2D(img: Tensor, kernel: Tensor) -> Tensor:
 
 
 class CudaMeans(TorchFunctionMode):
-    """Within it, ``.cuda()`` and ``device='cuda'`` mean ``device``.
+    """Within it, ``.cuda()`` and ``device='cuda'`` mean ``device``, the one that the model is on.
 
     BasicSR's Real-ESRGAN models call ``.cuda()`` in their constructors and queues, and its video models' validation
     asks for ``device='cuda'``, also where a training runs on the CPU.
-
-    Args:
-        device: the device that the model is on.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -19,13 +19,7 @@ from tlw_basicsr.util.kinds import DICT, Options
 def build_network(opt: Options, key: str, device: str = "meta") -> nn.Module:
     """Build the network of section ``key`` without changing the random numbers.
 
-    Args:
-        opt: The options.
-        key: The section, such as ``network_g``.
-        device: Where its tensors are; ``meta`` takes no memory where the class can be built so.
-
-    Raises:
-        UserError: Its class refuses the options.
+    On the device ``meta`` it takes no memory, where its class can be built so.
     """
     arch = lookup(ARCH_REGISTRY, opt[key], key)
     arguments = keep_arguments(opt[key], arch)
@@ -69,9 +63,6 @@ def load_network(
     return net.eval().requires_grad_(False)
 
 
-# ------------------------------------------------------------------------------------------------- files
-
-
 def read_network(path: str | Path, param_key: str | None, what: str) -> dict[str, torch.Tensor]:
     """Read the state dict of a network from a file, without the ``module.`` of DataParallel.
 
@@ -99,11 +90,7 @@ def is_safetensors(path: str | Path) -> bool:
 
 
 def read_safetensors(path: str | Path, what: str) -> dict[str, torch.Tensor]:
-    """Read the tensors of a safetensors file.
-
-    Raises:
-        UserError: The file is damaged, or the package is not installed.
-    """
+    """Read the tensors of a safetensors file."""
     try:
         from safetensors.torch import load_file as load_tensors
     except ImportError:
@@ -116,13 +103,13 @@ def read_safetensors(path: str | Path, what: str) -> dict[str, torch.Tensor]:
 
 def take_entry(content: dict[str, Any], param_key: str | None, path: str | Path, what: str) -> dict[str, torch.Tensor]:
     """Take a network's state dict out of the content of a file, see :func:`read_network`."""
-    if not (content and all(torch.is_tensor(value) for value in content.values())):
+    if not (content and all(map(torch.is_tensor, content.values()))):
         keys = ", ".join(short(key) for key in list(content)[:4]) or "nothing"
         entry = content.get(param_key, content.get("params")) if param_key is not None else None
         if entry is None:
             raise UserError(f"{what}: {path} has no entry {param_key!r} (BasicSR's format), it starts with {keys}")
         content = entry
-    if not isinstance(content, dict) or not all(torch.is_tensor(v) for v in content.values()):
+    if not isinstance(content, dict) or not all(map(torch.is_tensor, content.values())):
         raise UserError(f"{what}: {path} does not hold a network's tensors under {param_key!r}")
     return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
 
@@ -146,46 +133,31 @@ def describe_fit(state: dict[str, torch.Tensor], net: nn.Module) -> str:
 
 
 def check_fit(state: dict[str, torch.Tensor], net: torch.nn.Module, strict: bool, path: str | Path, what: str) -> None:
-    """Check that ``state`` fits ``net``.
+    """Check that ``state`` fits ``net``; the error names the first difference.
 
     With ``strict=False`` names and shapes may differ, as in BasicSR, but one tensor must fit. What is loaded must have
     the network's kind of numbers, and be finite.
-
-    Raises:
-        UserError: The first difference, by name.
     """
-    own, name = net.state_dict(), type(net).__name__
+    own, kind = net.state_dict(), type(net).__name__
     missing, unknown, shapes = compare_tensors(state, net)
     if not strict and len(missing) + len(shapes) == len(own):
-        raise UserError(f"{what}: {path} is of another network, none of its tensors fits {name}")
+        raise UserError(f"{what}: {path} is of another network, none of its tensors fits {kind}")
     if strict and (missing or unknown or shapes):
         if missing or unknown:
-            example = f"{missing[0]} is missing" if missing else f"{unknown[0]:.80} is not in {name}"
+            example = f"{missing[0]} is missing" if missing else f"{unknown[0]:.80} is not in {kind}"
             difference = f"{len(missing)} tensors missing, {len(unknown)} unknown ({example})"
         else:
             theirs, ours = (tuple(tensors[shapes[0]].shape) for tensors in (state, own))
             difference = f"{shapes[0]} is {theirs}, not {ours}"
-        raise UserError(f"{what}: {path} is of another network than network {name} of the options: {difference}")
-    check_values(state, {n: v for n, v in own.items() if n in state and n not in shapes}, path, what)
-
-
-def check_values(state: dict[str, torch.Tensor], own: dict[str, torch.Tensor], path: str | Path, what: str) -> None:
-    """Check that tensors of ``state`` are finite and have the kind of numbers of ``own``, of any precision.
-
-    Raises:
-        UserError: The first tensor that does not.
-    """
-    for name, ours in own.items():
-        theirs = state[name]
+        raise UserError(f"{what}: {path} is of another network than network {kind} of the options: {difference}")
+    for name in [name for name in own if name not in {*missing, *shapes}]:
+        ours, theirs = own[name], state[name]
         if theirs.is_floating_point() != ours.is_floating_point() or theirs.is_complex() != ours.is_complex():
             raise UserError(f"{what}: {path}: {name} is of {theirs.dtype}, expected is {ours.dtype}")
         if ours.is_floating_point() and not torch.isfinite(theirs.to(ours.dtype)).all():
             raise UserError(f"{what}: {path}: {name} has values that are not finite (NaN or infinite in {ours.dtype})")
         if name.endswith("running_var") and (theirs < 0).any():
             raise UserError(f"{what}: {path}: {name} has values below 0, which no variance is")
-
-
-# ------------------------------------------------------------------------------------------------- what they take
 
 
 def get_size_multiple(options: dict[str, Any]) -> int:
@@ -212,11 +184,7 @@ def count_input_channels(options: dict[str, Any]) -> int:
 
 
 def get_section(opt: Options, key: str, where: str = "") -> Options:
-    """Return section ``key`` of ``opt``, whose place is ``where``; an empty one where it is missing or ``~``.
-
-    Raises:
-        UserError: The value is not a section.
-    """
+    """Return section ``key`` of ``opt``, whose place is ``where``; an empty one where it is missing or ``~``."""
     section = opt.get(key) or {}
     if not DICT.accepts(section):
         raise UserError(f"{where and where + '.'}{key}: expected {DICT.text}, got {short(section)}")
@@ -224,11 +192,7 @@ def get_section(opt: Options, key: str, where: str = "") -> Options:
 
 
 def find_device(name: str) -> torch.device:
-    """Return the device of a name: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, …
-
-    Raises:
-        UserError: There is no such device, or it is of another kind.
-    """
+    """Return the device of a name: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, …"""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with suppress(RuntimeError, AssertionError):

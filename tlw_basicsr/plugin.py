@@ -66,11 +66,7 @@ class Registrar(MetaPathFinder):
             self.register()
 
     def execute_basicsr(self, run: Callable[[ModuleType], None], module: ModuleType) -> None:
-        """Execute BasicSR, mended.
-
-        Raises:
-            ImportError: BasicSR is incomplete, or lacks what it needs itself; the message is one line.
-        """
+        """Execute BasicSR, mended; where it is incomplete or lacks a package, raise an ImportError of one line."""
         compat = import_module(f"{PACKAGE}.compat")
         try:
             compat.mend_imports_of_others()
@@ -90,7 +86,7 @@ class Registrar(MetaPathFinder):
 
 
 def explain(error: ImportError) -> str:
-    """What an import error says, in one line, and what to do where a package is missing."""
+    """Return what an import error says, in one line, and what to do where a package is missing."""
     spec = find_spec("basicsr")
     if spec is None or spec.loader is None:
         return MISSING

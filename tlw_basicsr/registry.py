@@ -14,11 +14,7 @@ NEUTRAL = ("abc", "builtins", "typing", "torch")  # packages of base classes tha
 
 
 def lookup(registry: Registry, section: Mapping[str, Any] | None, place: str, key: str = "type") -> Callable:
-    """Return the class or function that ``section[key]`` names in a BasicSR registry.
-
-    Raises:
-        UserError: Nothing is registered under that name; the message lists what is.
-    """
+    """Return the class or function that ``section[key]`` names in a BasicSR registry."""
     if not isinstance(section, dict):
         raise UserError(f"{place}: expected a section with '{key}', got {short(section)}")
     names = list_names(registry)
@@ -61,17 +57,9 @@ def check_arguments(
 ) -> None:
     """Check options that become keyword arguments of ``call`` against its signature.
 
-    Values are checked only for our own parts: the annotations of others are not binding.
-
-    Args:
-        section: The options.
-        place: Their place.
-        call: A class or function. If it takes any keyword, only near misses of its parameters are refused.
-        given: Keys of the section that are not arguments.
-        extra: Parameters that are not options.
-
-    Raises:
-        UserError: A key is no parameter, a parameter without a default is missing, or a value is of the wrong kind.
+    Values are checked only for our own parts: the annotations of others are not binding. ``given`` are keys of the
+    section that are no arguments, ``extra`` parameters that are no options. Where ``call`` takes any keyword, only near
+    misses of its parameters are refused.
     """
     parameters = describe_parameters(call, extra)
     ours = find_package(call) == OURS

@@ -31,14 +31,7 @@ class Draw(NamedTuple):
 
 
 class ResumableSampler(EnlargedSampler):
-    """BasicSR's sampler in the same order, which yields :class:`Draw` s and can begin inside an epoch.
-
-    Args:
-        dataset: the data set.
-        num_replicas: number of processes.
-        rank: this process's.
-        ratio: how often an epoch passes through the data set.
-    """
+    """BasicSR's sampler in the same order, which yields :class:`Draw` s and can begin inside an epoch."""
 
     def __init__(self, dataset: Dataset, num_replicas: int, rank: int, ratio: int = 1) -> None:
         super().__init__(dataset, num_replicas, rank, ratio)
@@ -56,15 +49,7 @@ class ResumableSampler(EnlargedSampler):
 
 
 class CheckedDataset(Dataset):
-    """A data set whose errors are one line that names the image.
-
-    Args:
-        opt: its options.
-        where: their place, such as ``datasets.train``.
-
-    Raises:
-        UserError: its class refuses the options.
-    """
+    """A data set whose errors are one line that names the image; ``where`` is the place of its options."""
 
     def __init__(self, opt: dict[str, Any], where: str) -> None:
         self.where = where
@@ -73,10 +58,8 @@ class CheckedDataset(Dataset):
         except UserError:
             raise
         except Exception as error:
-            raise UserError(
-                f"{where}: {opt['type']} can't be built from these options ({first_line(error)})"
-            ) from error
-
+            reason = first_line(error)
+            raise UserError(f"{where}: {opt['type']} can't be built from these options ({reason})") from error
         if hasattr(self.dataset, "paths"):
             self.dataset.paths = mend_paths(self.dataset.paths, opt)
 
@@ -97,19 +80,15 @@ class CheckedDataset(Dataset):
             paths = getattr(self.dataset, "paths", None)
             item = paths[index] if isinstance(paths, list) and index < len(paths) else f"item {index}"
             item = " or ".join(map(str, item.values())) if isinstance(item, dict) else item
-            if find_origin(type(self.dataset)) == OTHER:  # its own code, which does more than reading
-                kind = type(self.dataset).__name__
-                raise UserError(f"{self.where}: {kind} fails on {item} ({first_line(error)})") from error
-            raise UserError(f"{self.where}: {item} can't be read ({first_line(error)})") from error
+            kind = type(self.dataset)  # one of others has code of its own, which does more than reading
+            failure = f"{kind.__name__} fails on {item}" if find_origin(kind) == OTHER else f"{item} can't be read"
+            raise UserError(f"{self.where}: {failure} ({first_line(error)})") from error
 
 
 class NamedDataset(CheckedDataset):
-    """A data set for validation, whose result images BasicSR saves under ``names``.
+    """A data set for validation, whose result images BasicSR saves under ``names``, if they are set.
 
     BasicSR takes a result's name from the stem of the item's ``lq_path``, which may be that of several images.
-
-    Attributes:
-        names: one for every item, or None for the stems.
     """
 
     names: list[str] | None = None
@@ -126,10 +105,6 @@ class SeededDataset(Dataset):
     """A data set that is indexed by :class:`Draw` and gives every item random numbers of its own.
 
     The generators of python, numpy and torch are seeded for the item and restored after it.
-
-    Args:
-        dataset: the data set.
-        seed: the training's.
     """
 
     def __init__(self, dataset: Dataset, seed: int) -> None:

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -14,16 +16,7 @@ LAUNCHERS = ("none", "pytorch", "slurm")
 
 
 def find_rank(launcher: str, use_gpu: bool, port: int | None = None) -> tuple[int, int]:
-    """Read rank and number of processes from the launcher's environment, and choose this process's GPU.
-
-    Args:
-        launcher: One of :data:`LAUNCHERS`: ``'pytorch'`` is torchrun, ``'slurm'`` srun, ``'none'`` a single process.
-        use_gpu: Whether the networks are on GPUs.
-        port: Port of the first process, under slurm; default MASTER_PORT, else 29500.
-
-    Raises:
-        UserError: The launcher has not set its environment variables.
-    """
+    """Return rank and number of processes by the launcher's environment, and choose this process's GPU."""
     if launcher == "none":
         return 0, 1
     try:
@@ -39,33 +32,31 @@ def find_rank(launcher: str, use_gpu: bool, port: int | None = None) -> tuple[in
 
 
 def join_group(use_gpu: bool, backend: str | None = None) -> None:
-    """Join the process group that :func:`find_rank` has found.
-
-    Args:
-        use_gpu: Whether the networks are on GPUs.
-        backend: Backend of torch.distributed; None is nccl with a GPU and gloo without.
-    """
+    """Join the process group that :func:`find_rank` has found; by default with nccl on GPUs, else with gloo."""
     gpu = use_gpu and torch.cuda.is_available()
     dist.init_process_group(backend=(backend or "nccl") if gpu else "gloo")
 
 
-def join_or_fail(opt: Options, failure: UserError | None) -> None:
-    """Join the other processes of a distributed run, unless one of them has failed: then all end.
+@contextmanager
+def join_after(opt: Options) -> Iterator[None]:
+    """Join the other processes after a check; if it has failed in one, all end, the first with its error.
 
-    Raises:
-        UserError: ``failure``, in the first process that has one.
-        SystemExit: The others end with exit code 2 and without a message.
+    The others end with exit code 2 and without a message.
     """
+    failure = None
+    try:
+        yield
+    except UserError as error:
+        failure = error
     failures = [failure is not None]
     if opt["dist"]:
         join_group(opt["num_gpu"] != 0, (opt.get("dist_params") or {}).get("backend"))
         failures = [False] * opt["world_size"]
         dist.all_gather_object(failures, failure is not None)
-    if not any(failures):
-        return
     if failure and failures.index(True) == opt["rank"]:
         raise failure
-    sys.exit(2)
+    if any(failures):
+        sys.exit(2)
 
 
 def _translate_slurm(port: int | None) -> None:

@@ -57,9 +57,6 @@ def start_tensorboard(opt: Options) -> Any:
     """Return the first process's ``SummaryWriter``, or None; start wandb before it, which reads what is written.
 
     BasicSR's own function asks wandb for ``wandb.util.generate_id``, which is no longer there.
-
-    Raises:
-        UserError: wandb can't start.
     """
     if opt["rank"] or not opt["logger"]["use_tb_logger"] or "debug" in opt["name"]:
         return None
@@ -89,10 +86,7 @@ def hide_tensorboards(failed: Any) -> None:
 
 @contextmanager
 def named_file(path: str | None) -> Iterator[None]:
-    """Let an error of the operating system that names no file name ``path``; within a training, TensorBoard's is one.
-
-    All other files are opened by name or written by :func:`tlw_basicsr.util.files.whole_file`.
-    """
+    """Let an error of the operating system that names no file, such as TensorBoard's, name ``path``."""
     try:
         yield
     except OSError as error:

@@ -14,13 +14,19 @@ from typing import Any
 import torch
 from basicsr.models.base_model import BaseModel
 from basicsr.utils import set_random_seed
-from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY, MODEL_REGISTRY
+from basicsr.utils.registry import (
+    ARCH_REGISTRY,
+    DATASET_REGISTRY,
+    LOSS_REGISTRY,
+    METRIC_REGISTRY,
+    MODEL_REGISTRY,
+    Registry,
+)
 
 from tlw_basicsr.engine.distributed import LAUNCHERS, find_rank
 from tlw_basicsr.engine.schema import (
     DATASET_SECTIONS,
     DistOptions,
-    LoaderOptions,
     LoggerOptions,
     TopOptions,
     TrainOptions,
@@ -28,7 +34,7 @@ from tlw_basicsr.engine.schema import (
     ValOptions,
 )
 from tlw_basicsr.losses.tlw_loss import complete_economy, describe_options
-from tlw_basicsr.models.tlw_model import with_tlw
+from tlw_basicsr.models.tlw_model import TLWMixin, with_tlw
 from tlw_basicsr.models.validation import LQ_ALONE, compares
 from tlw_basicsr.registry import OTHER, OURS, check_arguments, find_origin, lookup
 from tlw_basicsr.util.errors import UserError, expanded, first_line, short
@@ -52,20 +58,8 @@ LONGEST_YAML = 2**18  # bytes; reading one takes some seconds
 PLUGINS = list_kinds(TopOptions)["plugins"]
 
 
-# ------------------------------------------------------------------------------------------------- reading
-
-
 def read_options(path: str, forced: Sequence[str] = (), allow_plugins: bool = True) -> Options:
-    """Read a YAML file, apply ``forced`` entries and import its plugins, which are code. The options are not checked.
-
-    Args:
-        path: The file.
-        forced: ``--force_yml`` entries.
-        allow_plugins: False refuses options with plugins.
-
-    Raises:
-        UserError: The file can't be read or holds no options, or a plugin can't be imported.
-    """
+    """Read a YAML file, apply ``forced`` entries and import its plugins, which are code; check nothing else."""
     try:
         text = read_bytes(path, "-opt", most=LONGEST_YAML).decode()
     except ValueError as error:
@@ -90,18 +84,8 @@ def read_options(path: str, forced: Sequence[str] = (), allow_plugins: bool = Tr
 def parse_options(root_path: str, is_train: bool = True, argv: list[str] | None = None) -> tuple[Options, Any]:
     """Do what BasicSR's ``parse_options`` does: turn the command line and its YAML into checked options.
 
+    Returns the options with BasicSR's additions, and the arguments; ``args.given`` are the options as they were given.
     Of several processes each learns its rank from the launcher; none has joined the others yet.
-
-    Args:
-        root_path: The folder in which ``experiments/`` or ``results/`` lies.
-        is_train: True for a training, False for a test.
-        argv: The command line's arguments, ``sys.argv[1:]`` if None.
-
-    Returns:
-        The options with BasicSR's additions, and the arguments; ``args.given`` are the options as they were given.
-
-    Raises:
-        UserError: see :func:`check_options`.
     """
     name = "train" if is_train else "test"
     parser = argparse.ArgumentParser(
@@ -160,25 +144,19 @@ def _complete(opt: Options, root: Path, debug: bool) -> None:
         dataset["phase"] = key.split("_")[0]
         if "scale" in opt:
             dataset["scale"] = opt["scale"]
-        for root_key in [k for k in dataset if k.startswith("dataroot")]:
-            if isinstance(dataset[root_key], str):
-                dataset[root_key] = str(expanded(dataset[root_key], f"datasets.{key}.{root_key}"))
     path = opt["path"]
-    for key, value in path.items():
-        if value is not None and ("resume_state" in key or "pretrain_network" in key):
-            path[key] = str(expanded(value, f"path.{key}"))
+    sections = [(f"datasets.{key}", dataset) for key, dataset in opt["datasets"].items()]
+    for place, section in [*sections, ("path", path)]:
+        for key, value in section.items():
+            if isinstance(value, str) and key.startswith(("dataroot", "resume_state", "pretrain_network")):
+                section[key] = str(expanded(value, f"{place}.{key}"))
     if opt.get("val"):
         # a bar is for a person to look at
         opt["val"]["pbar"] = opt["val"].get("pbar", True) and sys.stderr.isatty()
     if opt["is_train"]:
         experiment = root / "experiments" / opt["name"]
-        path.update(
-            experiments_root=str(experiment),
-            models=str(experiment / "models"),
-            training_states=str(experiment / "training_states"),
-            log=str(experiment),
-            visualization=str(experiment / "visualization"),
-        )
+        path.update(experiments_root=str(experiment), log=str(experiment))
+        path.update({key: str(experiment / key) for key in ("models", "training_states", "visualization")})
         if "debug" in opt["name"]:
             opt["logger"].update(print_freq=1, save_checkpoint_freq=8)
             if opt.get("val"):
@@ -186,9 +164,6 @@ def _complete(opt: Options, root: Path, debug: bool) -> None:
     else:
         results = root / "results" / opt["name"]
         path.update(results_root=str(results), log=str(results), visualization=str(results / "visualization"))
-
-
-# ------------------------------------------------------------------------------------------------- checks
 
 
 TLW = {name: option.kind for name, option in describe_options().items()}
@@ -200,10 +175,6 @@ def check_options(opt: Options, is_train: bool) -> None:
 
     Keys that only a model or data set of BasicSR or a plugin may read are left to the rehearsal, which sees whether
     it does. What ``preset: economy`` may leave out of a training is put in: ``losses.tlw_loss.complete_economy``.
-
-    Raises:
-        UserError: A key is unknown or missing, a value is of the wrong kind, a name is not registered, or options do
-            not fit each other. One line names the key and says what is accepted.
     """
     if is_train:
         complete_economy(opt)
@@ -214,9 +185,12 @@ def check_options(opt: Options, is_train: bool) -> None:
     check_section(opt, "", list_kinds(TopOptions) | dict.fromkeys(networks, DICT), required, strict=False)
     check_section(opt.get("dist_params") or {}, "dist_params", list_kinds(DistOptions))
     for key in networks:
-        _check_part(opt[key], key, lookup(ARCH_REGISTRY, opt[key], key), model)
+        _check_part(opt[key], key, ARCH_REGISTRY, model)
     _check_factor(opt, "network_g")
-    _check_path(opt, networks)
+    kinds = {"resume_state": STR, "ignore_resume_networks": NAMES, "strict_load": BOOL}
+    for label in [network.removeprefix("network_") for network in networks]:
+        kinds |= {f"pretrain_network_{label}": STR, f"strict_load_{label}": BOOL, f"param_key_{label}": STR}
+    check_section(opt["path"], "path", {key: or_none(kind) for key, kind in kinds.items()}, strict=False)
     _check_datasets(opt, is_train)
     if not is_train or opt.get("val"):
         _check_val(opt, is_train)
@@ -227,47 +201,40 @@ def check_options(opt: Options, is_train: bool) -> None:
 
 
 def find_model(opt: Options) -> Callable:
-    """Return the class of the model; for TLWModel, that of its base model with TLW."""
+    """Return the model's class; for TLWModel, that of its base model with TLW."""
     model = lookup(MODEL_REGISTRY, opt, "", "model_type")
     if opt["model_type"] != "TLWModel":
         return model
     base = lookup(MODEL_REGISTRY, {"base_model": "SRModel", **opt}, "", "base_model")
-    if not inspect.isclass(base):
+    if not inspect.isclass(base) or issubclass(base, TLWMixin):
         raise UserError(f"base_model: {opt['base_model']} is no class that TLW can extend; SRModel is one")
     return with_tlw(base)
 
 
-def _check_part(section: Options, place: str, call: Callable, model: Callable) -> None:
+def _check_part(section: Options, place: str, registry: Registry, model: Callable) -> None:
     """Check a network or loss by its signature, unless the model may take keys out of the section itself."""
+    call = lookup(registry, section, place)
     if find_origin(model) != OTHER:
         check_arguments(section, place, call)
 
 
 def _check_factor(opt: Options, key: str) -> None:
     """The factor of a network is the scale, also where it is left to the default of the network's class."""
-    section, names = opt[key], ("upscale", "scale", "upscale_factor")
-    scale = opt.get("scale")
+    section, scale, names = opt[key], opt.get("scale"), ("upscale", "scale", "upscale_factor")
     parameters = inspect.signature(lookup(ARCH_REGISTRY, section, key)).parameters
-    defaults = {name: parameters[name].default for name in names if name in parameters}
     for name in names:
-        factor = section.get(name, scale)
-        if scale is None and name in section:
-            raise UserError(f"scale: missing; {key}.{name} is {short(factor)}")
-        if factor != scale:
-            raise UserError(f"{key}.{name}: {short(factor)} does not fit scale: {scale}")
-        if scale and not section.keys() & set(names) and type(defaults.get(name)) is int and defaults[name] != scale:
+        if name not in section:
+            continue
+        if scale is None:
+            raise UserError(f"scale: missing; {key}.{name} is {short(section[name])}")
+        if section[name] != scale:
+            raise UserError(f"{key}.{name}: {short(section[name])} does not fit scale: {scale}")
+    for name in names if scale and not section.keys() & set(names) else ():
+        default = parameters[name].default if name in parameters else None
+        if type(default) is int and default != scale:
             raise UserError(
-                f"{key}.{name}: missing, and {section['type']}'s default of {defaults[name]} does not fit "
-                f"scale: {scale}"
+                f"{key}.{name}: missing, and {section['type']}'s default of {default} does not fit scale: {scale}"
             )
-
-
-def _check_path(opt: Options, networks: list[str]) -> None:
-    kinds = {"resume_state": STR, "ignore_resume_networks": NAMES, "strict_load": BOOL}
-    for network in networks:
-        for beginning, kind in (("pretrain_network", STR), ("strict_load", BOOL), ("param_key", STR)):
-            kinds[f"{beginning}_{network.removeprefix('network_')}"] = kind
-    check_section(opt["path"], "path", {key: or_none(kind) for key, kind in kinds.items()}, strict=False)
 
 
 def _check_datasets(opt: Options, is_train: bool) -> None:
@@ -286,18 +253,16 @@ def _check_datasets(opt: Options, is_train: bool) -> None:
 def _check_dataset(dataset: Options, place: str, phase: str, kind: Callable, opt: Options) -> None:
     """Check a data set; the values of a third party's class are its own affair, but for what the loader reads."""
     origin, required = find_origin(kind), ["name", "type"]
-    section = DATASET_SECTIONS[origin]
     if phase == "train":
         required += ["batch_size_per_gpu", "num_worker_per_gpu"]
-    if kind.__name__ in KNOWN_SETS and section is not LoaderOptions:
-        required += ["dataroot_gt", "io_backend"] + (["dataroot_lq"] if origin != OURS else [])
+    if kind.__name__ in KNOWN_SETS and origin != OTHER:
+        required += ["dataroot_gt", "io_backend"] + ["dataroot_lq"] * (origin != OURS)
         if "scale" not in opt:
-            raise UserError(
-                f"scale: missing; {kind.__name__} needs it; expected {list_kinds(TopOptions)['scale'].text}"
-            )
-    if origin == OURS:
-        required += ["gt_size"] if phase == "train" else []
-    kinds = list_kinds(section) | {"phase": ANY, "scale": ANY}
+            scale = list_kinds(TopOptions)["scale"].text
+            raise UserError(f"scale: missing; {kind.__name__} needs it; expected {scale}")
+    if origin == OURS and phase == "train":
+        required.append("gt_size")
+    kinds = list_kinds(DATASET_SECTIONS[origin]) | {"phase": ANY, "scale": ANY}
     check_section(dataset, place, kinds, required, strict=origin == OURS)
     if origin == OURS:
         check_section(dataset["io_backend"], f"{place}.io_backend", {"type": one_of("disk", "lmdb")}, ["type"])
@@ -319,10 +284,9 @@ def _check_val(opt: Options, is_train: bool) -> None:
     sets = [(key, dataset) for key, dataset in opt["datasets"].items() if key != "train"]
     keys: dict[str, str] = {}
     for key, dataset in sets:
-        if keys.setdefault(dataset["name"], key) != key:  # their images and best values would replace each other
-            raise UserError(
-                f"datasets.{key}.name: {dataset['name']} is also that of datasets.{keys[dataset['name']]}; name another"
-            )
+        name = dataset["name"]
+        if keys.setdefault(name, key) != key:  # their images and best values would replace each other
+            raise UserError(f"datasets.{key}.name: {name} is also that of datasets.{keys[name]}; name another")
     metrics, best = val.get("metrics") or {}, val.get("save_best")
     without = [key for key, dataset in sets if dataset["type"] == LQ_ALONE]
     for name, metric in metrics.items():
@@ -355,9 +319,13 @@ def _check_train(opt: Options, model: Callable) -> None:
     check_section(train, "train", kinds, ["total_iter", "optim_g", "scheduler"], strict=False)
     for key in losses:
         if train[key]:
-            _check_part(train[key], f"train.{key}", lookup(LOSS_REGISTRY, train[key], f"train.{key}"), model)
-    _check_tlw(opt, train)
-    _check_uncertainty(opt, train)
+            _check_part(train[key], f"train.{key}", LOSS_REGISTRY, model)
+    for model_type, pixel_type in (("TLWModel", "TLWLoss"), ("UncertaintyModel", "UncertaintyLoss")):
+        _check_pixel_loss(opt, model_type, pixel_type)
+    if opt["model_type"] == "TLWModel":
+        _check_tlw(opt, train)
+    if opt["model_type"] == "UncertaintyModel":
+        _check_uncertainty(opt, train)
     for key in [*optimisers, "scheduler"]:
         check_section(train[key], f"train.{key}", {"type": STR}, ["type"], strict=False)
     _check_schedule(train["scheduler"], train["total_iter"])
@@ -389,15 +357,18 @@ def _check_schedule(section: Options, total_iter: float) -> None:
         raise UserError(f"{place}.total_steps: it ends after {end} iterations, before train.total_iter: {total_iter}")
 
 
+def _check_pixel_loss(opt: Options, model_type: str, pixel_type: str) -> None:
+    """A model and the pixel loss that is made for it need each other."""
+    given, place = (opt["train"].get("pixel_opt") or {}).get("type"), "train.pixel_opt.type"
+    if opt["model_type"] != model_type and given == pixel_type:
+        base = " (and base_model, if not SRModel)" if model_type == "TLWModel" else ""
+        raise UserError(f"{place}: {pixel_type} needs model_type: {model_type}{base}")
+    if opt["model_type"] == model_type and given != pixel_type:
+        raise UserError(f"{place}: {short(given)}; accepted with model_type: {model_type} is {pixel_type}")
+
+
 def _check_tlw(opt: Options, train: Options) -> None:
     """Check that the parts of TLW are there together."""
-    pixel_type = (train.get("pixel_opt") or {}).get("type")
-    if opt["model_type"] != "TLWModel":
-        if pixel_type == "TLWLoss":
-            raise UserError("train.pixel_opt.type: TLWLoss needs model_type: TLWModel (and base_model, if not SRModel)")
-        return
-    if pixel_type != "TLWLoss":
-        raise UserError(f"train.pixel_opt.type: {short(pixel_type)}; accepted with model_type: TLWModel is TLWLoss")
     check_section(train.get("tlw") or {}, "train.tlw", TLW)
     weights = train["pixel_opt"].get("weights", "learned")
     if weights != "learned":
@@ -416,26 +387,15 @@ def _check_tlw(opt: Options, train: Options) -> None:
         raise UserError(
             "train.optim_w: missing; TLWModel needs the weighting network's optimiser, such as {type: Adam, lr: 1e-4}"
         )
-    distance = train["pixel_opt"].get("distance")
+    distance, place = train["pixel_opt"].get("distance"), "train.pixel_opt.distance"
     if distance is not None:
-        place = "train.pixel_opt.distance"
         check_arguments(distance, place, lookup(LOSS_REGISTRY, distance, place))
 
 
 def _check_uncertainty(opt: Options, train: Options) -> None:
     """Check that the parts of the uncertainty baseline are there together."""
-    pixel_type = (train.get("pixel_opt") or {}).get("type")
-    if opt["model_type"] != "UncertaintyModel":
-        if pixel_type == "UncertaintyLoss":
-            raise UserError("train.pixel_opt.type: UncertaintyLoss needs model_type: UncertaintyModel")
-        return
-    if pixel_type != "UncertaintyLoss":
-        raise UserError(
-            f"train.pixel_opt.type: {short(pixel_type)}; accepted with model_type: UncertaintyModel is UncertaintyLoss"
-        )
     if "network_u" not in opt:
         raise UserError("network_u: missing; UncertaintyModel needs the head, such as {type: UncertaintyHead}")
-    check_section(
-        train.get("uncertainty") or {}, "train.uncertainty", list_kinds(UncertaintyOptions), ["stage_one_iter"]
-    )
+    section = train.get("uncertainty") or {}
+    check_section(section, "train.uncertainty", list_kinds(UncertaintyOptions), ["stage_one_iter"])
     _check_factor(opt, "network_u")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -16,34 +17,19 @@ import torch.distributed as dist
 import yaml
 from basicsr.data import build_dataloader
 from basicsr.data.prefetch_dataloader import CUDAPrefetcher
-from basicsr.utils import (
-    MessageLogger,
-    get_root_logger,
-    get_time_str,
-    make_exp_dirs,
-    mkdir_and_rename,
-)
+from basicsr.utils import MessageLogger, get_root_logger, get_time_str, make_exp_dirs, mkdir_and_rename
 from basicsr.utils.dist_util import master_only
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from tlw_basicsr.data.resumable import CheckedDataset, NamedDataset, ResumableSampler, SeededDataset
-from tlw_basicsr.engine.distributed import join_or_fail
+from tlw_basicsr.engine.distributed import join_after
 from tlw_basicsr.engine.logs import named_file, start_log, start_tensorboard
 from tlw_basicsr.engine.options import parse_options
 from tlw_basicsr.engine.preflight import check_batch, check_files, check_folders
 from tlw_basicsr.engine.rehearsal import rehearse
-from tlw_basicsr.engine.resume import (
-    DamagedState,
-    find_best_iterations,
-    find_state,
-    list_states,
-    prune,
-    set_aside,
-    strip_options,
-    take,
-)
+from tlw_basicsr.engine.resume import DamagedState, find_state, list_states, prune, set_aside, strip_options, take
 from tlw_basicsr.models import build_model
 from tlw_basicsr.models.validation import names_of_sets
 from tlw_basicsr.util.errors import UserError, clean, files_in_a_line, first_line
@@ -57,8 +43,8 @@ def train_pipeline(root_path: str, argv: list[str] | None = None) -> None:
     """Train as BasicSR does, but exact on resume.
 
     Args:
-        root_path: the folder of experiments, logs and TensorBoard files.
-        argv: the command line's arguments, ``sys.argv[1:]`` if None.
+        root_path: Folder of experiments, logs and TensorBoard files.
+        argv: The command line's arguments, ``sys.argv[1:]`` if None.
 
     Raises:
         UserError: An option, image or checkpoint is wrong, or a file can't be written. One iteration and one validation
@@ -70,32 +56,26 @@ def train_pipeline(root_path: str, argv: list[str] | None = None) -> None:
     torch.backends.cudnn.benchmark = True
     states = Path(opt["path"]["training_states"])
     saved = opt["auto_resume"] and list_states(states)
-    failure, summary = None, ""
-    resume_state, notes = None, []
-    try:
-        resume_state, notes = find_state(opt)
+    with join_after(opt):
+        state, found = find_state(opt)
         check_files(opt)
-        summary, unread = rehearse(opt, args.given)
-        notes = [*unread, *notes]
-    except UserError as error:
-        failure = error
-    join_or_fail(opt, failure)
+        summary, notes = rehearse(opt, args.given)
+        notes += found
     with lock_experiment(opt, notes.append):
         if opt["auto_resume"] and saved != list_states(states):  # another training has just ended
-            resume_state, more = find_state(opt)
-            notes += more
-        make_folders(opt, args, resume_state is not None)
-        wait_for_all(opt)
-        train(opt, resume_state, notes, summary)
+            state, found = find_state(opt)
+            notes += found
+        make_folders(opt, args, state is not None)
+        if opt["dist"]:
+            dist.barrier()
+        train(opt, state, notes, summary)
 
 
 @contextmanager
 def lock_experiment(opt: Options, warn: Callable[[str], object]) -> Iterator[None]:
     """Keep other trainings out of the experiment's folder; the first process holds the lock for all.
 
-    Raises:
-        UserError: another training holds the lock.
-        SystemExit: in the other processes then, without a message.
+    Where another training holds it, the first process raises a UserError, and the others end without a message.
     """
     folder = Path(opt["path"]["experiments_root"])
     with ExitStack() as stack:
@@ -147,12 +127,12 @@ class Training:
     """The iterations of a training, with what is logged, validated and saved between them.
 
     Args:
-        opt: the options.
-        model: the model, which has taken the state.
-        data: the loader of the training data and its sampler.
-        val_loaders: the loaders of the validation sets.
+        opt: The options.
+        model: The model, which has taken the state.
+        data: The loader of the training data and its sampler.
+        val_loaders: The loaders of the validation sets.
         tb_logger: TensorBoard's ``SummaryWriter``, or None.
-        state: the state that it goes on from, or None.
+        state: The state that it goes on from, or None.
     """
 
     def __init__(
@@ -181,7 +161,8 @@ class Training:
         self.stop = StopSignals(opt["dist"], model.device)
         for each in (self.loader, *val_loaders):
             each.worker_init_fn = self.stop.leave_to_parent(each.worker_init_fn)
-        self.data_timer, self.iter_timer = AverageTimer(), AverageTimer()
+        # of the newest iterations, and of reading their data; BasicSR's AvgTimer is missing before 1.3.4.2
+        self.seconds: deque[tuple[float, float]] = deque(maxlen=200)
         self.message_logger = MessageLogger(opt, self.current_iter, tb_logger)
 
     def find_position(self, state: dict[str, Any] | None) -> dict[str, int]:
@@ -200,11 +181,7 @@ class Training:
         return position
 
     def run(self) -> None:
-        """Train until ``train.total_iter``.
-
-        Raises:
-            SystemExit: SIGTERM or SIGINT stopped the training after an iteration, which is saved.
-        """
+        """Train until ``train.total_iter``, or until a signal has stopped it."""
         show_bar = self.opt["rank"] == 0 and sys.stderr.isatty()
         self.bar = tqdm(
             total=self.total_iters, initial=self.current_iter, unit="it", disable=not show_bar, dynamic_ncols=True
@@ -227,29 +204,27 @@ class Training:
         self.sampler.set_position(self.epoch, done * (self.loader.batch_size or 1))
         if hasattr(self.model, "set_epoch"):
             self.model.set_epoch(self.epoch)
-        self.data_timer.start()
-        self.iter_timer.start()
+        begun = time.perf_counter()
         for batch in batches(self.loader, self.opt):
-            self.data_timer.record()
+            data_seconds = time.perf_counter() - begun
             self.current_iter += 1
             self.model.update_learning_rate(self.current_iter, warmup_iter=self.opt["train"].get("warmup_iter", -1))
             self.model.feed_data(batch)
             self.model.optimize_parameters(self.current_iter)
-            self.iter_timer.record()
+            self.seconds.append((time.perf_counter() - begun, data_seconds))
             self.bar.update()
             self.end_iteration()
             if self.current_iter >= self.total_iters:
                 break
-            self.data_timer.start()
-            self.iter_timer.start()
+            begun = time.perf_counter()
 
     def end_iteration(self) -> None:
         """Log, validate and save where it is due; stop if a signal has asked for it."""
         validating = self.val_loaders and self.is_due(self.opt["val"]["val_freq"])
         if validating or self.is_due(self.opt["logger"]["print_freq"]):
-            times = {"time": self.iter_timer.get_avg_time(), "data_time": self.data_timer.get_avg_time()}
-            lrs = self.model.get_current_learning_rate()
-            values = {"epoch": self.epoch, "iter": self.current_iter, "lrs": lrs, **times}
+            seconds, data_seconds = map(fmean, zip(*self.seconds, strict=True))
+            values = {"epoch": self.epoch, "iter": self.current_iter, "time": seconds, "data_time": data_seconds}
+            values["lrs"] = self.model.get_current_learning_rate()
             self.message_logger({**values, **self.model.get_current_log()})
         if validating:
             self.validate()
@@ -291,8 +266,8 @@ class Training:
         if self.opt["rank"] == 0:
             val = self.opt.get("val") or {}
             metric = val.get("save_best") or next(iter(val.get("metrics") or {}), None)
-            best = find_best_iterations(getattr(self.model, "best_metric_results", {}), metric)
-            prune(self.opt, self.current_iter, best)
+            results = getattr(self.model, "best_metric_results", {}).values()
+            prune(self.opt, self.current_iter, {each[metric]["iter"] for each in results if metric in each})
 
     def finish(self) -> None:
         """Save the latest networks; validate and save where the last iteration did not."""
@@ -304,62 +279,35 @@ class Training:
             self.save()  # a later run may go further
 
 
-class AverageTimer:
-    """Mean seconds of the newest steps, as BasicSR's AvgTimer, which versions before 1.3.4.2 lack."""
-
-    def __init__(self) -> None:
-        self.seconds: deque[float] = deque(maxlen=200)
-        self.start()
-
-    def start(self) -> None:
-        """Begin a step."""
-        self.begun = time.perf_counter()
-
-    def record(self) -> None:
-        """End a step and begin the next."""
-        self.seconds.append(time.perf_counter() - self.begun)
-        self.start()
-
-    def get_avg_time(self) -> float:
-        """Return the mean, or 0 before the first step."""
-        return sum(self.seconds) / max(len(self.seconds), 1)
-
-
-def wait_for_all(opt: Options) -> None:
-    """Wait until every process is here."""
-    if opt["dist"]:
-        dist.barrier()
-
-
 def leave_together(opt: Options) -> None:
     """Wait until every process is here, then leave the group: one that just ends may break another's connection."""
-    wait_for_all(opt)
     if opt["dist"]:
+        dist.barrier()
         dist.destroy_process_group()
 
 
+@master_only
 def make_folders(opt: Options, args: Any, resuming: bool) -> None:
-    """Make the experiment's folders and put the YAML there; an earlier training of the name is moved aside."""
+    """Make the experiment's folders, and move an earlier training of the name aside; keep the YAML to be used again.
+
+    The YAML is the file, or with ``--force_yml`` all options.
+    """
+    path = opt["path"]
     if not resuming:
         make_exp_dirs(opt)
-        if opt["logger"]["use_tb_logger"] and "debug" not in opt["name"] and opt["rank"] == 0:
+        if opt["logger"]["use_tb_logger"] and "debug" not in opt["name"]:
             mkdir_and_rename(str(Path(opt["root_path"], "tb_logger", opt["name"])))
-    elif opt["rank"] == 0:
+    else:
         for key in ("models", "training_states", "visualization"):
-            Path(opt["path"][key]).mkdir(parents=True, exist_ok=True)
-        remove_leftovers(opt["path"]["models"], opt["path"]["training_states"])
-    keep_options(opt, args)
-
-
-@master_only
-def keep_options(opt: Options, args: Any) -> None:
-    """Keep the YAML of the training, to be used again: the file, or with ``--force_yml`` all options."""
-    copy = Path(opt["path"]["experiments_root"], Path(args.opt).name)
-    text = Path(args.opt).read_text("utf-8")
+            Path(path[key]).mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path["models"], path["training_states"])
+    given, copy = Path(args.opt), Path(path["experiments_root"], Path(args.opt).name)
     if args.force_yml:
         text = yaml.safe_dump(args.given, sort_keys=False, allow_unicode=True, width=120)
-    elif copy.resolve() == Path(args.opt).resolve():
+    elif copy.resolve() == given.resolve():
         return
+    else:
+        text = given.read_text("utf-8")
     write_text(f"# {get_time_str()}: {shlex.join(sys.argv)}\n\n{text}", copy)
 
 
@@ -379,7 +327,7 @@ def validation_data(opt: Options) -> list[DataLoader]:
     if not opt.get("val"):
         return []
     datasets = [NamedDataset(options, f"datasets.{key}") for key, options in sets.items()]
-    for dataset, names in zip(datasets, names_of_sets(datasets, apart=True), strict=True):
+    for dataset, names in zip(datasets, names_of_sets(datasets), strict=True):
         dataset.names = names
     return [data_loader(dataset, dataset.opt, opt) for dataset in datasets]
 
@@ -436,21 +384,17 @@ def test_pipeline(root_path: str, argv: list[str] | None = None) -> None:
     """Test as BasicSR does.
 
     Args:
-        root_path: the folder in which ``results/{name}`` gets the images, metrics and the log.
-        argv: the command line's arguments, ``sys.argv[1:]`` if None.
+        root_path: Folder in which ``results/{name}`` gets the images, metrics and the log.
+        argv: The command line's arguments, ``sys.argv[1:]`` if None.
 
     Raises:
-        UserError: an option, image or checkpoint is wrong.
+        UserError: An option, image or checkpoint is wrong.
     """
     opt, args = parse_options(root_path, is_train=False, argv=argv)
     left_out = leave_out_missing_sets(opt["datasets"])
-    failure, summary, notes = None, "", []
-    try:
+    with join_after(opt):
         check_files(opt)
         summary, notes = rehearse(opt, args.given)
-    except UserError as error:
-        failure = error
-    join_or_fail(opt, failure)
     make_exp_dirs(opt)
     logger = start_log(opt, "test")
     for note in [*(f"{reason}; this test set is left out." for reason in left_out), *notes]:
@@ -460,7 +404,7 @@ def test_pipeline(root_path: str, argv: list[str] | None = None) -> None:
     model = build_model(opt)
     for key, dataset_opt in sorted(opt["datasets"].items()):
         dataset = NamedDataset(dataset_opt, f"datasets.{key}")
-        (dataset.names,) = names_of_sets([dataset], apart=False)
+        (dataset.names,) = names_of_sets([dataset])
         loader = data_loader(dataset, dataset_opt, opt)
         logger.info(f"Testing {dataset_opt['name']}: {len(dataset)} images.")
         try:

@@ -18,11 +18,7 @@ LONGEST_EPOCH = 20_000_000  # samples, whose order is a list in memory
 
 
 def check_files(opt: Options) -> None:
-    """Check folders, the headers of images, and that checkpoints exist.
-
-    Raises:
-        UserError: The first thing that is wrong, in one line that names the file.
-    """
+    """Check by their headers the images of all sets, and that folders and checkpoints exist."""
     for key, dataset_opt in opt["datasets"].items():
         check_folders(dataset_opt, f"datasets.{key}")
         check_images(dataset_opt, f"datasets.{key}", opt)
@@ -108,7 +104,7 @@ def check_images(opt: dict[str, Any], place: str, options: Options) -> None:
 
 
 def _is_known(opt: Options, place: str) -> bool:
-    """Whether a data set's class and options are those whose images can be listed here; forks take other ones."""
+    """Whether the images of a data set can be listed here; forks take other options."""
     kind = lookup(DATASET_REGISTRY, opt, place)
     roots = [opt.get(key, "") for key in ("dataroot_gt", "dataroot_lq")]
     backend = opt.get("io_backend")

@@ -1,7 +1,7 @@
 """Options that remember which of their keys were asked for, and what follows for those that nobody read."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from typing import Any
 
@@ -51,40 +51,12 @@ class Recorded(dict):  # its methods are dict's
     def __missing__(self, key: Any) -> Any:
         raise MissingOption(".".join(map(str, (*self.place, key))))
 
-    def __getitem__(self, key: Any) -> Any:
-        self._note(key)
-        return super().__getitem__(key)
-
-    def __contains__(self, key: Any) -> bool:
-        self._note(key)
-        return super().__contains__(key)
-
-    def get(self, key: Any, default: Any = None) -> Any:  # noqa: D102
-        self._note(key)
-        return super().get(key, default)
-
     def pop(self, key: Any, *default: Any) -> Any:  # noqa: D102
         self._note(key)
         return super().pop(key, *default) if default or super().__contains__(key) else self.__missing__(key)
 
-    def setdefault(self, key: Any, default: Any = None) -> Any:  # noqa: D102
-        self._note(key)
-        return super().setdefault(key, default)
-
     def __iter__(self) -> Iterator[Any]:
         return iter(self.keys())
-
-    def keys(self) -> Any:  # noqa: D102
-        self._note(*super().keys())
-        return super().keys()
-
-    def values(self) -> Any:  # noqa: D102
-        self._note(*super().keys())
-        return super().values()
-
-    def items(self) -> Any:  # noqa: D102
-        self._note(*super().keys())
-        return super().items()
 
     def __or__(self, other: Any) -> dict:
         return {**self, **other}
@@ -93,39 +65,51 @@ class Recorded(dict):  # its methods are dict's
         return {**other, **self}
 
     def copy(self) -> "Recorded":  # noqa: D102
-        return self.__deepcopy__({}, deep=False)
+        return Recorded(self, self.asked, self.place)
 
     __copy__ = copy
 
-    def __deepcopy__(self, memo: dict, deep: bool = True) -> "Recorded":
-        content = {key: deepcopy(value, memo) if deep else value for key, value in dict.items(self)}
+    def __deepcopy__(self, memo: dict) -> "Recorded":
+        content = {key: deepcopy(value, memo) for key, value in dict.items(self)}
         return Recorded(content, self.asked, self.place)
+
+
+def _noting(name: str) -> Callable:
+    """Return dict's method of this name; it notes the key that it is called with, or all where there is none."""
+    method = getattr(dict, name)
+
+    def noting(self: Recorded, *arguments: Any) -> Any:
+        self._note(*(arguments[:1] or dict.keys(self)))
+        return method(self, *arguments)
+
+    return noting
+
+
+for _name in ("__getitem__", "__contains__", "get", "setdefault", "keys", "values", "items"):
+    setattr(Recorded, _name, _noting(_name))
 
 
 def check_unread(given: Options, asked: Asked | None, model: type | Any, opt: Options) -> list[str]:
     """Check the keys that are given, that no schema of ours knows and that nobody asked for.
 
-    Args:
-        given: The options as they were given.
-        asked: What a rehearsal asked for; None without one: then only the near misses of our schemas are found.
-        model: The model's class.
-        opt: The completed options.
+    One that is nearly a key that is known or was asked for is an error, and so is a network, a loss or an optimiser
+    that the model never asked for. Without a rehearsal, ``asked`` is None, and only near misses of our schemas are
+    found.
 
     Returns:
         A line for every key that is legal and has no effect.
-
-    Raises:
-        UserError: Such a key is nearly one that is known or was asked for and is not given; or a network, a loss or an
-            optimiser is given that the model never asked for.
     """
     name = opt.get("base_model", "SRModel") if opt["model_type"] == "TLWModel" else opt["model_type"]
     known: dict[Place, set[str]] = {
         (): {*list_kinds(TopOptions)},
-        ("path",): {"resume_state", "ignore_resume_networks", "strict_load", *_path_keys(opt)},
+        ("path",): {"resume_state", "ignore_resume_networks", "strict_load"},
         ("train",): {*list_kinds(TrainOptions)},
         ("val",): {*list_kinds(ValOptions)},
         ("logger",): {*list_kinds(LoggerOptions)},
     }
+    for key in opt:
+        if str(key).startswith("network_"):
+            known["path",] |= {f"{beginning}_{key.removeprefix('network_')}" for beginning in PATH_KEYS}
     readers: dict[Place, str] = {}
     for key, dataset in opt["datasets"].items():
         kind = lookup(DATASET_REGISTRY, dataset, f"datasets.{key}")
@@ -149,9 +133,8 @@ def check_unread(given: Options, asked: Asked | None, model: type | Any, opt: Op
                     raise UserError(f"{full}: unknown option (did you mean {near}?); nothing reads it")
                 if asked:
                     reader = readers.get(place, name)
-                    notes.append(
-                        f"{full}: nothing in {reader} reads this option" + (near and f"; did you mean {near}?")
-                    )
+                    hint = near and f"; did you mean {near}?"
+                    notes.append(f"{full}: nothing in {reader} reads this option{hint}")
             if isinstance(value, dict) and (here in known or key in read):
                 check(value, here)
 
@@ -161,11 +144,6 @@ def check_unread(given: Options, asked: Asked | None, model: type | Any, opt: Op
     return notes
 
 
-def _path_keys(opt: Options) -> set[str]:
-    networks = [key.removeprefix("network_") for key in opt if str(key).startswith("network_")]
-    return {f"{beginning}_{network}" for beginning in PATH_KEYS for network in networks}
-
-
 def _is_part(place: Place) -> bool:
     """Whether a place is that of a network, a loss or an optimiser."""
     text = ".".join(map(str, place))
@@ -173,10 +151,7 @@ def _is_part(place: Place) -> bool:
 
 
 def _refuse_part(place: str, key: str, opt: Options, name: str, model: Any, notes: list[str]) -> None:
-    """Refuse a network, loss or optimiser that would have no effect.
-
-    An optimiser that a third party's YAML has left over, of a network that is not there, does no harm.
-    """
+    """Refuse a network, loss or optimiser without effect, but not an optimiser that a plugin's YAML has left over."""
     other = find_origin(model) == OTHER
     if key.startswith("optim_") and other and key.replace("optim", "network") not in opt:
         notes.append(f"{place}: {name} never asks for it, so it has no effect")

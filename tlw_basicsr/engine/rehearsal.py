@@ -7,6 +7,7 @@ section and the stage, instead of in a traceback after an earlier run was moved 
 import gc
 import io
 import logging
+import re
 import resource
 import sys
 import tempfile
@@ -15,6 +16,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from basicsr.utils.logger import initialized_logger
 from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, LOSS_REGISTRY, METRIC_REGISTRY
 from torch import nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from tlw_basicsr.data.listing import list_images
 from tlw_basicsr.data.resumable import CheckedDataset
@@ -41,16 +43,9 @@ from tlw_basicsr.util.errors import UserError, first_line, short
 from tlw_basicsr.util.kinds import Options, suggestion
 
 # Functions that ask for the `type` of a section right before they build its part
-BUILDERS = {
-    "build_network",
-    "build_loss",
-    "build_optimizer",
-    "build_schedulers",
-    "calculate_metric",
-    "get_optimizer",
-    "setup_optimizers",
-    "setup_schedulers",
-}
+BUILDERS = re.compile(
+    "build_(network|loss|optimizer|schedulers)|setup_(optimizers|schedulers)|get_optimizer|calculate_metric"
+)
 
 
 def rehearse(opt: Options, given: Options) -> tuple[str, list[str]]:
@@ -59,15 +54,8 @@ def rehearse(opt: Options, given: Options) -> tuple[str, list[str]]:
     Nothing is written or logged, and random numbers begin anew afterwards. Of several processes each is alone here:
     what exists only in a group, such as ``sync_bn``, is left out, and so is ``use_compile``, which takes long.
 
-    Args:
-        opt: The completed options.
-        given: The options as they were given.
-
     Returns:
         A line about what it took, empty with ``train.rehearse: false``; and a line for each key without effect.
-
-    Raises:
-        UserError: Something fails, in one line that names the section and the stage; or see :func:`check_unread`.
     """
     model = find_model(opt)
     if opt["is_train"] and not opt["train"].get("rehearse", True):
@@ -93,37 +81,32 @@ def rehearse(opt: Options, given: Options) -> tuple[str, list[str]]:
 class Rehearsal:
     """One iteration and a validation of each set by a copy of the options that remembers what was read.
 
-    Args:
-        opt: The completed options.
-        folder: An empty folder for what a model may write although nobody asks it to.
+    What a model writes although nobody asks it to goes to ``folder``.
     """
 
     def __init__(self, opt: Options, folder: str) -> None:
         self.opt, self.asked, self.notes = opt, Asked(), []
         self.model: Any = None
         self.validations = 0
-        self.copy = copy = Recorded(opt, self.asked)
-        for key in ("experiments_root", "models", "training_states", "visualization", "results_root", "log"):
-            dict.__getitem__(copy, "path")[key] = str(Path(folder, key))
-        train = dict.get(copy, "train") if opt["is_train"] else None
-        if train is not None:
+        copy = deepcopy(opt)
+        folders = ("experiments_root", "models", "training_states", "visualization", "results_root", "log")
+        copy["path"].update({key: str(Path(folder, key)) for key in folders})
+        if opt["is_train"]:
+            train = copy["train"]
             # a generator that waits for its discriminator is tried at once; a step that is refused is no failure yet
             waits = {"net_d_iters": 1, "net_d_init_iters": 0}
-            train.update({key: value for key, value in waits.items() if key in opt["train"]})
+            train.update({key: value for key, value in waits.items() if key in train})
             train.update(max_bad_steps=2, use_compile=False)
-        if val := dict.get(copy, "val"):
-            val["save_best"] = None
+            if opt["dist"] and opt["num_gpu"] and (train.get("tlw") or {}).get("sync_bn"):
+                train["tlw"]["sync_bn"] = False
+        if copy.get("val"):
+            copy["val"]["save_best"] = None
         if opt["dist"]:
             copy.update(dist=False, num_gpu=min(opt["num_gpu"], 1))
-            if train is not None and opt["num_gpu"] and (opt["train"].get("tlw") or {}).get("sync_bn"):
-                dict.__getitem__(train, "tlw")["sync_bn"] = False
+        self.copy = Recorded(copy, self.asked)
 
     def run(self) -> None:
-        """Build, read, train and validate.
-
-        Raises:
-            UserError: One of them fails.
-        """
+        """Build, read, train and validate."""
         with self._stage("in building the model", ("model_type",)):
             self.model = build_model(self.copy)
         if self.opt["is_train"]:
@@ -153,8 +136,8 @@ class Rehearsal:
 
     def _check_step(self) -> None:
         """Check that the loss has not broadcast the output, and that the base model of TLW calls its pixel loss."""
-        if told := self._describe_mismatch():
-            raise UserError(told)
+        if mismatch := self._describe_mismatch():
+            raise UserError(mismatch)
         if isinstance(self.model, TLWMixin) and not self.model.tlw.log:
             name = self.opt.get("base_model", "SRModel")
             message = f"base_model: {name} has not called its pixel loss, which TLW replaces, in the first iteration"
@@ -165,7 +148,7 @@ class Rehearsal:
     def _describe_mismatch(self) -> str:
         """Say that output and HR image differ in shape; a third party's model may mean that."""
         images = [getattr(self.model, name, None) for name in ("output", "gt")]
-        shapes = [tuple(image.shape) for image in images if isinstance(image, torch.Tensor)]
+        shapes = [tuple(image.shape) for image in images if torch.is_tensor(image)]
         if len(set(shapes)) < 2 or find_origin(find_model(self.opt)) == OTHER:
             return ""
         name = self.opt["network_g"]["type"]
@@ -175,12 +158,10 @@ class Rehearsal:
         name = dataset_opt["name"]
         iteration = 1 if self.opt["is_train"] else self.opt["name"]
         with self._stage(f"in the validation on {name}", ("datasets", key)):
-            dataset = CheckedDataset(dict.__getitem__(dict.__getitem__(self.copy, "datasets"), key), f"datasets.{key}")
+            dataset = CheckedDataset(self.copy["datasets"][key], f"datasets.{key}")
             one = OneItem(dataset, _find_smallest(dataset, dataset_opt, f"datasets.{key}"))
             self.model.validation(DataLoader(one), iteration, None, False)
         self.validations += 1
-
-    # --------------------------------------------------------------------------------------------- errors
 
     @contextmanager
     def _stage(self, stage: str, place: Place) -> Iterator[None]:
@@ -195,11 +176,11 @@ class Rehearsal:
         name = self.opt["model_type"]
         if isinstance(error, UserError) and error.__cause__ and str(error).startswith(name):
             error = error.__cause__  # type: ignore[assignment]  what build_model has met
-        missing = [e for e in (error, error.__cause__) if isinstance(e, MissingOption)]
-        if missing:
-            return f"{missing[0].args[0]}: missing; it is read {stage}"
-        if "iteration" in stage and (told := self._describe_mismatch()):
-            return told
+        for missing in (error, error.__cause__):
+            if isinstance(missing, MissingOption):
+                return f"{missing.args[0]}: missing; it is read {stage}"
+        if "iteration" in stage and (mismatch := self._describe_mismatch()):
+            return mismatch
         place = self._find_place(error) or place
         where, section = ".".join(map(str, place)), _value_at(self.opt, place)
         if isinstance(error, UserError):
@@ -216,21 +197,18 @@ class Rehearsal:
             extra = {"optim_": ("params",), "schedu": ("optimizer", "last_epoch")}.get(str(place[-1])[:6], ())
             try:
                 check_arguments(section, where, call, extra=extra)
-            except UserError as told:
-                return str(told)
+            except UserError as wrong:
+                return str(wrong)
             doubts = find_doubts(section, call)
-        hint = self._name_options(str(error))
-        if (
-            place[0].startswith("network_")
-            and getattr(self.model, "batch", {}).get("gt", torch.empty(0, 3)).shape[1] == 1
-        ):
+        hint, gt = self._name_options(str(error)), getattr(self.model, "batch", {}).get("gt")
+        if place[0].startswith("network_") and gt is not None and gt.shape[1] == 1:
             hint += "; the images have one channel, which num_in_ch: 1 takes"
         if place == ("network_g",) and "validation" in stage and type(self.model).test is SRModel.test:
             hint += "; a model that pads an image to what its network takes is SwinIRModel"
         return f"{where}: {part} fails {stage} ({first_line(error)}){doubts}{self._describe_batch()}{hint}"
 
     def _name_options(self, message: str) -> str:
-        """The options whose names are in an error's message, also as words: ``; KEY: VALUE``."""
+        """Return the options whose names are in an error's message, also as words: ``; KEY: VALUE``."""
         words = {p: str(p[-1]) for p in self.asked.places if "_" in str(p[-1])}
         named = sorted(p for p, key in words.items() if key in message or key.replace("_", " ") in message)
         values = [f"; {'.'.join(map(str, p))}: {short(_value_at(self.opt, p))}" for p in named]
@@ -241,7 +219,7 @@ class Rehearsal:
         frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
         owners = {id(part): place for part, place in self._list_parts()}
         for frame in reversed(frames):
-            if frame.f_code.co_name in BUILDERS and self.asked.newest:
+            if BUILDERS.fullmatch(frame.f_code.co_name) and self.asked.newest:
                 return self.asked.newest
             if place := owners.get(id(frame.f_locals.get("self"))):
                 return place
@@ -260,9 +238,11 @@ class Rehearsal:
                 yield value, ("train", *losses[:1])
             elif beginning == "optimizer" and isinstance(value, Optimizer):
                 yield getattr(value, "inner", value), ("train", f"optim_{label}")
-        yield from ((scheduler, ("train", "scheduler")) for scheduler in getattr(self.model, "schedulers", ()))
-        if isinstance(tlw := getattr(self.model, "tlw", None), nn.Module):
-            yield from ((tlw, ("train", "pixel_opt")), (tlw.distance, ("train", "pixel_opt", "distance")))
+        for scheduler in getattr(self.model, "schedulers", ()):
+            yield scheduler, ("train", "scheduler")
+        if isinstance(self.model, TLWMixin) and hasattr(self.model, "tlw"):
+            yield self.model.tlw, ("train", "pixel_opt")
+            yield self.model.tlw.distance, ("train", "pixel_opt", "distance")
 
     def _describe_batch(self) -> str:
         """The shapes of the images that the model was given, and in a validation where they come from."""
@@ -273,30 +253,21 @@ class Rehearsal:
         return f"; images: {', '.join(shapes)}{path}" if shapes else ""
 
 
-class OneItem(Dataset):
+class OneItem(CheckedDataset):
     """One item of a data set, which otherwise looks like the set."""
 
-    def __init__(self, source: Any, index: int) -> None:
-        self.source, self.index = source, index
+    def __init__(self, whole: CheckedDataset, index: int) -> None:
+        vars(self).update(vars(whole), index=index)
 
     def __len__(self) -> int:
         return 1
 
     def __getitem__(self, _: int) -> Any:
-        return self.source[self.index]
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "source":
-            raise AttributeError(name)
-        return getattr(self.source, name)
+        return super().__getitem__(self.index)
 
 
 def _find_smallest(dataset: Any, opt: Options, place: str) -> int:
-    """Return the index of a set's smallest image by its headers, or 0 where a set's class is not known.
-
-    Raises:
-        UserError: The set is empty.
-    """
+    """Return the index of a set's smallest image by its headers, or 0 where a set's class is not known."""
     if not len(dataset):
         raise UserError(f"{place}: {opt['name']} has no image")
     entries = getattr(dataset, "entries", None)
@@ -314,7 +285,7 @@ def _find_smallest(dataset: Any, opt: Options, place: str) -> int:
 
 
 def _value_at(opt: Options, place: Place) -> Any:
-    """The value at a place; None where there is none."""
+    """Return the value at a place, or None."""
     value: Any = opt
     for key in place:
         value = value.get(key) if isinstance(value, dict) else None
@@ -351,7 +322,7 @@ def _silence() -> Iterator[None]:
 
 
 def _peak_memory(opt: Options) -> float:
-    """The most memory of this process so far, or of its GPU in the rehearsal, in GiB."""
+    """Return the most memory of this process so far, or of its GPU in the rehearsal, in GiB."""
     if opt["num_gpu"] and torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     unit = 1 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere

@@ -27,26 +27,15 @@ class OtherTraining(UserError):
     """A state that these options can't go on from."""
 
 
-# ------------------------------------------------------------------------------------------------- finding
-
-
 def find_state(opt: Options, damaged: DamagedState | None = None) -> tuple[dict[str, Any] | None, list[str]]:
     """Find the training state to resume from, and set ``opt["path"]`` to it and to the networks saved with it.
 
     With ``--auto_resume`` it is the newest one in ``experiments/{name}/training_states`` that is whole and has whole
     networks, else ``path.resume_state``. The weighting network starts anew after a state that BasicSR itself wrote.
-
-    Args:
-        opt: the options.
-        damaged: why the state found before can't be taken; the one before it is looked for.
+    ``damaged`` says why the state found before can't be taken: the one before it is looked for.
 
     Returns:
         The state, or None to start afresh, and lines for the log.
-
-    Raises:
-        UserError: the state named, or every one there is, can't be used; it was written with other networks or
-            optimisers, or its schedule ends before ``train.total_iter``; or ``--auto_resume`` would start over where
-            there has been a training.
     """
     notes: list[str] = []
     named = opt["path"].get("resume_state")
@@ -89,9 +78,6 @@ def check_no_networks(opt: Options) -> None:
 
     Networks of a single iteration beside an empty folder of states are accepted: that training was killed while it
     saved for the first time.
-
-    Raises:
-        UserError: there are other networks.
     """
     models = Path(opt["path"]["models"])
     saved = {name.removesuffix(".pth").rsplit("_", 1)[1] for name in list_folder(models) if name.startswith("net_")}
@@ -104,13 +90,9 @@ def check_no_networks(opt: Options) -> None:
 
 
 def list_folder(folder: Path) -> list[str]:
-    """Return the names in a folder, which may not exist.
-
-    Raises:
-        UserError: it can't be read, which must not look like an empty one.
-    """
+    """Return the names in a folder, which may not exist; one that can't be read must not look like an empty one."""
     try:
-        return [path.name for path in Path(folder).iterdir()]
+        return [path.name for path in folder.iterdir()]
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -118,28 +100,13 @@ def list_folder(folder: Path) -> list[str]:
 
 
 def list_states(folder: Path) -> list[Path]:
-    """Return the states in a folder, the newest first.
-
-    Raises:
-        UserError: the folder can't be read.
-    """
+    """Return the states in a folder, the newest first."""
     states = (folder / name for name in list_folder(folder) if name.endswith(".state"))
     return sorted((s for s in states if s.stem.isdecimal()), key=lambda s: int(s.stem), reverse=True)
 
 
-# ------------------------------------------------------------------------------------------------- reading
-
-
 def read_all(path: Path, opt: Options) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
-    """Read a state and the networks saved with it.
-
-    Returns:
-        The state, lines for the log, and the options of ``path`` that load the networks.
-
-    Raises:
-        DamagedState: the state or a network is missing or damaged.
-        OtherTraining: the training can't go on from it with these options.
-    """
+    """Return a state, lines for the log, and the options of ``path`` that load the networks saved with it."""
     try:
         state = load_file(path, WHAT)
         numbers = [("iter", state["iter"]), ("epoch", state["epoch"]), *(state.get("position") or {}).items()]
@@ -158,13 +125,9 @@ def read_all(path: Path, opt: Options) -> tuple[dict[str, Any], list[str], dict[
 
 
 def read_networks(state: dict[str, Any], opt: Options, path: Path) -> dict[str, Any]:
-    """Find the networks of a state, beside it or in this experiment, and check that they are whole.
+    """Return the options of ``path`` that load a state's networks, which lie beside it or in this experiment.
 
-    Returns:
-        The options of ``path`` that load them.
-
-    Raises:
-        UserError: one is missing, not finite, or of another network than its section of the options.
+    Each must be whole, finite, and the one of its section of the options.
     """
     folders = [path.parent.with_name("models"), Path(opt["path"]["models"])]
     loads: dict[str, Any] = {}
@@ -197,8 +160,7 @@ def read_networks(state: dict[str, Any], opt: Options, path: Path) -> dict[str, 
 def take(model: Any, state: dict[str, Any] | None) -> DamagedState | None:
     """Let the model of every process take a state, if there is one.
 
-    Returns:
-        Why a process can't take it: the random numbers are as they were, and the model has to be built anew.
+    Returns why a process can't take it: the random numbers are as they were, and the model has to be built anew.
     """
     if state is None:
         return None
@@ -212,9 +174,6 @@ def take(model: Any, state: dict[str, Any] | None) -> DamagedState | None:
     if model.agreed(torch.tensor(damaged is None, device=model.device)):
         return None
     return damaged or DamagedState(f"{where} can't be taken by another process")
-
-
-# ------------------------------------------------------------------------------------------------- comparing
 
 
 def strip_options(opt: Options) -> Options:
@@ -232,20 +191,11 @@ def flatten(section: Any, place: str = "") -> Iterator[tuple[str, Any]]:
         yield from flatten(value, f"{place}.{key}" if place else str(key))
 
 
-def show(value: Any) -> str:
-    """Return an option's value for a message: short text as it is."""
-    return value if isinstance(value, str) and len(value) < 100 else short(value)
-
-
 def compare_options(state: dict[str, Any], opt: Options, path: Path) -> list[str]:
-    """Compare the options that a state was written with to those of now.
+    """Compare the options that a state was written with to those of now, which may not be of another structure.
 
-    Returns:
-        Lines for the log about differences in ``train`` that may be meant: losses and ``train.tlw``, which hold from
-        here on; learning rates and the schedulers' values, which the state sets back to its own.
-
-    Raises:
-        OtherTraining: the model, a network, an optimiser or the kind of scheduler is another.
+    Returns lines for the log about differences in ``train`` that may be meant: losses and ``train.tlw``, which hold
+    from here on; learning rates and the schedulers' values, which the state sets back to its own.
     """
     if "options" not in state:
         return []
@@ -258,7 +208,8 @@ def compare_options(state: dict[str, Any], opt: Options, path: Path) -> list[str
         was, now = (o.get(key, "not given") for o in (old, new))
         if was == now or key.startswith(ignored):
             continue
-        difference = f"{key} was {show(was)} in the training of {path}, now it is {show(now)}"
+        was, now = (v if isinstance(v, str) and len(v) < 100 else short(v) for v in (was, now))
+        difference = f"{key} was {was} in the training of {path}, now it is {now}"
         restored = key.startswith("train.scheduler.") or re.fullmatch(r"train\.optim_\w+\.lr", key)
         structure = key in ("model_type", "base_model", "scale", "train.scheduler.type") or key.startswith("network_")
         if structure or (key.startswith("train.optim_") and not restored):
@@ -274,20 +225,13 @@ def compare_options(state: dict[str, Any], opt: Options, path: Path) -> list[str
 
 
 def check_ends(state: dict[str, Any], opt: Options, path: Path) -> None:
-    """Check that the schedules, which are the state's, last until ``train.total_iter``.
-
-    Raises:
-        OtherTraining: the periods of one end before.
-    """
-    ends = [([*s.get("cumulative_period", ())] or [math.inf])[-1] for s in state["schedulers"]]
-    if opt["train"]["total_iter"] > min(ends, default=math.inf):
+    """Check that the schedules, which are the state's, last until ``train.total_iter``."""
+    end = min((s["cumulative_period"][-1] for s in state["schedulers"] if s.get("cumulative_period")), default=math.inf)
+    if opt["train"]["total_iter"] > end:
         raise OtherTraining(
-            f"train.total_iter: the periods of train.scheduler in {path} end at {min(ends)}; to train longer, begin a "
+            f"train.total_iter: the periods of train.scheduler in {path} end at {end}; to train longer, begin a "
             "training of another name from its network: path.pretrain_network_g"
         )
-
-
-# ------------------------------------------------------------------------------------------------- keeping
 
 
 def list_numbered(opt: Options) -> list[tuple[int, Path]]:
@@ -299,13 +243,7 @@ def list_numbered(opt: Options) -> list[tuple[int, Path]]:
 
 
 def set_aside(opt: Options, current_iter: int) -> list[str]:
-    """Move the states and networks of later iterations out of the way of a training that goes on from ``current_iter``.
-
-    A later ``--auto_resume`` would go on from them.
-
-    Returns:
-        Lines for the log.
-    """
+    """Move what is of iterations after ``current_iter`` away, or a later ``--auto_resume`` would go on from it."""
     later = [file for iteration, file in list_numbered(opt) if iteration > current_iter]
     folder = Path(opt["path"]["experiments_root"], f"after_{current_iter}_{get_time_str()}")
     for file in later:
@@ -313,11 +251,6 @@ def set_aside(opt: Options, current_iter: int) -> list[str]:
         target.parent.mkdir(parents=True, exist_ok=True)
         file.rename(target)
     return [f"{len(later)} files of later iterations are moved to {folder}"] if later else []
-
-
-def find_best_iterations(results: dict[str, dict[str, Any]], metric: str | None) -> set[int]:
-    """Return the iterations that are best by ``metric`` so far, one for every data set."""
-    return {metrics[metric]["iter"] for metrics in results.values() if metric in metrics}
 
 
 def prune(opt: Options, current_iter: int, best: Collection[int]) -> None:

@@ -77,11 +77,7 @@ class TLWLoss(nn.Module):
             self.make_tlw()  # raises where the options don't go together
 
     def make_tlw(self, **more: Any) -> TLW:
-        """Build the :class:`tlw_basicsr.TLW` of these options and ``more`` arguments.
-
-        Raises:
-            UserError: an option is wrong, or does not go with another.
-        """
+        """Build the :class:`tlw_basicsr.TLW` of these options and ``more`` arguments."""
         try:
             return TLW(self.distance, **self.arguments, **more)
         except ValueError as error:
@@ -124,9 +120,6 @@ def complete_economy(opt: dict[str, Any]) -> None:
     """Put ``network_w`` and ``train.optim_w``, which ``preset: economy`` may leave out, into the options.
 
     From there on they are like any other: resumed, found by ``path.pretrain_network_w`` and the tools.
-
-    Raises:
-        UserError: a section is not a mapping.
     """
     train = get_section(opt, "train")
     loss, tlw = (get_section(train, key, "train") for key in ("pixel_opt", "tlw"))

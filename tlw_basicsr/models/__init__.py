@@ -15,11 +15,7 @@ __all__ = ["TLWMixin", "TLWModel", "TrainingMixin", "build_model", "with_tlw", "
 
 
 def build_model(opt: dict[str, Any]) -> BaseModel:
-    """BasicSR's ``build_model``, with :class:`TrainingMixin` in every model class.
-
-    Raises:
-        UserError: the model refuses its options.
-    """
+    """BasicSR's ``build_model``, with :class:`TrainingMixin` in every model class."""
     opt = deepcopy(opt)
     model = MODEL_REGISTRY.get(opt["model_type"])
     if isinstance(model, type) and issubclass(model, BaseModel):

@@ -15,11 +15,7 @@ from tlw_basicsr.util.kinds import Options
 
 
 def build_optimizer(name: str, params: Iterable[Tensor] | list[dict[str, Any]], **options: Any) -> Optimizer:
-    """Build the optimiser of this name that the installed BasicSR knows, or else torch's.
-
-    Raises:
-        NotImplementedError: Neither knows the name.
-    """
+    """Build the optimiser of this name that the installed BasicSR knows, or else torch's."""
     stand_in: Any = None  # BasicSR's method reads nothing of its model
     try:
         return BaseModel.get_optimizer(stand_in, name, params, **options)
@@ -30,11 +26,7 @@ def build_optimizer(name: str, params: Iterable[Tensor] | list[dict[str, Any]], 
 
 
 def build_schedulers(section: Options, optimizers: list[Optimizer]) -> list[Any]:
-    """Build a scheduler for each optimiser by ``train.scheduler``: the installed BasicSR's, or else torch's.
-
-    Raises:
-        NotImplementedError: Neither knows ``type``.
-    """
+    """Build a scheduler for each optimiser by ``train.scheduler``: the installed BasicSR's, or else torch's."""
     stand_in: Any = SimpleNamespace(
         opt={"train": {"scheduler": deepcopy(section)}}, optimizers=optimizers, schedulers=[]
     )

@@ -27,9 +27,6 @@ def is_from_basicsr(state: dict[str, Any]) -> bool:
     return "random" not in state
 
 
-# ------------------------------------------------------------------------------------------------- writing
-
-
 def collect_state(model: Any) -> dict[str, Any]:
     """Collect what BasicSR's own states lack; called by every process."""
     random_states = [get_random_state()]
@@ -40,7 +37,7 @@ def collect_state(model: Any) -> dict[str, Any]:
         "random": random_states,
         "amp": model.amp.state_dict(),
         "guard": model.guard.state_dict(),
-        "accumulated": [get_kept_gradients(o) for o in model.optimizers],
+        "accumulated": [collect_gradients(o) for o in model.optimizers],
         "position": getattr(model, "position", None),
         "seed": model.opt.get("manual_seed"),
         "best_metric_results": to_plain(getattr(model, "best_metric_results", {})),
@@ -55,7 +52,7 @@ def collect_others(model: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, part in find_others(model).items():
         try:
-            found.setdefault("others", {})[name] = to_plain(part.state_dict(), refuse)
+            found.setdefault("others", {})[name] = to_plain(part.state_dict(), strict=True)
         except TypeError as error:
             get_root_logger().warning(f"{name} of the model is not saved ({error}): a resumed training will differ.")
     queues = {name: value for name, value in vars(model).items() if name.startswith("queue_")}
@@ -75,10 +72,7 @@ def find_others(model: Any) -> dict[str, Any]:
 
 
 def write_state(model: Any, epoch: int, current_iter: int | str) -> None:
-    """Write ``{current_iter}.state``: BasicSR's entries and those of ``model.training_state()``.
-
-    Nothing is written for the iterations -1 and ``best``, which are not for resuming.
-    """
+    """Write ``{current_iter}.state`` for resuming, which the iterations -1 and ``best`` are not for."""
     if current_iter in (-1, "best"):
         return
     state = {
@@ -92,31 +86,29 @@ def write_state(model: Any, epoch: int, current_iter: int | str) -> None:
         save_file(state, Path(model.opt["path"]["training_states"], f"{current_iter}.state"))
 
 
-def get_kept_gradients(optimizer: Optimizer) -> dict[str, Any] | None:
+def collect_gradients(optimizer: Optimizer) -> dict[str, Any] | None:
     """Return the gradients that ``optimizer`` keeps for a later step, and their number, if there are any."""
     count = getattr(optimizer, "accumulated", 0)
     return {"count": count, "gradients": [p.grad for p in list_parameters(optimizer)]} if count else None
 
 
-def to_plain(value: Any, other: Callable[[Any], Any] = str) -> Any:
-    """Convert a value to types that are loaded with ``weights_only``.
+def to_plain(value: Any, strict: bool = False) -> Any:
+    """Convert a value to types that are loaded with ``weights_only``; what has no such type to text, unless ``strict``.
 
-    Mappings become dicts (a scheduler holds a Counter), numpy's numbers (of metrics) Python's; whatever else is not
-    plain, such as a YAML's date, is converted by ``other``.
+    Mappings become dicts (a scheduler holds a Counter), numpy's numbers (of metrics) Python's.
     """
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, Mapping):
         items = value.items()
-        return {key if isinstance(key, (int, float)) else str(key): to_plain(item, other) for key, item in items}
+        return {key if isinstance(key, (int, float)) else str(key): to_plain(item, strict) for key, item in items}
     if isinstance(value, (list, tuple)):
-        return type(value)(to_plain(item, other) for item in value)
-    return value if value is None or isinstance(value, (bool, int, float, str, torch.Tensor)) else other(value)
-
-
-def refuse(value: Any) -> None:
-    """Raise a TypeError, for :func:`to_plain`."""
-    raise TypeError(f"its state holds a {type(value).__name__}")
+        return type(value)(to_plain(item, strict) for item in value)
+    if value is None or isinstance(value, (bool, int, float, str, torch.Tensor)):
+        return value
+    if strict:
+        raise TypeError(f"its state holds a {type(value).__name__}")
+    return str(value)
 
 
 def get_random_state() -> dict[str, Any]:
@@ -140,22 +132,11 @@ def set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
-# ------------------------------------------------------------------------------------------------- taking
-
-
 def take_training(model: Any, state: dict[str, Any], take_basicsrs: Callable[[dict[str, Any]], None]) -> None:
-    """Load a state's optimisers and schedulers.
+    """Load a state's optimisers and schedulers, by ``take_basicsrs``, the base model's own ``resume_training``.
 
     A state of BasicSR's own model lacks those of the weighting network, which start anew at the iteration's learning
-    rate.
-
-    Args:
-        model: a model under ``TrainingMixin``.
-        state: the state.
-        take_basicsrs: the base model's own ``resume_training``.
-
-    Raises:
-        Exception: the state doesn't fit, in whatever way; the model has to be built anew then.
+    rate. If the state doesn't fit, anything may be raised, and the model has to be built anew.
     """
     new = model.own_optimizers if is_from_basicsr(state) else 0
     saved = {name: list(state[name]) for name in ("optimizers", "schedulers")}
@@ -183,9 +164,6 @@ def fit_groups(theirs: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
     """Return a saved optimiser state with the optimiser's own flags.
 
     How torch computes, such as ``fused``, is up to the options; and torch adds flags from version to version.
-
-    Raises:
-        UserError: an option of the optimiser is missing.
     """
     groups = []
     for group, mine in zip(theirs["param_groups"], optimizer.state_dict()["param_groups"], strict=True):
@@ -197,11 +175,7 @@ def fit_groups(theirs: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
 
 
 def check_moments(optimizer: Optimizer) -> None:
-    """Check that what an optimiser holds for its parameters is finite, and of their shapes.
-
-    Raises:
-        UserError: it is not, or Adam's moments are missing.
-    """
+    """Check that what an optimiser holds for its parameters is finite, complete for Adam, and of their shapes."""
     adam = isinstance(getattr(optimizer, "inner", optimizer), torch.optim.Adam)
     for number, p in enumerate(list_parameters(optimizer)):
         held = optimizer.state.get(p, {})
@@ -237,10 +211,7 @@ def take_rest(model: Any, state: dict[str, Any]) -> None:
 
 
 def take_gradients(optimizer: Optimizer, kept: dict[str, Any] | None, every: int) -> None:
-    """Give an optimiser the gradients that it kept for a step; each is one of ``every`` in its mean.
-
-    Those that were kept for a step of more iterations than it now has are left out.
-    """
+    """Give an optimiser the gradients it kept for a step of ``every`` iterations; leave out those of a longer step."""
     if not kept:
         return
     if kept["count"] >= every:

@@ -19,15 +19,7 @@ STAGE_ONE_KEYS = {"net_g": "stage_one_g", "net_u": "stage_one_u"}
 
 
 class FeatureTap:
-    """Keeps the input of one of a network's modules.
-
-    Args:
-        net: the network.
-        name: the module's.
-
-    Raises:
-        UserError: the network has no such module.
-    """
+    """Keeps the input of the module of this name in a network."""
 
     def __init__(self, net: nn.Module, name: str) -> None:
         try:
@@ -136,21 +128,18 @@ class UncertaintyModel(TrainingMixin, SRModel):
 
     def save(self, epoch: int, current_iter: int) -> None:
         """Write ``net_u_{current_iter}.pth``, in stage two with stage one's networks, then SRModel's files."""
-        nets, keys = [self.net_u], ["params"]
-        for name, key in STAGE_ONE_KEYS.items():
-            if self.stage_one is not None:
-                nets.append(self.stage_one[name])
-                keys.append(key)
-        self.save_network(nets, "net_u", current_iter, keys)
+        nets = {"params": self.net_u}
+        for name, net in (self.stage_one or {}).items():
+            nets[STAGE_ONE_KEYS[name]] = net
+        self.save_network([*nets.values()], "net_u", current_iter, [*nets])
         super().save(epoch, current_iter)
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
         """Also load stage one's networks, if it has ended."""
         if resume_state["iter"] > self.stage_one_iter:
             path, what = self.opt["path"]["pretrain_network_u"], "path.pretrain_network_u"
-            states = {}
-            for name, key in STAGE_ONE_KEYS.items():
-                states[name] = read_network(path, key, what)
-                check_fit(states[name], self.get_bare_model(getattr(self, name)), True, path, what)
+            states = {name: read_network(path, key, what) for name, key in STAGE_ONE_KEYS.items()}
+            for name, state in states.items():
+                check_fit(state, self.get_bare_model(getattr(self, name)), True, path, what)
             self.freeze(states)
         super().resume_training(resume_state)

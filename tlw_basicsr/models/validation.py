@@ -16,7 +16,6 @@ import torch
 from basicsr.metrics import calculate_metric as basicsr_calculate_metric
 from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import METRIC_REGISTRY
-from torch.utils.data import Dataset
 
 from tlw_basicsr.data.images import undo_normalization
 from tlw_basicsr.data.listing import name_images
@@ -35,12 +34,7 @@ def compares(metric: Mapping[str, Any]) -> bool:
 def calculate_metric(data: Mapping[str, Any], opt: Mapping[str, Any]) -> Any:
     """Compute a metric by BasicSR's ``calculate_metric``, and refuse NaN.
 
-    Args:
-        data: The images, uint8 (H, W, C): ``img`` (``img1`` before BasicSR 1.3.5) and ``img2``.
-        opt: The metric's options, as in ``val.metrics``.
-
-    Raises:
-        UserError: The metric is NaN.
+    The images are uint8 (H, W, C), under ``img`` (``img1`` before BasicSR 1.3.5) and ``img2``.
     """
     parameters = inspect.signature(METRIC_REGISTRY.get(opt["type"])).parameters
     images = {("img" if key == "img1" else key): value for key, value in data.items()}
@@ -54,28 +48,16 @@ def calculate_metric(data: Mapping[str, Any], opt: Mapping[str, Any]) -> Any:
     return value
 
 
-# ------------------------------------------------------------------------------------------------- names
-
-
-def names_of_sets(datasets: Sequence[Dataset], apart: bool) -> list[list[str] | None]:
-    """Name every item of the sets, each differently; a set without paths gets None.
-
-    Args:
-        datasets: The sets, with their options as ``opt``.
-        apart: Whether their images are saved in one folder, as in a training.
-    """
+def names_of_sets(datasets: Sequence[Any]) -> list[list[str] | None]:
+    """Name every item of the sets, whose images are saved in one folder, differently; a set without paths gets None."""
     paths = [list_paths(dataset) for dataset in datasets]
-    together = apart and sum(each is not None for each in paths) > 1
-
-    def key(path: str, dataset: Any) -> str:
-        parts = PurePosixPath(path.replace("\\", "/"))
-        return str(parts.parent / dataset.opt["name"] / parts.name) if together else str(parts)
-
-    keys = [[key(path, dataset) for path in each or []] for each, dataset in zip(paths, datasets, strict=True)]
-    if not apart:
-        return [name_images(each) if known is not None else None for each, known in zip(keys, paths, strict=True)]
-    names = iter(name_images([one for each in keys for one in each]))
-    return [[next(names) for _ in each] if known is not None else None for each, known in zip(keys, paths, strict=True)]
+    together = sum(each is not None for each in paths) > 1
+    keys: list[str] = []
+    for dataset, each in zip(datasets, paths, strict=True):
+        for path in map(PurePosixPath, (path.replace("\\", "/") for path in each or [])):
+            keys.append(str(path.parent / dataset.opt["name"] / path.name if together else path))
+    names = iter(name_images(keys))
+    return [each and [next(names) for _ in each] for each in paths]
 
 
 def list_paths(dataset: Any) -> list[str] | None:
@@ -85,12 +67,8 @@ def list_paths(dataset: Any) -> list[str] | None:
     paths = getattr(dataset, "paths", None)
     if not isinstance(paths, list) or len(paths) != len(dataset):
         return None
-    found = [path.get("lq_path") if isinstance(path, dict) else path for path in paths]
-    names = [path for path in found if isinstance(path, str)]
-    return names if len(names) == len(found) else None
-
-
-# ------------------------------------------------------------------------------------------------- within
+    found: list[Any] = [path.get("lq_path") if isinstance(path, dict) else path for path in paths]
+    return found if all(isinstance(path, str) for path in found) else None
 
 
 @contextmanager

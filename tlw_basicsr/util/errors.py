@@ -38,8 +38,7 @@ class _Repr(reprlib.Repr):
 
     def __init__(self) -> None:
         super().__init__()
-        self.maxlevel = 3
-        self.maxlist = self.maxtuple = self.maxdict = self.maxset = self.maxfrozenset = 6
+        self.maxlevel, self.maxdict = 3, 6
         self.maxstring = self.maxother = self.maxlong = 100
 
     def repr_int(self, x: int, level: int) -> str:
@@ -74,15 +73,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def expanded(path: str | Path, where: str) -> Path:
-    """Return ``path`` with the home folder for its ``~``.
-
-    Args:
-        path: the path.
-        where: the option's place, for the message.
-
-    Raises:
-        UserError: ``~name`` of a user who does not exist.
-    """
+    """Return ``path`` with the home folder for its ``~``; ``where`` is the option's place, for the message."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
@@ -91,20 +82,13 @@ def expanded(path: str | Path, where: str) -> Path:
 
 @contextmanager
 def files_in_a_line() -> Iterator[None]:
-    """Report an error of the operating system, such as a full disk, as a :class:`UserError` that names the file."""
+    """Report an error of the operating system as a :class:`UserError`: a file's, or a data loader's killed process."""
     try:
         yield
     except BrokenPipeError:  # nobody reads the output any more
         raise
     except OSError as error:
         raise UserError(f"{error.filename or 'a file'} can't be read or written ({reason_of(error)})") from error
-
-
-@contextmanager
-def killed_workers_in_a_line() -> Iterator[None]:
-    """Report that a data loader's process was killed, as where memory is short, as a :class:`UserError`."""
-    try:
-        yield
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise
@@ -122,7 +106,7 @@ def run(main: Callable[[], None]) -> None:
     in the environment the error comes with its traceback.
     """
     try:
-        with files_in_a_line(), killed_workers_in_a_line():
+        with files_in_a_line():
             main()
             sys.stdout.flush()
     except BrokenPipeError:

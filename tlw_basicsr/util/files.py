@@ -8,7 +8,7 @@ import stat
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from shutil import rmtree
@@ -23,20 +23,10 @@ try:
 except ImportError:  # not on Windows
     fcntl = None
 
-# ------------------------------------------------------------------------------------------------- reading
-
 
 @contextmanager
 def open_regular(path: str | Path, what: str) -> Iterator[BinaryIO]:
-    """Open a regular file for reading; reading a fifo or a device might never end.
-
-    Args:
-        path: the file.
-        what: the option that names it, for the message; may be empty.
-
-    Raises:
-        UserError: the file does not exist, is not a regular file, or can't be read.
-    """
+    """Open a regular file, named by option ``what``, for reading; a fifo or a device might never end."""
     place = f"{what}: {path}" if what else f"{path}:"
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
@@ -52,11 +42,7 @@ def open_regular(path: str | Path, what: str) -> Iterator[BinaryIO]:
 
 
 def read_bytes(path: str | Path, what: str = "", most: int | None = None) -> bytes:
-    """Return the content of a regular file of at most ``most`` bytes.
-
-    Raises:
-        UserError: as :func:`open_regular`, or the file is larger.
-    """
+    """Return the content of a regular file of at most ``most`` bytes."""
     with open_regular(path, what) as file:
         size = os.fstat(file.fileno()).st_size
         if most is not None and size > most:
@@ -68,18 +54,11 @@ def read_bytes(path: str | Path, what: str = "", most: int | None = None) -> byt
 
 
 def load_file(path: str | Path, what: str) -> dict[str, Any]:
-    """Load a file of ``torch.save`` without running code (``weights_only=True``), on the CPU.
-
-    Args:
-        path: the file.
-        what: the option that names it, for the message.
-
-    Returns:
-        The dict that it holds.
+    """Load the dict of a file of ``torch.save`` without running code (``weights_only=True``), on the CPU.
 
     Raises:
-        UserError: the file does not exist, is damaged, holds no dict, or holds objects other than tensors and plain
-            values.
+        UserError: The file does not exist, is damaged, holds no dict, or holds objects other than tensors and plain
+            values; the message begins with ``what``, the option that names it.
     """
     with open_regular(path, what) as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about old formats
@@ -99,11 +78,7 @@ def load_file(path: str | Path, what: str) -> dict[str, Any]:
 
 
 def check_archive(file: BinaryIO) -> None:
-    """Compare the checksums of a zip archive with its content, which torch's own reader does not.
-
-    Raises:
-        zipfile.BadZipFile: a member is damaged; other exceptions where the archive can't be read.
-    """
+    """Compare the checksums of a zip archive with its content, which torch's own reader does not."""
     if file.read(4) == b"PK\x03\x04":  # files of torch before 1.6 are no archives
         with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
@@ -116,17 +91,11 @@ def check_archive(file: BinaryIO) -> None:
     file.seek(0)
 
 
-# ------------------------------------------------------------------------------------------------- writing
-
-
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[BinaryIO]:
     """Open a file for writing that gets the name ``path`` once it is complete and on the disk.
 
-    The content goes to a temporary file beside ``path``, which is synced and then renamed.
-
-    Raises:
-        UserError: the file can't be written, for instance to a full disk; an earlier file of the name stays as it was.
+    Until then it is a temporary file beside ``path``, and an earlier file of the name stays as it was.
     """
     path = Path(path)
     temporary = temporary_name(path)
@@ -137,23 +106,15 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
-            with suppress(OSError), open_folder(path.parent) as folder:
-                os.fsync(folder)  # so that the rename survives a loss of power, where the file system can do that
+            with suppress(OSError), ExitStack() as stack:  # the rename survives a loss of power, where that can be had
+                folder = os.open(path.parent, os.O_RDONLY)
+                stack.callback(os.close, folder)
+                os.fsync(folder)
         finally:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:
         raise UserError(f"{path} can't be written ({reason_of(error)})") from error
-
-
-@contextmanager
-def open_folder(path: Path) -> Iterator[int]:
-    """Open a folder; yields its descriptor."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def temporary_name(path: Path) -> Path:
@@ -181,8 +142,6 @@ def write_text(text: str, path: str | Path) -> None:
         file.write(text.encode())
 
 
-# ------------------------------------------------------------------------------------------------- locks
-
 # filelock is no substitute: its descriptor can't be handed to a child that keeps the lock, and it does not say who
 # holds a lock.
 
@@ -206,15 +165,12 @@ def hold_lock(path: Path, what: str, warn: Callable[[str], object]) -> Iterator[
     A forked process does not hold the lock; one that is started with the descriptor does.
 
     Args:
-        path: the lock's file, which is created if needed, stays there, and says who holds the lock.
-        what: is locked, for the message.
-        warn: called with one line where the system or the file system has no locks.
+        path: The lock's file, which is created if needed, stays there, and says who holds the lock.
+        what: Name of what is locked, for the message.
+        warn: Called with one line where the system or the file system has no locks.
 
     Yields:
         The descriptor, in a tuple for ``subprocess``'s ``pass_fds``; an empty tuple where there are no locks.
-
-    Raises:
-        UserError: another process holds the lock; the message says which.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)

@@ -101,18 +101,9 @@ def suggestion(word: Any, choices: Collection[Any], cutoff: float = 0.6) -> str:
 def check_section(
     section: Any, place: str, schema: Schema, required: Collection[str] = (), strict: bool = True
 ) -> None:
-    """Check a section of the options.
+    """Check the keys and values of the section at ``place``, such as ``train.tlw``; empty for the top.
 
-    Args:
-        section: Its keys and values.
-        place: Its place, such as ``train.tlw``; empty for the top.
-        schema: The kinds of the known keys.
-        required: Keys that must be given.
-        strict: Refuse keys that are not in ``schema``. Otherwise one is refused only where it is nearly a required key
-            that is missing.
-
-    Raises:
-        UserError: A key is unknown or missing, or a value is of the wrong kind.
+    Without ``strict`` a key that is not in ``schema`` is refused only where it is nearly a missing required one.
     """
     if not isinstance(section, dict):
         raise UserError(f"{place}: expected a section of 'key: value', got {short(section)}")
@@ -136,12 +127,7 @@ def list_kinds(call: Callable, without: Collection[str] = ()) -> dict[str, Kind]
 
 
 def describe_parameters(call: Callable, without: Collection[str] = ()) -> dict[str, Option]:
-    """Return the options among the parameters of ``call`` in their order, without ``*args`` and ``**kwargs``.
-
-    Args:
-        call: The class or function whose signature is read.
-        without: Parameters that are not options.
-    """
+    """Return the options among the parameters of ``call`` in their order, without ``*args`` and ``**kwargs``."""
     parameters = inspect.signature(call).parameters.values()
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     return {p.name: _describe(p) for p in named if p.name not in ("self", *without)}

@@ -18,14 +18,9 @@ FORWARDED = 2.0  # seconds in which a launcher may pass on the signal that its w
 
 
 class StopSignals:
-    """Remembers the first SIGTERM or SIGINT; a second one ends the process at once.
+    """Remembers the first SIGTERM or SIGINT as ``received``; a second one ends the process at once.
 
-    Args:
-        distributed: whether several processes have to agree on stopping.
-        device: where the flag lies that they agree on.
-
-    Attributes:
-        received: the number of the first signal, or 0.
+    Several processes have to agree on stopping, by a flag on ``device``.
     """
 
     def __init__(self, distributed: bool = False, device: torch.device | str = "cpu") -> None:
@@ -61,11 +56,7 @@ class StopSignals:
         return int(flag)
 
     def leave_to_parent(self, init: Callable[[int], None] | None) -> Callable[[int], None]:
-        """Return a data loader's ``worker_init_fn`` that calls ``init`` and leaves the process group's signals to us.
-
-        Outside of the ``with`` block SIGTERM ends a worker: Python sends it to the workers that are left when it ends,
-        and then waits for them.
-        """
+        """Return a ``worker_init_fn`` that calls ``init`` and leaves the signals of the process group to us."""
         return partial(_leave_to_parent, init, self.within)
 
 
@@ -78,15 +69,14 @@ def end_with_parent(init: Callable[[int], None] | None = None, worker: int = 0) 
         multiprocessing.connection.wait([parent.sentinel])
         os._exit(1)
 
-    if parent is not None:
-        threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=watch, daemon=True).start()
     if init is not None:
         init(worker)
 
 
 def _leave_to_parent(init: Callable[[int], None] | None, within: Any, worker: int) -> None:
     def receive(number: int, _: Any) -> None:
-        if not within.value:
+        if not within.value:  # Python sends SIGTERM to the workers that are left when it ends, and waits for them
             os._exit(128 + number)
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)

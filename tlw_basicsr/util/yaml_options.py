@@ -13,10 +13,7 @@ SURPRISING_NUMBER = re.compile(r"[-+]?(0[0-9_]+|[0-9_]+(:[0-9_]+)+)")
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which also reads ``1e-4`` as a number.
-
-    It refuses a key given twice with different values, and numbers that YAML reads otherwise than people do.
-    """
+    """PyYAML's safe loader, which reads ``1e-4`` as a number, and refuses what YAML reads otherwise than people do."""
 
     def construct_number(self, node: yaml.ScalarNode) -> int:
         if SURPRISING_NUMBER.fullmatch(node.value):
@@ -40,11 +37,10 @@ class _Loader(yaml.SafeLoader):
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         """Merge ``<<`` and keep only the last of equal keys, or merges of merges would grow without bound."""
         super().flatten_mapping(node)
-        node.value = list({_identity(key): (key, value) for key, value in node.value}.values())
-
-
-def _identity(key: yaml.Node) -> Any:
-    return (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else id(key)
+        pairs = {}
+        for key, value in node.value:
+            pairs[(key.tag, key.value) if isinstance(key, yaml.ScalarNode) else id(key)] = key, value
+        node.value = list(pairs.values())
 
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_number)
@@ -54,15 +50,7 @@ _Loader.add_implicit_resolver(
 
 
 def load_yaml(text: str, name: str) -> Any:
-    """Parse YAML without running code.
-
-    Args:
-        text: the YAML.
-        name: where it comes from, for messages.
-
-    Raises:
-        UserError: The text is not YAML, or has a number that YAML reads in another base. The message names the line.
-    """
+    """Parse YAML without running code; ``name`` says in messages where it comes from."""
     try:
         return _unshared(yaml.load(text, Loader=_Loader), name)
     except (ValueError, RecursionError, OverflowError) as error:  # a date such as 2020-13-45; ten thousand brackets
@@ -75,11 +63,7 @@ def load_yaml(text: str, name: str) -> Any:
 
 
 def _unshared(content: Any, name: str) -> Any:
-    """Copy what YAML aliases share: BasicSR takes keys out of sections, so that no two places may share one.
-
-    Raises:
-        UserError: The aliases expand to more than 100,000 values or without end, or a number has more than 1,000 bits.
-    """
+    """Copy what YAML aliases share: BasicSR takes keys out of sections, so that no two places may share one."""
     count = 0
 
     def copied(value: Any) -> Any:
@@ -100,9 +84,6 @@ def force_options(opt: Options, entries: list[str]) -> None:
     """Apply ``--force_yml`` entries such as ``train:ema_decay=0.999`` to ``opt``.
 
     A value is YAML, or ``none``. The last key of an entry may be new; the sections before it must exist.
-
-    Raises:
-        UserError: An entry is malformed or names a section that the options lack.
     """
     for entry in entries:
         keys, separator, text = entry.partition("=")
