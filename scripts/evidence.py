@@ -168,9 +168,6 @@ def build_network(options: dict[str, Any], file: Path | None = None) -> nn.Modul
     return net
 
 
-# ------------------------------------------------------------------------------------------------- data
-
-
 def read_rgb(path: Path) -> np.ndarray:
     """An image of 8 bits, RGB (H, W, 3)."""
     return np.ascontiguousarray(read_8bit(path)[..., ::-1])
@@ -223,9 +220,6 @@ def held_out(device: torch.device) -> list[tuple[Tensor, Tensor]]:
     """Parts of photographs of scikit-image, LR and HR, on which the weights are looked at."""
     astronaut, cat = skimage.data.astronaut(), skimage.data.chelsea()
     return [pair(np.ascontiguousarray(i), device) for i in (astronaut[:128, 160:288], cat[80:208, 100:228])]
-
-
-# ------------------------------------------------------------------------------------------------- losses
 
 
 class Uncertainty(nn.Module):
@@ -365,9 +359,6 @@ class Training:
             torch.cuda.set_rng_state(state["rng_cuda"])
         if self.loss is not None:
             self.loss.load_state_dict(state["loss"])
-
-
-# ------------------------------------------------------------------------------------------------- commands
 
 
 def load_distance(args: argparse.Namespace) -> nn.Module | None:

@@ -124,11 +124,7 @@ def newest(states: Path) -> int:
 
 
 def kill_test(folder: Path, kills: int, seed: int, iterations: int, num_feat: int, workers: int) -> dict[str, Any]:
-    """Run both trainings in ``folder``.
-
-    Returns:
-        Numbers of kills, of those within a file and between the files of an iteration, and whether all files are equal.
-    """
+    """Run both trainings in ``folder``; return the numbers of kills by where they fell, and which files differ."""
     ends = {}
     for name in ("whole", "killed"):
         (folder / name).mkdir(parents=True)

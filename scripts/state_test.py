@@ -208,11 +208,7 @@ def judge(code: int | None, text: str) -> str:
 
 
 def state_test(folder: Path, number: int, seed: int, only: str = "", jobs: int = 1) -> dict[str, Any]:
-    """Train in ``folder``, then run every case.
-
-    Returns:
-        How many cases ended in which way, and which in a wrong one.
-    """
+    """Train in ``folder``, run every case, and return how many ended in which way, and which in a wrong one."""
     whole = folder / "whole"
     whole.mkdir(parents=True)
     opt = kill_test.options(folder, 4, num_feat=4, workers=0)

@@ -22,11 +22,7 @@ from tlw_basicsr.util.yaml_options import load_yaml
 
 
 def find_source(name: str, argument: str, allow_plugins: bool, param_key: str) -> str | Path | tuple[Trained, Options]:
-    """What an argument names: ``'bicubic'``, a folder of SR images, or a network and the YAML's options.
-
-    Raises:
-        UserError: it names none of these, or its options or checkpoint are wrong.
-    """
+    """What an argument names: ``'bicubic'``, a folder of SR images, or a network and the YAML's options."""
     path = Path(name).expanduser()
     if name == "bicubic":
         return name

@@ -30,11 +30,7 @@ TILE = 512  # LR pixels
 
 
 def find_images(source: str) -> list[Path]:
-    """The images that an argument names: a file, those of a folder, or those of a glob; sorted.
-
-    Raises:
-        UserError: there are none, or they can't be looked for.
-    """
+    """The images that an argument names: a file, those of a folder, or those of a glob; sorted."""
     try:
         path = Path(source).expanduser()
         if path.is_dir():

@@ -43,7 +43,6 @@ from tlw_basicsr.tools.tables import (
     check_forced,
     find_network,
     is_trained,
-    list_losses,
     measure,
     train,
     write_tables,
@@ -87,17 +86,13 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def choose_cells(args: argparse.Namespace) -> list[Cell]:
-    """The cells that the arguments name and for which there are recipes; prints which are left out.
-
-    Raises:
-        UserError: a network, a scale or a loss has no cell at all.
-    """
+    """The cells that the arguments name and for which there are recipes; prints which are left out."""
     known = sorted({network for network, _, _ in list_cells()})
     for network in args.networks:
         if network not in known:
             raise UserError(f"--networks: {network}; accepted are {', '.join(known)}")
     pairs = list(product(dict.fromkeys(args.networks), dict.fromkeys(args.scales)))
-    available = {pair: list_losses(*pair) for pair in pairs}
+    available = {pair: sorted(loss for n, loss, s in list_cells() if (n, s) == pair) for pair in pairs}
     named = ", ".join(dict.fromkeys(args.networks))
     for scale in args.scales:
         if not any(available[pair] for pair in pairs if pair[1] == scale):

@@ -22,25 +22,15 @@ HAT_BGR_MEAN = (0.4488, 0.4371, 0.4040)  # HAT subtracts it from its input in [-
 
 
 class Published(NamedTuple):
-    """One published network.
+    """One published network."""
 
-    Attributes:
-        options: Returns the options of the network that it becomes, for a scale.
-        names: Patterns of the names of its tensors, and what they become; None for tensors that are not used.
-        first: The weights that take the image.
-        groups: How many images follow each other in their input channels.
-        last: The layer that gives the image.
-        scales: The published scales; none for a network without a scale.
-        section: The section of a YAML with its options.
-    """
-
-    options: Callable[[int | None], dict[str, Any]]
-    names: dict[str, str | None]
-    first: str = "conv_first.weight"
-    groups: int = 1
-    last: str = "conv_last"
-    scales: tuple[int, ...] = (2, 3, 4)
-    section: str = "network_g"
+    options: Callable[[int | None], dict[str, Any]]  # of the network that it becomes, for a scale
+    names: dict[str, str | None]  # patterns of its tensors' names, and what they become; None: not used
+    first: str = "conv_first.weight"  # takes the image
+    groups: int = 1  # images that follow each other in the input channels
+    last: str = "conv_last"  # gives the image
+    scales: tuple[int, ...] = (2, 3, 4)  # empty for a network without a scale
+    section: str = "network_g"  # of a YAML with its options
 
 
 def _edsr(scale: int | None) -> dict[str, Any]:
@@ -100,15 +90,9 @@ PUBLISHED = {
 
 
 def convert(path: Path, net: str, scale: int | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read a published checkpoint, and return a state dict and the options of the network that it belongs to.
+    """Read a published checkpoint; return a state dict and the options of the network that it belongs to.
 
-    Args:
-        path: The checkpoint, a plain state dict.
-        net: A key of :data:`PUBLISHED`.
-        scale: Scale of the network; None if only one is published, or if the network has none.
-
-    Raises:
-        UserError: The file is damaged, not a state dict, or belongs to another network or scale.
+    ``net`` is a key of :data:`PUBLISHED`; ``scale`` is None if only one is published, or if the network has none.
     """
     published = PUBLISHED[net]
     if scale is None and len(published.scales) == 1:
@@ -158,11 +142,7 @@ def flip_channels(state: dict[str, Tensor], published: Published) -> None:
 
 
 def convert_file(source: Path, target: Path, net: str, scale: int | None = None) -> Path:
-    """Write ``target`` as ``{'params': …}`` and beside it a YAML that names it; return the path of the YAML.
-
-    Raises:
-        UserError: See :func:`convert`; or a file can't be written.
-    """
+    """Write ``target`` as ``{'params': …}`` and beside it a YAML that names it; return the path of the YAML."""
     state, options = convert(source, net, scale)
     section = PUBLISHED[net].section
     factor = options.get("upscale")

@@ -45,11 +45,7 @@ class Trained:
         return f"{self.path} ({self.entry})" if self.entry else str(self.path)
 
     def upscaler(self, device: str = "auto", scale: int | None = None, origin: object = "") -> NetworkUpscaler:
-        """The network as an upscaler of whole images.
-
-        Raises:
-            UserError: the network is of another scale than ``scale``; ``origin`` names where it comes from.
-        """
+        """The network as an upscaler of whole images."""
         upscale = NetworkUpscaler(self.net, self.options, device=find_device(device))
         if scale is not None and upscale.scale != scale:
             raise UserError(f"--scale: {scale}, but the network of {origin} is of scale {upscale.scale}")
@@ -57,11 +53,7 @@ class Trained:
 
 
 def load_sr_network(args: Namespace) -> Trained:
-    """The SR network that the arguments of a command name, see :func:`tlw_basicsr.commands.add_network_arguments`.
-
-    Raises:
-        UserError: the YAML, the options or the checkpoint are wrong, or no checkpoint is named.
-    """
+    """The SR network that the arguments of a command name, see :func:`tlw_basicsr.commands.add_network_arguments`."""
     if args.network is not None:
         opt = {"network_g": load_yaml(args.network, "--network")}
     else:
@@ -70,11 +62,7 @@ def load_sr_network(args: Namespace) -> Trained:
 
 
 def load_trained(opt: Options, checkpoint: str | Path | None = None, param_key: str = "params_ema") -> Trained:
-    """``network_g`` of the options with the weights of ``checkpoint``, by default those of :func:`find_checkpoint`.
-
-    Raises:
-        UserError: the options or the checkpoint are wrong, or do not fit each other.
-    """
+    """``network_g`` of the options with the weights of ``checkpoint``, by default those of :func:`find_checkpoint`."""
     path = Path(checkpoint or find_checkpoint(opt, "g"))
     net = load_network(opt.get("network_g"), path, param_key)
     content = {} if is_safetensors(path) else load_file(path, "checkpoint")
@@ -94,11 +82,7 @@ def share_of_first_network(opt: Options, path: Path) -> float:
 
 
 def find_checkpoint(opt: Options, label: str) -> Path:
-    """The checkpoint that a YAML names for ``network_{label}``, else the newest of its training in this folder.
-
-    Raises:
-        UserError: there is no such file.
-    """
+    """The checkpoint that a YAML names for ``network_{label}``, else the newest of its training in this folder."""
     key = f"pretrain_network_{label}"
     named = get_section(opt, "path").get(key)
     if named is not None and not STR.accepts(named):
@@ -109,15 +93,8 @@ def find_checkpoint(opt: Options, label: str) -> Path:
     return expanded(named, f"path.{key}") if named else path
 
 
-# ------------------------------------------------------------------------------------------------- the weighting
-
-
 def list_iterations(models: Path) -> list[int]:
-    """The iterations whose two networks lie in the folder ``models``, sorted.
-
-    Raises:
-        UserError: there are none.
-    """
+    """The iterations whose two networks lie in the folder ``models``, sorted."""
     found = [
         {int(m[1]) for p in models.glob(f"net_{n}_*.pth") if (m := re.fullmatch(rf"net_{n}_(\d+)\.pth", p.name))}
         for n in "gw"
@@ -128,11 +105,7 @@ def list_iterations(models: Path) -> list[int]:
 
 
 def find_k(opt: Options, models: Path, iteration: int | None) -> float:
-    """The mean k of the weights at an iteration: that in the training's state, else the schedule's.
-
-    Raises:
-        UserError: it is in neither, or the state holds no such number.
-    """
+    """The mean k of the weights at an iteration: that in the training's state, else the schedule's."""
     if iteration is not None:
         state = models.parent / "training_states" / f"{iteration}.state"
         if state.is_file():
