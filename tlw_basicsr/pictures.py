@@ -53,32 +53,6 @@ def save(figure: Figure, path: Path, dpi: int = 80) -> None:
         plt.close(figure)
 
 
-@torch.no_grad()
-def weights_figure(
-    net_g: nn.Module, net_w: nn.Module, k: float, lq: Tensor, gt: Tensor, path: Path, title: str = ""
-) -> None:
-    """Write a figure of one image (3, H, W): HR, SR, the error |x̂ - x| and the weights w of mean k."""
-    sr = net_g(lq[None])[0].clamp(0, 1)
-    w = at_least_fp32(net_w(sr[None], gt[None], k))[0]
-    error = levels(sr, gt)
-    height, width = error.shape
-    figure, axes = plt.subplots(2, 2, figsize=(11, 9 * height / width + 1.2), layout="constrained")
-    figure.suptitle(title)
-    (of_gt, of_sr), (of_error, of_w) = axes
-    of_gt.imshow(shown(gt))
-    of_sr.imshow(shown(sr))
-    errors = draw_error(of_error, error, float(np.percentile(error, 99)))
-    weights = draw_weights(of_w, w)
-    figure.colorbar(errors, ax=of_error, label="levels of 255", extend="max", orientation="horizontal", shrink=0.7)
-    figure.colorbar(weights, ax=of_w, label="weight", orientation="horizontal", shrink=0.7)
-    titles = ("HR image x", "SR image x̂", "error |x̂ − x|, mean of RGB")
-    titles += (f"weights w, mean of RGB (their mean is k = {w.mean():.2f})",)
-    for axis, name in zip(axes.ravel(), titles, strict=True):
-        axis.set_title(name)
-        axis.set_axis_off()
-    save(figure, path)
-
-
 def weights_beside(gt: Tensor, sr: Tensor, w: Tensor) -> Tensor:
     """x, x̂ and w (mean of the channels, viridis) beside each other, for TensorBoard: (3, H, W), uint8.
 

@@ -5,7 +5,6 @@ reordered for the channels, and the networks' options set the range, so results 
 """
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +23,7 @@ HAT_BGR_MEAN = (0.4488, 0.4371, 0.4040)  # HAT subtracts it from its input in [-
 class Published(NamedTuple):
     """One published network."""
 
-    options: Callable[[int | None], dict[str, Any]]  # of the network that it becomes, for a scale
+    options: dict[str, Any]  # of the network that it becomes
     names: dict[str, str | None]  # patterns of its tensors' names, and what they become; None: not used
     first: str = "conv_first.weight"  # takes the image
     groups: int = 1  # images that follow each other in the input channels
@@ -33,19 +32,19 @@ class Published(NamedTuple):
     section: str = "network_g"  # of a YAML with its options
 
 
-def _edsr(scale: int | None) -> dict[str, Any]:
-    size = {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 64, "num_block": 16, "upscale": scale, "res_scale": 1}
-    return {"type": "EDSR", **size, "img_range": 2.0, "rgb_mean": [0.5, 0.5, 0.5]}
-
-
-def _hat(scale: int | None) -> dict[str, Any]:
-    # 2v - 1 - m = 2(v - (1 + m) / 2)
-    return {"type": "TLWHAT", "upscale": scale, "rgb_mean": [(1 + m) / 2 for m in reversed(HAT_BGR_MEAN)]}
-
-
-PUBLISHED = {
+PUBLISHED = {  # upscale becomes the scale
     "edsr": Published(
-        _edsr,
+        {
+            "type": "EDSR",
+            "num_in_ch": 3,
+            "num_out_ch": 3,
+            "num_feat": 64,
+            "num_block": 16,
+            "upscale": None,
+            "res_scale": 1,
+            "img_range": 2.0,
+            "rgb_mean": [0.5, 0.5, 0.5],
+        },
         {
             r"(sub|add)_mean\.(weight|bias)": None,
             r"head\.0\.(.*)": r"conv_first.\1",
@@ -57,7 +56,7 @@ PUBLISHED = {
         },
     ),
     "vdsr": Published(
-        lambda scale: {"type": "TLWVDSR", "num_feat": 64, "num_block": 10, "upscale": scale},
+        {"type": "TLWVDSR", "num_feat": 64, "num_block": 10, "upscale": None},
         {
             r"conv1\.0\.(.*)": r"conv_first.\1",
             r"trunk\.(\d+)\.conv\.(.*)": r"body.\1.\2",
@@ -65,7 +64,7 @@ PUBLISHED = {
         },
     ),
     "rcan": Published(
-        lambda scale: {"type": "TLWRCAN", "num_feat": 64, "num_group": 10, "num_block": 20, "upscale": scale},
+        {"type": "TLWRCAN", "num_feat": 64, "num_group": 10, "num_block": 20, "upscale": None},
         {
             r"sf\.(.*)": r"conv_first.\1",
             r"rgs\.(\d+)\.module\.20\.(.*)": r"body.\1.conv.\2",
@@ -76,9 +75,14 @@ PUBLISHED = {
             r"conv2\.(.*)": r"conv_last.\1",
         },
     ),
-    "hat": Published(_hat, {r"net\.(.*)": r"\1"}, scales=(4,)),
+    "hat": Published(
+        # 2v - 1 - m = 2(v - (1 + m) / 2)
+        {"type": "TLWHAT", "upscale": None, "rgb_mean": [(1 + m) / 2 for m in reversed(HAT_BGR_MEAN)]},
+        {r"net\.(.*)": r"\1"},
+        scales=(4,),
+    ),
     "weight": Published(
-        lambda _: {"type": "TLWWeightNet", "num_feat": 64},
+        {"type": "TLWWeightNet", "num_feat": 64},
         {r"(conv\..*)": r"\1"},
         first="conv.0.weight",
         groups=2,
@@ -112,7 +116,7 @@ def convert(path: Path, net: str, scale: int | None = None) -> tuple[dict[str, T
             raise UserError(f"IN.pth: {path} is no published {net}: it has a tensor {name!r:.80}")
         if ours:
             state[ours] = tensor
-    options = published.options(scale)
+    options = published.options | ({"upscale": scale} if published.scales else {})
     model = build_network(dict(options))
     try:
         check_fit(state, model, True, path, f"IN.pth as {f'{net} ×{scale}' if published.scales else net}")

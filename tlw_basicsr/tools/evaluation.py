@@ -240,7 +240,7 @@ def make_sr(source: Source, pair: Pair, label: str = "") -> Tensor:
 
 
 def find_sr_file(folder: Path, stem: str, scale: int) -> Path:
-    """The image of ``folder`` that belongs to an HR image: ``STEM`` or ``STEMxSCALE``, else one that begins ``STEM_``."""
+    """The image of ``folder`` that is called ``STEM`` or ``STEMxSCALE``, else one whose name begins with ``STEM_``."""
     available = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
     for fits in (lambda name: name in (stem, f"{stem}x{scale}"), lambda name: name.startswith(f"{stem}_")):
         found = [path for path in available if fits(path.stem)]

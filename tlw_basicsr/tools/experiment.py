@@ -26,20 +26,12 @@ OLD_ENOUGH = 0.01  # share of a training's first network in a moving average of 
 
 @dataclass(frozen=True)
 class Trained:
-    """An SR network with the weights of a file.
+    """An SR network with the weights of a file."""
 
-    Attributes:
-        net: the network, in eval mode on the CPU.
-        options: its options, ``network_g``.
-        path: the file.
-        entry: ``params_ema`` or ``params``, whichever was taken, with a warning of a young average; empty for a file
-            that is a state dict.
-    """
-
-    net: nn.Module
-    options: Options
+    net: nn.Module  # in eval mode on the CPU
+    options: Options  # network_g
     path: Path
-    entry: str
+    entry: str  # params_ema or params, with a warning of a young average; empty for a file that is a state dict
 
     def __str__(self) -> str:
         return f"{self.path} ({self.entry})" if self.entry else str(self.path)
@@ -95,13 +87,10 @@ def find_checkpoint(opt: Options, label: str) -> Path:
 
 def list_iterations(models: Path) -> list[int]:
     """The iterations whose two networks lie in the folder ``models``, sorted."""
-    found = [
-        {int(m[1]) for p in models.glob(f"net_{n}_*.pth") if (m := re.fullmatch(rf"net_{n}_(\d+)\.pth", p.name))}
-        for n in "gw"
-    ]
-    if not (both := sorted(found[0] & found[1])):
+    g, w = ({path.stem.removeprefix(f"net_{n}_") for path in models.glob(f"net_{n}_*.pth")} for n in "gw")
+    if not (both := [int(iteration) for iteration in g & w if iteration.isdecimal()]):
         raise UserError(f"--experiment: {models} holds no pair net_g_ITER.pth, net_w_ITER.pth")
-    return both
+    return sorted(both)
 
 
 def find_k(opt: Options, models: Path, iteration: int | None) -> float:
@@ -131,13 +120,13 @@ def load_weighting(opt: Options, models: Path) -> Callable[[Tensor, Tensor], Ten
     return partial(net_w, k=find_k(opt, models, iteration))
 
 
-def check_distance(options: Options, place: str) -> None:
-    """Raise a :class:`UserError` unless the options are those of a registered distance."""
-    check_arguments(options, place, lookup(LOSS_REGISTRY, options, place))
+def find_distance(options: Options, place: str) -> Callable[..., Distance]:
+    """The registered class of D, which takes these options."""
+    arch = lookup(LOSS_REGISTRY, options, place)
+    check_arguments(options, place, arch)
+    return arch
 
 
 def build_distance(options: Options, place: str) -> Distance:
     """D by its options."""
-    check_distance(options, place)
-    arch = lookup(LOSS_REGISTRY, options, place)
-    return arch(**{key: value for key, value in options.items() if key != "type"})
+    return find_distance(options, place)(**{key: value for key, value in options.items() if key != "type"})

@@ -55,8 +55,8 @@ def export_safetensors(net: nn.Module, options: dict[str, Any], path: Path) -> N
 def export_onnx(net: nn.Module, options: dict[str, Any], path: Path, size: tuple[int, int] | None = None) -> float:
     """Write the network as ONNX with input ``lq`` and output ``sr``; onnxruntime checks it before the file appears.
 
-    With ``size`` the file takes LR images of this height and width only, one at a time, else any batch and size that the
-    network takes. Returns the largest difference between the results of onnxruntime and of the network.
+    With ``size`` the file takes LR images of this height and width only, one at a time, else any batch and size.
+    Returns the largest difference between the results of onnxruntime and of the network.
     """
     check_installed(".onnx")
     import onnxruntime

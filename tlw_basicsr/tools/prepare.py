@@ -143,18 +143,10 @@ def prepare(
     """Make ``out/HR``, ``out/LRbicx{scale}``, their ``.lmdb`` and ``out/meta_info.txt`` from the images in ``gt``.
 
     Names are those of the images, with ``_`` for spaces and dots, which BasicSR does not read, and all different. What
-    an earlier run with the same settings has made is kept, except tiles of images that are gone or have changed.
-
-    Args:
-        gt: Folder of HR images; its subfolders are left out.
-        out: Folder to fill.
-        crop_size: Side of the tiles in pixels; None for whole images.
-        step: Distance from tile to tile in pixels; None for ``crop_size``.
-        threshold: See :func:`tlw_basicsr.data.tiles.tile_starts`.
-        scales: Scales of the LR folders.
-        multiple: Sides of tiles are cut to a multiple of it; None for the least common multiple of ``scales``.
-        lmdb: Whether to make LMDBs, too.
-        workers: Number of processes, at most four for each processor.
+    an earlier run with the same settings has made is kept, except tiles of images that are gone or have changed. The
+    arguments are those of ``tlw prepare``; None for ``crop_size`` means whole images, for ``step`` no overlap, for
+    ``threshold`` no tiles at the border (see :func:`tlw_basicsr.data.tiles.tile_starts`), for ``multiple`` the least
+    common multiple of the scales.
 
     Returns:
         Numbers of ``images``, ``tiles`` and LR ``images_lq``, of images whose earlier tiles were ``deleted``, and of

@@ -114,7 +114,8 @@ class Run:
 
 def cell_options(run: Run, cell: Cell) -> Options:
     """The options of a training: those of the cell's recipe with what the run changes."""
-    opt = read_recipe(cell.network, cell.variant.loss, cell.scale)
+    name = f"{cell.network}_{cell.variant.loss}_x{cell.scale}"
+    opt = load_yaml(recipe(name), name)
     opt.update(name=cell.name, manual_seed=cell.seed)
     train = opt["train"]
     data = opt["datasets"]["train"]
@@ -146,12 +147,6 @@ def cell_options(run: Run, cell: Cell) -> Options:
     return opt
 
 
-def read_recipe(network: str, loss: str, scale: int) -> Options:
-    """The options of a training of the comparison."""
-    name = f"{network}_{loss}_x{scale}"
-    return load_yaml(recipe(name), name)
-
-
 def has_section(opt: Options, entry: str) -> bool:
     """Whether the options have the sections of an entry ``section:key=value``."""
     *sections, _ = entry.partition("=")[0].split(":")
@@ -164,7 +159,8 @@ def has_section(opt: Options, entry: str) -> bool:
 def check_forced(run: Run, cells: Sequence[Cell]) -> None:
     """Raise a :class:`UserError` if an entry of ``--force_yml`` belongs to no loss of the cells' networks."""
     pairs = {(cell.network, cell.scale) for cell in cells}
-    recipes = [read_recipe(*cell) for cell in list_cells() if (cell[0], cell[2]) in pairs]
+    names = [f"{network}_{loss}_x{scale}" for network, loss, scale in list_cells() if (network, scale) in pairs]
+    recipes = [load_yaml(recipe(name), name) for name in names]
     for entry in run.forced:
         if not any(has_section(opt, entry) for opt in recipes):
             raise UserError(f"--force_yml {entry}: no cell has this section")
