@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     complete_economy(opt)
     iterations = opt["train"]["total_iter"]
-    net_w = load_network(opt["network_w"], models / "net_w_latest.pth", key="network_w")
+    net_w = load_network(opt["network_w"], Path(models, "net_w_latest.pth"), key="network_w")
     distance = build_distance(opt["train"]["pixel_opt"]["distance"], "train.pixel_opt.distance")
     sr, gt = net_g(items[-1]["lq"][None])[0], items[-1]["gt"]
     picture, title = out / "learned_weights.png", "Weights learned by the quickstart"
