@@ -364,28 +364,21 @@ def describe(run: Run, cells: Sequence[Cell]) -> list[str]:
     scaled = "" if run.iters is None else " (--iters: scaled down, not the paper's training)"
     seeds = sorted({cell.seed for cell in cells})
     network = "the one with the best LPIPS-vgg on Set5" if run.keeps_best else "the last one"
-    lines = [
+    variants = dict.fromkeys(cell.variant for cell in cells)
+    lines = {
         f"Trained for {', '.join(f'{n:,}' for n in iterations)} iterations on {', '.join(train_sets)}{scaled}; "
-        f"seeds {', '.join(map(str, seeds))}, one start for all losses each.",
-        f"The network that counts: {network}, its {' or '.join(entries)}.",
-    ]
-    if distances:
-        lines.append("Distance D of TLW: " + ", ".join(sorted(distances)) + ".")
-    if run.forced:
-        lines.append("Options changed: " + ", ".join(run.forced) + ".")
-    for variant in dict.fromkeys(cell.variant for cell in cells):
-        if variant.forced:
-            lines.append(f"{variant.name}: {variant.loss} with {', '.join(variant.forced)}.")
-    lines.append("In brackets: the difference to the unweighted loss. Bold: the best of the column.")
-    if len(seeds) > 1:
-        lines.append("±: standard deviation over the seeds.")
-    if run.missing:
-        lines.append(f"Left out, not in the data folder: {', '.join(run.missing)}.")
-    if not run.with_lpips:
-        lines.append("Left out: LPIPS, by --no-lpips.")
-    if run.grey_as_y:
-        lines.append("Grey images: their levels are Y (field's protocol).")
-    return lines
+        f"seeds {', '.join(map(str, seeds))}, one start for all losses each.": True,
+        f"The network that counts: {network}, its {' or '.join(entries)}.": True,
+        f"Distance D of TLW: {', '.join(sorted(distances))}.": distances,
+        f"Options changed: {', '.join(run.forced)}.": run.forced,
+        **{f"{v.name}: {v.loss} with {', '.join(v.forced)}.": v.forced for v in variants},
+        "In brackets: the difference to the unweighted loss. Bold: the best of the column.": True,
+        "±: standard deviation over the seeds.": len(seeds) > 1,
+        f"Left out, not in the data folder: {', '.join(run.missing)}.": run.missing,
+        "Left out: LPIPS, by --no-lpips.": not run.with_lpips,
+        "Grey images: their levels are Y (field's protocol).": run.grey_as_y,
+    }
+    return [line for line, applies in lines.items() if applies]
 
 
 def markdown(table: Sequence[Row], notes: Sequence[str]) -> str:
