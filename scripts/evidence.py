@@ -21,8 +21,9 @@ import multiprocessing
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -61,27 +62,16 @@ SAVE_SECONDS = 120
 
 @dataclass(frozen=True)
 class Setting:
-    """A network and how it is trained.
+    """A network and how it is trained."""
 
-    Attributes:
-        network: options of the SR network, ×4.
-        features: the module of the network whose input the head of the uncertainty baseline gets, and its channels.
-        batch, patch: images of one iteration, and the side of the HR patches.
-        iterations: number of iterations of a training.
-        lr: start of the cosine, which ends at 1e-5.
-        start: path of a network to start from, with ``{seed}`` for the seed: one trained to the end shows what is left
-            to a loss when more iterations are worth nothing.
-        use_amp: option of the TLW objects: bf16 takes a third off D's time on processors that have it.
-    """
-
-    network: dict[str, Any]
-    features: tuple[str, int]
+    network: dict[str, Any]  # options of the SR network, ×4
+    features: tuple[str, int]  # the module whose input the uncertainty baseline's head gets, and its channels
     batch: int
-    patch: int
+    patch: int  # side of the HR patches
     iterations: int
-    lr: float
-    start: str | None = None
-    use_amp: str | bool = False
+    lr: float  # start of the cosine, which ends at 1e-5
+    start: str | None = None  # path of a network to start from, with {seed} for the seed
+    use_amp: str | bool = False  # of the TLW objects: bf16 takes a third off D's time on processors that have it
 
 
 def edsr(num_feat: int, num_block: int) -> dict[str, Any]:
@@ -122,21 +112,13 @@ LOSSES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Run:
-    """One training.
+    """One training."""
 
-    Attributes:
-        variant: name of the row.
-        loss: one of :data:`LOSSES`.
-        changes: changed arguments of the loss.
-        iterations: number of iterations.
-        seed: seed of the start values, the data and the noise.
-    """
-
-    variant: str
-    loss: str
-    changes: dict[str, Any]
+    variant: str  # name of the row
+    loss: str  # one of LOSSES
+    changes: dict[str, Any]  # of the loss's arguments
     iterations: int
-    seed: int
+    seed: int  # of the start values, the data and the noise
 
     @property
     def name(self) -> str:
@@ -168,14 +150,6 @@ def build_network(options: dict[str, Any], file: Path | None = None) -> nn.Modul
     return net
 
 
-# ------------------------------------------------------------------------------------------------- data
-
-
-def read_rgb(path: Path) -> np.ndarray:
-    """An image of 8 bits, RGB (H, W, 3)."""
-    return np.ascontiguousarray(read_8bit(path)[..., ::-1])
-
-
 def pair(gt: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
     """LR and HR image of an HR image of 8 bits, as tensors (1, 3, H, W) in [0, 1]."""
     images = (imresize(gt, 1 / SCALE), gt)
@@ -194,7 +168,7 @@ class Photographs:
             paths = sorted(path for folder in folders for path in folder.iterdir() if path.is_file())
             if not paths:
                 raise UserError("--photographs: expected folders with images")
-            images = [read_rgb(path) for path in paths]
+            images = [read_8bit(path)[..., ::-1] for path in paths]
             images = [image.swapaxes(0, 1) if image.shape[0] > image.shape[1] else image for image in images]
             height, width = (min(image.shape[i] for image in images) // SCALE * SCALE for i in (0, 1))
             hr = np.stack([image[:height, :width] for image in images])
@@ -223,9 +197,6 @@ def held_out(device: torch.device) -> list[tuple[Tensor, Tensor]]:
     """Parts of photographs of scikit-image, LR and HR, on which the weights are looked at."""
     astronaut, cat = skimage.data.astronaut(), skimage.data.chelsea()
     return [pair(np.ascontiguousarray(i), device) for i in (astronaut[:128, 160:288], cat[80:208, 100:228])]
-
-
-# ------------------------------------------------------------------------------------------------- losses
 
 
 class Uncertainty(nn.Module):
@@ -367,9 +338,6 @@ class Training:
             self.loss.load_state_dict(state["loss"])
 
 
-# ------------------------------------------------------------------------------------------------- commands
-
-
 def load_distance(args: argparse.Namespace) -> nn.Module | None:
     """D, if one is named."""
     if not args.distance:
@@ -423,6 +391,7 @@ def price(args: argparse.Namespace) -> None:
     device, setting = torch.device(args.device), args.setting
     distance = load_distance(args)
     photographs = load_photographs(args)
+    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     block = 32  # iterations at a time: whole rounds of every weight_interval
     trainings = {}
     for one in runs(args, [args.seeds[0]]):
@@ -432,22 +401,19 @@ def price(args: argparse.Namespace) -> None:
     for number in range(-1, args.rounds):
         first = max(number, 0) * block
         for name, training in trainings.items():
-            if device.type == "cuda":
-                torch.cuda.synchronize()
+            synchronize()
             begun = time.perf_counter()
             for iteration in range(first, first + block):
                 training.step(iteration)
-            if device.type == "cuda":
-                torch.cuda.synchronize()
+            synchronize()
             if number >= 0:  # one before them warms up
                 seconds[name].append((time.perf_counter() - begun) / block)
     found = {name: median(values) for name, values in seconds.items()}
     save(args.out / "price.json", {"seconds": found, "all": seconds, "device": args.device})
     base = found.get("L1", min(found.values()))
     for name, value in found.items():
-        print(
-            f"{name}: {1000 * value:.2f} ms, {value / base:.3f} of L1, {setting.batch / value:.0f} images/s", flush=True
-        )
+        rate = f"{setting.batch / value:.0f} images/s"
+        print(f"{name}: {1000 * value:.2f} ms, {value / base:.3f} of L1, {rate}", flush=True)
 
 
 class LiteDistance(nn.Module):
@@ -463,18 +429,14 @@ class LiteDistance(nn.Module):
         self.net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         self.net.eval().requires_grad_(False)
 
-    def features(self, x: Tensor) -> Iterator[Tensor]:
+    def features(self, x: Tensor) -> list[Tensor]:
         """The output of the last block of each resolution, for images in [0, 1]."""
-        net = self.net
-        x = net._swish(net._bn0(net._conv_stem((255 * x - 127) / 128)))
-        for i, block in enumerate(net._blocks):
-            last = i + 1 == len(net._blocks)
-            size, before = x.shape[-1], x
+        x = self.net._swish(self.net._bn0(self.net._conv_stem((255 * x - 127) / 128)))
+        last = {}
+        for block in self.net._blocks:
             x = block(x)
-            if x.shape[-1] != size:
-                yield F.normalize(before, dim=1)
-            if last:
-                yield F.normalize(x, dim=1)
+            last[x.shape[-1]] = x
+        return [F.normalize(features, dim=1) for features in last.values()]
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Σ over the layers of the mean squared difference: (N,)."""
@@ -565,9 +527,8 @@ def each(args: argparse.Namespace, work: Callable[[argparse.Namespace, Any], str
         return
     context = multiprocessing.get_context("spawn")
     with context.Pool(args.processes, prepare_process, (args.device,)) as pool:
-        waiting = [pool.apply_async(work, (args, job)) for job in jobs]
-        for result in waiting:
-            print(result.get(), flush=True)
+        for line in pool.imap(partial(work, args), jobs):
+            print(line, flush=True)
 
 
 def main() -> None:
@@ -576,9 +537,7 @@ def main() -> None:
     parser.add_argument("command", choices=["price", "train", "measure"])
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--setting", choices=SETTINGS, default="small")
-    parser.add_argument(
-        "--distance", type=Path, help="VGG-16 weights of D, in torchvision's layout, or random; or ssim"
-    )
+    parser.add_argument("--distance", type=Path, help="VGG-16 weights of D (torchvision's layout), random, or ssim")
     parser.add_argument("--photographs", type=Path, nargs="*", default=[], help="folders of HR photographs to train on")
     parser.add_argument("--data", type=Path, help="folder of the test sets")
     parser.add_argument("--images", type=int, help="images of each test set, evenly spread; default: all")
@@ -588,9 +547,7 @@ def main() -> None:
         help="a loss with other arguments of the TLW object, of φ (num_feat, prior, lr), or iterations",
     )  # fmt: skip
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument(
-        "--equal-time", nargs="*", metavar="NAME", help="rows with as much time as --time-of: price.json"
-    )
+    parser.add_argument("--equal-time", nargs="*", metavar="NAME", help="rows that get the time of --time-of")
     parser.add_argument("--time-of", metavar="NAME", default="TLW")
     for option in ("iterations", "batch", "patch"):
         parser.add_argument(f"--{option}", type=int, help="default: the setting's")
@@ -600,10 +557,9 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-    given = {
-        key: getattr(args, key) for key in ("iterations", "batch", "patch", "start", "use_amp") if getattr(args, key)
-    }
-    args.setting = Setting(**(vars(SETTINGS[args.setting]) | given))
+    keys = ("iterations", "batch", "patch", "start", "use_amp")
+    given = {key: getattr(args, key) for key in keys if getattr(args, key)}
+    args.setting = replace(SETTINGS[args.setting], **given)
     args.out.mkdir(parents=True, exist_ok=True)
     prepare_process(args.device)
     if args.command == "price":

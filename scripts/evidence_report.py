@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tlw_basicsr import TLWWeightNet, error_weights, k_schedule
-from tlw_basicsr.pictures import levels, save, shown
+from tlw_basicsr.pictures import draw_error, levels, save, shown
 from tlw_basicsr.tools.evaluation import METRICS as ALL_METRICS
 from tlw_basicsr.tools.evaluation import Metric
 from tlw_basicsr.tools.report import format_value, markdown_table, spread
@@ -84,11 +84,6 @@ def load(out: Path) -> tuple[dict[str, dict[str, Any]], Values]:
 def row_of(record: dict[str, Any]) -> str:
     """The row that a run belongs to."""
     return f"{record['variant']} {record['iterations']}"
-
-
-def named(row: str) -> str:
-    """A row's name, of NAME_ITERATIONS."""
-    return " ".join(row.rsplit("_", 1))
 
 
 def label(row: str) -> str:
@@ -252,7 +247,7 @@ def weights(out: Path, names: Sequence[str], records: dict[str, dict[str, Any]],
         error = levels(sr[0], gt[0])
         row[0].imshow(shown(gt[0]))
         row[1].imshow(shown(sr[0]))
-        drawn = row[2].imshow(error, cmap="magma", vmin=0, vmax=np.percentile(error, 99))
+        drawn = draw_error(row[2], error, float(np.percentile(error, 99)))
         figure.colorbar(drawn, ax=row[2], shrink=0.7, extend="max")
         for axis, w in zip(row[3:], maps, strict=True):
             drawn = axis.imshow(w, cmap="PuOr_r", vmin=2 * k - 1, vmax=1)
@@ -307,10 +302,10 @@ def main() -> None:
     of_set5 = values["Set5"]
     names = [*LABELS, *(record["variant"] for record in records.values())]
     order = sorted(of_set5, key=lambda row: (names.index(row.rsplit(" ", 1)[0]), int(row.rsplit(" ", 1)[1])))
-    chosen = [named(row) for row in args.rows] if args.rows else order
+    chosen = [" ".join(row.rsplit("_", 1)) for row in args.rows] if args.rows else order
     against = [row for row in chosen if row.rsplit(" ", 1)[0] in ("L1", "Error")]
     if args.against is not None:
-        against = [named(row) for row in args.against]
+        against = [" ".join(row.rsplit("_", 1)) for row in args.against]
     for rows, known in ((chosen, order), (against, chosen)):
         for row in (row for row in rows if row not in known):
             accepted = ", ".join(row.replace(" ", "_") for row in known)

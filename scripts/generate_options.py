@@ -5,6 +5,7 @@ With ``--check`` nothing is written, and the exit code is 1 if the page is out o
 
 import argparse
 import inspect
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -17,18 +18,7 @@ from tlw_basicsr.archs.sr_archs import TLWHAT, TLWRCAN, TLWVDSR, UncertaintyHead
 from tlw_basicsr.core.distances import LPIPSDistance, SSIMDistance
 from tlw_basicsr.core.tlw import ECONOMY_NET_W, ECONOMY_OPTIM_W, PRESETS
 from tlw_basicsr.core.weight_net import TLWWeightNet
-from tlw_basicsr.engine.schema import (
-    BasicSROptions,
-    BicubicSROptions,
-    DistOptions,
-    ImageOptions,
-    LoaderOptions,
-    LoggerOptions,
-    TopOptions,
-    TrainOptions,
-    UncertaintyOptions,
-    ValOptions,
-)
+from tlw_basicsr.engine import schema
 from tlw_basicsr.losses.tlw_loss import TLWLoss, describe_options
 from tlw_basicsr.losses.uncertainty_loss import UncertaintyLoss
 from tlw_basicsr.util.kinds import Option, describe_parameters
@@ -59,22 +49,24 @@ def main() -> None:
 def write_page() -> str:
     """Return the text of the page."""
     tables: dict[str, Table] = {
-        "The top of the file": describe_parameters(TopOptions),
-        "`train`": describe_parameters(TrainOptions),
+        "The top of the file": describe_parameters(schema.TopOptions),
+        "`train`": describe_parameters(schema.TrainOptions),
         "`train.tlw`": describe_options(),
         "`train.pixel_opt`: `TLWLoss`": describe_documented(TLWLoss),
         "`distance`: `LPIPSDistance`": describe_documented(LPIPSDistance),
         "`distance`: `SSIMDistance`": describe_documented(SSIMDistance),
         "`network_w`: `TLWWeightNet`": describe_documented(TLWWeightNet),
-        "`datasets`: what every loader reads": describe_parameters(LoaderOptions),
-        "`datasets`: images": describe_more(ImageOptions, LoaderOptions),
-        "`datasets`: `BicubicSRDataset`": describe_more(BicubicSROptions, ImageOptions),
-        "`datasets`: BasicSR's, such as `PairedImageDataset`": describe_more(BasicSROptions, ImageOptions),
-        "`val`": describe_parameters(ValOptions),
-        "`logger`": describe_parameters(LoggerOptions),
-        "`dist_params`": describe_parameters(DistOptions),
+        "`datasets`: what every loader reads": describe_parameters(schema.LoaderOptions),
+        "`datasets`: images": describe_more(schema.ImageOptions, schema.LoaderOptions),
+        "`datasets`: `BicubicSRDataset`": describe_more(schema.BicubicSROptions, schema.ImageOptions),
+        "`datasets`: BasicSR's, such as `PairedImageDataset`": describe_more(
+            schema.BasicSROptions, schema.ImageOptions
+        ),
+        "`val`": describe_parameters(schema.ValOptions),
+        "`logger`": describe_parameters(schema.LoggerOptions),
+        "`dist_params`": describe_parameters(schema.DistOptions),
         "`train.pixel_opt`: `UncertaintyLoss`": describe_documented(UncertaintyLoss),
-        "`train.uncertainty`": describe_parameters(UncertaintyOptions),
+        "`train.uncertainty`": describe_parameters(schema.UncertaintyOptions),
         **{f"`network_g`: `{net.__name__}`": describe_documented(net) for net in (TLWVDSR, TLWRCAN, TLWHAT)},
         "`network_u`: `UncertaintyHead`": describe_documented(UncertaintyHead),
     }
@@ -126,13 +118,11 @@ def write_presets() -> list[str]:
     """Return the table of what the presets of ``train.tlw`` stand for."""
     lines = ["| preset | stands for |", "|---|---|"]
     for name, values in PRESETS.items():
-        also = ""
+        meaning = f"`{write_value(values)}`" if values else "the defaults"
         if name == "economy":
-            also = (
-                f"; without `network_w`, `TLWWeightNet` of `{write_value(ECONOMY_NET_W)}`; without `optim_w`, Adam of "
-                f"`{write_value(ECONOMY_OPTIM_W)}`"
-            )
-        lines.append(f"| `{name}` | {f'`{write_value(values)}`' if values else 'the defaults'}{also} |")
+            meaning += f"; without `network_w`, `TLWWeightNet` of `{write_value(ECONOMY_NET_W)}`"
+            meaning += f"; without `optim_w`, Adam of `{write_value(ECONOMY_OPTIM_W)}`"
+        lines.append(f"| `{name}` | {meaning} |")
     return lines
 
 
@@ -140,9 +130,7 @@ def write_value(value: Any) -> str:
     """Return a value as YAML in one line."""
     if value is None:
         return "~"
-    if isinstance(value, dict):
-        value = {key: list(item) if isinstance(item, tuple) else item for key, item in value.items()}
-    value = list(value) if isinstance(value, tuple) else value
+    value = json.loads(json.dumps(value))  # tuples become lists
     return yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False).splitlines()[0].strip()
 
 

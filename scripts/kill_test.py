@@ -27,7 +27,9 @@ import torch
 import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from tlw_basicsr.tools.recipes import recipe
 from tlw_basicsr.util.files import load_file
+from tlw_basicsr.util.yaml_options import load_yaml
 
 # a server that has imported everything and run nothing: every training is a fork of it
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -40,42 +42,27 @@ def options(folder: Path, iterations: int, num_feat: int, workers: int) -> dict[
     photographs.mkdir(parents=True, exist_ok=True)
     for number, name in enumerate(("astronaut", "coffee", "chelsea", "rocket")):
         cv2.imwrite(str(photographs / f"{number}.png"), getattr(skimage.data, name)()[100:164, 150:214, ::-1])
-    data = {"type": "BicubicSRDataset", "dataroot_gt": str(photographs), "io_backend": {"type": "disk"}}
-    train = {"gt_size": 16, "use_hflip": True, "num_worker_per_gpu": workers, "batch_size_per_gpu": 2}
-    adam = {"type": "Adam", "lr": 1e-4}
-    return {
-        "name": "kill_test",
-        "model_type": "TLWModel",
-        "scale": 2,
-        "num_gpu": 0,
-        "manual_seed": 0,
-        "datasets": {"train": {"name": "train", **data, **train}, "val": {"name": "val", **data}},
-        "network_g": {
-            "type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": num_feat, "num_block": 2, "upscale": 2
-        },
-        "network_w": {"type": "TLWWeightNet", "num_feat": num_feat // 2},
-        "path": {},
-        "train": {
-            "optim_g": adam,
-            "optim_w": adam,
-            "scheduler": {"type": "MultiStepLR", "milestones": [iterations // 2], "gamma": 0.5},
-            "total_iter": iterations,
-            "ema_decay": 0.99,
-            "pixel_opt": {"type": "TLWLoss", "distance": {"type": "SSIMDistance", "kernel_size": 5}},
-        },
-        "val": {
-            "val_freq": 7,
-            "save_img": False,
-            "metrics": {"psnr": {"type": "calculate_psnr", "crop_border": 2, "test_y_channel": True}},
-        },
-        "logger": {"print_freq": 1, "save_checkpoint_freq": 1, "keep_checkpoints": 3, "use_tb_logger": False},
-    }  # fmt: skip
+    opt = load_yaml(recipe("quickstart_EDSR_L1TLW_x4"), "recipe")
+    network_w, adam = {"type": "TLWWeightNet", "num_feat": num_feat // 2}, {"type": "Adam", "lr": 1e-4}
+    opt.update(name="kill_test", scale=2, num_gpu=0, network_w=network_w)
+    opt["network_g"].update(num_feat=num_feat, num_block=2, upscale=2)
+    for section in opt["datasets"].values():
+        section["dataroot_gt"] = str(photographs)
+    data, train = opt["datasets"]["train"], opt["train"]
+    data.update(gt_size=16, num_worker_per_gpu=workers, batch_size_per_gpu=2, dataset_enlarge_ratio=1)
+    train.update(optim_g=adam, optim_w=adam, total_iter=iterations)
+    train["scheduler"] = {"type": "MultiStepLR", "milestones": [iterations // 2], "gamma": 0.5}
+    train["pixel_opt"]["distance"]["kernel_size"] = 5
+    del train["tlw"]  # an E step in every iteration
+    opt["val"]["val_freq"] = 7
+    opt["logger"].update(print_freq=1, save_checkpoint_freq=1, keep_checkpoints=3)
+    return opt
 
 
-def run(folder: str, log: str) -> None:
-    """One training in this process, which goes on from what it finds."""
+def train(folder: str, log: str) -> None:
+    """Train in this process, or go on from what is found in ``folder``."""
     from tlw_basicsr.engine.pipeline import train_pipeline
-    from tlw_basicsr.util.errors import run as told
+    from tlw_basicsr.util.errors import run as run_program
 
     # a data loader's workers are children of the training, as ordinarily: they end when it is killed
     multiprocessing.set_start_method("fork", force=True)
@@ -84,14 +71,14 @@ def run(folder: str, log: str) -> None:
     with open(log, "a", buffering=1) as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    told(lambda: train_pipeline(folder, ["-opt", "options.yml", "--auto_resume"]))
+    run_program(lambda: train_pipeline(folder, ["-opt", "options.yml", "--auto_resume"]))
 
 
 def start(folder: Path) -> Any:
     """Start a training; it is running when this returns."""
     log = folder / "output.txt"
     offset = log.stat().st_size if log.exists() else 0
-    process = CONTEXT.Process(target=run, args=(str(folder), str(log)))
+    process = CONTEXT.Process(target=train, args=(str(folder), str(log)))
     process.start()
     while process.is_alive() and (not log.exists() or b"Training:" not in log.read_bytes()[offset:]):
         time.sleep(0.005)
@@ -124,11 +111,7 @@ def newest(states: Path) -> int:
 
 
 def kill_test(folder: Path, kills: int, seed: int, iterations: int, num_feat: int, workers: int) -> dict[str, Any]:
-    """Run both trainings in ``folder``.
-
-    Returns:
-        Numbers of kills, of those within a file and between the files of an iteration, and whether all files are equal.
-    """
+    """Run both trainings in ``folder``; return the numbers of kills by where they fell, and which files differ."""
     ends = {}
     for name in ("whole", "killed"):
         (folder / name).mkdir(parents=True)
@@ -167,7 +150,7 @@ def kill_test(folder: Path, kills: int, seed: int, iterations: int, num_feat: in
         raise SystemExit(f"the killed training ended with {process.exitcode}, see {folder / 'killed/output.txt'}")
 
     names = [f"models/net_{n}_{i}.pth" for n in "gw" for i in (iterations, "latest")]
-    names.append(f"training_states/{iterations}.state")
+    names += [f"training_states/{iterations}.state"]
     different = [n for n in names if not same(*(load_file(end / n, "file") for end in ends.values()))]
     return {
         "kills": found["kills"],

@@ -28,11 +28,9 @@ FILES = 3  # that may be open for a moment, such as a checkpoint that is written
 
 
 def soak(folder: Path, iterations: int, warm_up: int, workers: int) -> dict[str, Any]:
-    """Run the training in ``folder`` and watch its process.
+    """Run the training in ``folder``, watch its process, and return what it took.
 
-    Returns:
-        Slope of the memory in MiB per 1,000 iterations after ``warm_up``, from a straight line through the samples;
-        least and most open files after it; lines and bytes of the log.
+    The memory's slope is that of a straight line through the samples after ``warm_up``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     opt = kill_test.options(folder, iterations, num_feat=4, workers=workers)

@@ -10,16 +10,15 @@ else by the one before it, or exit code 2 with one line. Exit code 1 if a case e
 import argparse
 import io
 import json
-import os
-import pickle
 import random
 import shutil
 import sys
 import tempfile
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -37,57 +36,51 @@ JUNK: list[Any] = [
     torch.tensor(1j), torch.ones(1).to(torch.float8_e4m3fn), torch.full((4, 3, 3, 3), torch.nan),
     torch.tensor(True), torch.tensor(10**15), torch.eye(3).to_sparse(), torch.empty(3, device="meta"),
 ]  # fmt: skip
+DTYPES = [torch.complex64, torch.float8_e5m2, torch.int32, torch.bool, torch.float64, torch.float16]
 NAMES = ["get_lr", "step", "items", "copy", "state", "params", "optimizer", "last_epoch", "lr", "_metadata", 0, -1, ""]
 
 
 def list_places(content: Any, prefix: tuple = ()) -> list[tuple]:
     """The places of all values in nested dicts, lists and tuples; of long lists the first ones."""
-    items = list(content.items() if isinstance(content, dict) else enumerate(content))[:30]
     places = []
-    for key, value in items:
+    for key, value in list(content.items() if isinstance(content, dict) else enumerate(content))[:30]:
         places.append((*prefix, key))
         if isinstance(value, (dict, list, tuple)):
             places += list_places(value, (*prefix, key))
     return places
 
 
-def change_place(content: Any, place: tuple, change: Callable[[Any], Any]) -> Any:
-    """``content`` with the container at ``place[:-1]`` put through ``change``, which gets it as a dict or list."""
-    if len(place) == 1:
-        mutable = list(content) if isinstance(content, tuple) else content
-        changed = change(mutable)
-        return tuple(changed) if isinstance(content, tuple) and isinstance(changed, list) else changed
-    inner = change_place(content[place[0]], place[1:], change)
-    if isinstance(content, tuple):
-        return (*content[: place[0]], inner, *content[place[0] + 1 :])
-    content[place[0]] = inner
-    return content
+def put(content: Any, place: Sequence[Any], value: Any) -> Any:
+    """``content`` with ``value`` at ``place``."""
+    if not place:
+        return value
+    key, *rest = place
+    section = list(content) if isinstance(content, tuple) else content
+    section[key] = put(section[key], rest, value) if rest else value
+    return tuple(section) if isinstance(content, tuple) else section
 
 
 def change_value(rng: random.Random, content: Any) -> Any:
     """One value is another, gone, twice there, under another name or of another kind."""
-    place = rng.choice(list_places(content))
-    way, key = rng.randrange(8), place[-1]
-
-    def change(section: Any) -> Any:
-        if way == 0:
-            del section[key]
-        elif way == 1 and isinstance(section, dict):
-            section[rng.choice(NAMES)] = rng.choice(JUNK)
-        elif way == 2 and isinstance(section, dict):
-            section[rng.choice(NAMES)] = section.pop(key)
-        elif way == 3 and isinstance(section, list):
-            section.append(section[key])
-        elif way == 4 and torch.is_tensor(section[key]):
-            dtypes = [torch.complex64, torch.float8_e5m2, torch.int32, torch.bool, torch.float64, torch.float16]
-            section[key] = section[key].to(rng.choice(dtypes))
-        elif way == 5 and torch.is_tensor(section[key]):
-            section[key] = section[key][..., None]
-        else:
-            section[key] = rng.choice(JUNK)
-        return section
-
-    return change_place(content, place, change)
+    *path, key = rng.choice(list_places(content))
+    way, found = rng.randrange(8), reduce(lambda section, part: section[part], path, content)
+    section = list(found) if isinstance(found, tuple) else found
+    value, is_dict = section[key], isinstance(section, dict)
+    if way == 0:
+        del section[key]
+    elif way == 1 and is_dict:
+        section[rng.choice(NAMES)] = rng.choice(JUNK)
+    elif way == 2 and is_dict:
+        section[rng.choice(NAMES)] = section.pop(key)
+    elif way == 3 and not is_dict:
+        section.append(value)
+    elif way == 4 and torch.is_tensor(value):
+        section[key] = value.to(rng.choice(DTYPES))
+    elif way == 5 and torch.is_tensor(value):
+        section[key] = value[..., None]
+    else:
+        section[key] = rng.choice(JUNK)
+    return put(content, path, tuple(section) if isinstance(found, tuple) else section)
 
 
 def save_bytes(content: Any) -> bytes:
@@ -109,17 +102,6 @@ def damage_bytes(rng: random.Random, content: Any) -> bytes:
         position = rng.randrange(len(data))
         data[position:position] = rng.randbytes(50)
     return bytes(data)
-
-
-def put(content: Any, place: tuple, value: Any) -> bytes:
-    """A file with ``value`` at ``place``."""
-    return save_bytes(change_place(content, place, lambda s: put_in(s, place[-1], value)))
-
-
-def put_in(section: Any, key: Any, value: Any) -> Any:
-    """``section`` with the value."""
-    section[key] = value
-    return section
 
 
 def attack_state() -> dict[str, Callable[[dict[str, Any]], bytes]]:
@@ -154,7 +136,7 @@ def attack_state() -> dict[str, Callable[[dict[str, Any]], bytes]]:
         "guard": (("guard", "in_row"), "x"),
         "scaler": (("amp",), {"scaler": {"scale": "x"}}),
     }
-    attacks = {name: lambda c, p=place, v=value: put(c, p, v) for name, (place, value) in places.items()}
+    attacks = {name: lambda c, p=place, v=value: save_bytes(put(c, p, v)) for name, (place, value) in places.items()}
 
     def build(content: dict[str, Any]) -> bytes:
         # BUILD on an OrderedDict gives it attributes, which hide its methods
@@ -165,34 +147,19 @@ def attack_state() -> dict[str, Callable[[dict[str, Any]], bytes]]:
     return {**attacks, "BUILD": build, "empty": lambda c: b"", "a list": lambda c: save_bytes([c])}
 
 
-def make_cases(number: int, seed: int, files: dict[str, Any]) -> list[tuple[str, str, Callable[[], bytes]]]:
+def make_cases(number: int, seed: int, files: dict[str, Any]) -> Iterator[tuple[str, str, Callable[[], bytes]]]:
     """``number`` random changes, then the named ones: name, file, and what makes its new content."""
     rng = random.Random(seed)
-    cases: list[tuple[str, str, Callable[[], bytes]]] = []
-    state, networks = next(f for f in files if f.endswith(".state")), [f for f in files if f.endswith(".pth")]
+    state, *networks = files
     for index in range(number):
         file = state if rng.random() < 0.75 else rng.choice(networks)
-        own = random.Random(rng.random())
-        damages = rng.random() < 0.15
-
-        def make(file: str = file, own: random.Random = own, damages: bool = damages) -> bytes:
-            return damage_bytes(own, files[file]) if damages else save_bytes(change_value(own, deepcopy(files[file])))
-
-        cases.append((f"random {index}", file, make))
-    return cases + [(n, state, lambda a=a: a(deepcopy(files[state]))) for n, a in attack_state().items()]
-
-
-def resume(folder: str, log: str) -> None:
-    """Go on with the training in ``folder``, in a process of its own."""
-    from tlw_basicsr.engine.pipeline import train_pipeline
-    from tlw_basicsr.util.errors import run
-
-    torch.set_num_threads(1)
-    os.chdir(folder)
-    with open(log, "w", buffering=1) as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    run(lambda: train_pipeline(folder, ["-opt", "options.yml", "--auto_resume"]))
+        own, content = random.Random(rng.random()), deepcopy(files[file])
+        if rng.random() < 0.15:
+            yield f"random {index}", file, partial(damage_bytes, own, content)
+        else:
+            yield f"random {index}", file, lambda own=own, c=content: save_bytes(change_value(own, c))
+    for name, attack in attack_state().items():
+        yield name, state, partial(attack, deepcopy(files[state]))
 
 
 def judge(code: int | None, text: str) -> str:
@@ -207,12 +174,8 @@ def judge(code: int | None, text: str) -> str:
     return "the state before" if "the state before it is tried" in text else "taken"
 
 
-def state_test(folder: Path, number: int, seed: int, only: str = "", jobs: int = 1) -> dict[str, Any]:
-    """Train in ``folder``, then run every case.
-
-    Returns:
-        How many cases ended in which way, and which in a wrong one.
-    """
+def state_test(folder: Path, number: int, seed: int, only: str = "") -> dict[str, Any]:
+    """Train in ``folder``, run every case, and return how many ended in which way, and which in a wrong one."""
     whole = folder / "whole"
     whole.mkdir(parents=True)
     opt = kill_test.options(folder, 4, num_feat=4, workers=0)
@@ -229,55 +192,32 @@ def state_test(folder: Path, number: int, seed: int, only: str = "", jobs: int =
     names = ["training_states/4.state", "models/net_g_4.pth", "models/net_w_4.pth"]
     files = {name: torch.load(whole / experiment / name, weights_only=True) for name in names}
     ends: Counter[str] = Counter()
-    wrong: dict[str, list[str]] = {}
-    slowest = 0.0
-    waiting = [case for case in make_cases(number, seed, files) if only in case[0]]
-    running: list[tuple[str, Path, Any, float]] = []
-    total = len(waiting)
-    while waiting or running:
-        if waiting and len(running) < jobs:
-            name, file, make = waiting.pop(0)
-            place = folder / f"case{len(waiting)}"
-            shutil.copytree(whole, place)
-            (place / "options.yml").write_text(yaml.safe_dump(opt))
-            try:
-                (place / experiment / file).write_bytes(make())
-            except (
-                RuntimeError,
-                TypeError,
-                KeyError,
-                IndexError,
-                ValueError,
-                NotImplementedError,
-                pickle.PicklingError,
-            ):
-                ends["could not be made"] += 1
-                shutil.rmtree(place)
-                continue
-            process = kill_test.CONTEXT.Process(target=resume, args=(str(place), str(place / "case.txt")))
-            process.start()
-            running.append((name, place, process, time.monotonic()))
+    wrong, slowest = {}, 0.0
+    for name, file, make in (case for case in make_cases(number, seed, files) if only in case[0]):
+        place = folder / "case"
+        try:
+            content = make()
+        except Exception:  # torch can't save everything that a change makes
+            ends["could not be made"] += 1
             continue
-        time.sleep(0.02)
-        for entry in list(running):
-            name, place, process, began = entry
-            took = time.monotonic() - began
-            if process.is_alive() and took < SECONDS:
-                continue
-            code = process.exitcode
-            if process.is_alive():
-                process.kill()
-                process.join()
-                code = None
-            text = (place / "case.txt").read_text(errors="replace") if (place / "case.txt").exists() else ""
-            end = judge(code, text)
-            ends[end] += 1
-            slowest = max(slowest, took)
-            if end in ("hang", "crash"):
-                wrong[f"{name} ({end})"] = [line[:300] for line in text.strip().splitlines()[-1:]]
-            shutil.rmtree(place)
-            running.remove(entry)
-    return {"cases": total, "ends": dict(ends), "slowest_seconds": round(slowest, 1), "wrong": wrong}
+        shutil.copytree(whole, place)
+        (place / "options.yml").write_text(yaml.safe_dump(opt))
+        (place / experiment / file).write_bytes(content)
+        began = time.monotonic()
+        process = kill_test.CONTEXT.Process(target=kill_test.train, args=(str(place), str(place / "case.txt")))
+        process.start()
+        process.join(SECONDS)
+        slowest, code = max(slowest, time.monotonic() - began), process.exitcode
+        if code is None:
+            process.kill()
+            process.join()
+        text = (place / "case.txt").read_text(errors="replace") if (place / "case.txt").exists() else ""
+        end = judge(code, text)
+        ends[end] += 1
+        if end in ("hang", "crash"):
+            wrong[f"{name} ({end})"] = [line[:300] for line in text.strip().splitlines()[-1:]]
+        shutil.rmtree(place)
+    return {"cases": ends.total(), "ends": dict(ends), "slowest_seconds": round(slowest, 1), "wrong": wrong}
 
 
 def main() -> None:
@@ -286,11 +226,10 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=400, help="random ones; the named ones come after them")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="only cases with this in their name")
-    parser.add_argument("--jobs", type=int, default=1, help="cases at a time")
     parser.add_argument("--out", type=Path, help="folder to work in, which must not exist; default: a temporary one")
     args = parser.parse_args()
     folder = (args.out or Path(tempfile.mkdtemp())).resolve()
-    figures = state_test(folder, args.cases, args.seed, args.only, args.jobs)
+    figures = state_test(folder, args.cases, args.seed, args.only)
     print(json.dumps(figures, indent=2, ensure_ascii=False))
     if args.out is None:
         shutil.rmtree(folder, ignore_errors=True)

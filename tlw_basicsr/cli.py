@@ -9,20 +9,20 @@ from tlw_basicsr.plugin import explain
 from tlw_basicsr.util.errors import UserError, run
 from tlw_basicsr.version import __version__
 
-COMMANDS = {  # name: (module with the main function, what it does)
-    "quickstart": ("tlw_basicsr.commands.quickstart", "train a small network with L1 and with TLW, and compare them"),
-    "prepare": ("tlw_basicsr.commands.prepare", "cut HR images into tiles; make LR images, LMDBs, meta_info.txt"),
-    "options": ("tlw_basicsr.commands.options", "print a YAML to start from: a recipe or a cell of the paper's tables"),
-    "add": ("tlw_basicsr.commands.add", "write TLW into a BasicSR training YAML that you have"),
-    "train": ("tlw_basicsr.commands.train", "train by a YAML"),
-    "test": ("tlw_basicsr.commands.test", "test by a YAML"),
-    "weights": ("tlw_basicsr.commands.weights", "draw what the weighting network has learned"),
-    "infer": ("tlw_basicsr.commands.infer", "upscale images"),
-    "evaluate": ("tlw_basicsr.commands.evaluate", "measure a network, or bicubic, on a folder of HR images"),
-    "compare": ("tlw_basicsr.commands.compare", "write a page that compares the images of several results"),
-    "tables": ("tlw_basicsr.commands.tables", "train and measure the paper's comparison, and write its tables"),
-    "export": ("tlw_basicsr.commands.export", "write ONNX and safetensors"),
-    "convert": ("tlw_basicsr.commands.convert", "read the paper's published checkpoints"),
+COMMANDS = {  # the modules of tlw_basicsr.commands, and what they do
+    "quickstart": "train a small network with L1 and with TLW, and compare them",
+    "prepare": "cut HR images into tiles; make LR images, LMDBs, meta_info.txt",
+    "options": "print a YAML to start from: a recipe or a cell of the paper's tables",
+    "add": "write TLW into a BasicSR training YAML that you have",
+    "train": "train by a YAML",
+    "test": "test by a YAML",
+    "weights": "draw what the weighting network has learned",
+    "infer": "upscale images",
+    "evaluate": "measure a network, or bicubic, on a folder of HR images",
+    "compare": "write a page that compares the images of several results",
+    "tables": "train and measure the paper's comparison, and write its tables",
+    "export": "write ONNX and safetensors",
+    "convert": "read the paper's published checkpoints",
 }
 HELP = """usage: tlw COMMAND …
 
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command that the arguments name."""
     name, *rest = [*(sys.argv[1:] if argv is None else argv)] or ["--help"]
     if name in ("-h", "--help"):
-        lines = "\n".join(f"  {command:10}  {text}" for command, (_, text) in COMMANDS.items())
+        lines = "\n".join(f"  {command:10}  {text}" for command, text in COMMANDS.items())
         print(HELP.format(version=__version__, commands=lines))
     elif name == "--version":
         print(__version__)
@@ -55,7 +55,7 @@ def run_command(name: str, argv: Sequence[str] | None = None) -> None:
             hint = f"did you mean {near[0]}?" if near else f"accepted are {', '.join(COMMANDS)}"
             raise UserError(f"tlw {name}: unknown command; {hint}")
         try:
-            command = import_module(COMMANDS[name][0])
+            command = import_module(f"tlw_basicsr.commands.{name}")
         except ImportError as error:
             raise UserError(explain(error)) from error
         command.main(argv)

@@ -43,11 +43,7 @@ def draw_weights(axis: Axes, w: Tensor) -> Any:
 
 
 def save(figure: Figure, path: Path, dpi: int = 80) -> None:
-    """Write the figure in the format of the name's suffix, make its folder, and close it.
-
-    Raises:
-        UserError: it can't be written.
-    """
+    """Write the figure in the format of the name's suffix, make its folder, and close it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=dpi)
@@ -55,42 +51,6 @@ def save(figure: Figure, path: Path, dpi: int = 80) -> None:
         raise UserError(f"{path}: the figure can't be written ({error})") from error
     finally:
         plt.close(figure)
-
-
-@torch.no_grad()
-def weights_figure(
-    net_g: nn.Module, net_w: nn.Module, k: float, lq: Tensor, gt: Tensor, path: Path, title: str = ""
-) -> None:
-    """Write a figure of one image: HR, SR, the error |x̂ - x| and the weights w beside each other.
-
-    Args:
-        net_g: SR network.
-        net_w: weighting network in eval mode.
-        k: mean of the weights.
-        lq: LR image (3, H, W), RGB in [0, 1].
-        gt: HR image (3, s·H, s·W).
-        path: PNG to write.
-        title: title of the figure.
-    """
-    sr = net_g(lq[None])[0].clamp(0, 1)
-    w = at_least_fp32(net_w(sr[None], gt[None], k))[0]
-    error = levels(sr, gt)
-    height, width = error.shape
-    figure, axes = plt.subplots(2, 2, figsize=(11, 9 * height / width + 1.2), layout="constrained")
-    figure.suptitle(title)
-    (of_gt, of_sr), (of_error, of_w) = axes
-    of_gt.imshow(shown(gt))
-    of_sr.imshow(shown(sr))
-    errors = draw_error(of_error, error, float(np.percentile(error, 99)))
-    weights = draw_weights(of_w, w)
-    figure.colorbar(errors, ax=of_error, label="levels of 255", extend="max", orientation="horizontal", shrink=0.7)
-    figure.colorbar(weights, ax=of_w, label="weight", orientation="horizontal", shrink=0.7)
-    titles = ("HR image x", "SR image x̂", "error |x̂ − x|, mean of RGB")
-    titles += (f"weights w, mean of RGB (their mean is k = {w.mean():.2f})",)
-    for axis, name in zip(axes.ravel(), titles, strict=True):
-        axis.set_title(name)
-        axis.set_axis_off()
-    save(figure, path)
 
 
 def weights_beside(gt: Tensor, sr: Tensor, w: Tensor) -> Tensor:
@@ -133,24 +93,12 @@ def method_figure(
     """Write the figure that explains the method on one image: the weights and what the criterion makes of them.
 
     From top to bottom: x, x̂ and the error; w, the mixture x_w and its error; 1 - w, x_{1-w} and its error; histograms
-    of the weights before FixedSum, after it, and of a sample. Above x̂ and the mixtures is their distance from x.
-
-    Args:
-        net_w: weighting network in eval mode, with ``probabilities`` as :class:`tlw_basicsr.TLWWeightNet` has them.
-        k: mean of the weights.
-        distance: D of images in [0, 1].
-        sr: x̂ (3, H, W) in [0, 1].
-        gt: x, likewise.
-        path: file to write; the suffix gives the format.
-        title: title of the figure.
-        crop: rows and columns of the images to show; D, FixedSum and the histograms see the whole image.
+    of the weights before FixedSum, after it, and of a sample. Above x̂ and the mixtures is their distance from x. Of the
+    images, (3, H, W) in [0, 1], the rows and columns ``crop`` are shown; all else sees the whole.
 
     Returns:
         ``d_sr`` = D(x̂, x), ``d_w`` = D(x_w, x), ``d_1w`` = D(x_{1-w}, x), ``wc`` = d_1w / d_w, ``wc_gain``, how many
         times the WC of the constant map k it is, and w's mean ``k`` and standard deviation ``w_std``.
-
-    Raises:
-        UserError: the network's class has no ``probabilities``.
     """
     sr, gt = sr[None].clamp(0, 1), gt[None]
     probabilities = getattr(net_w, "probabilities", None)
@@ -230,14 +178,7 @@ class Frame(NamedTuple):
 
 
 def strip_figure(gt: Tensor, frames: Sequence[Frame], path: Path, title: str = "") -> None:
-    """Write a strip of a training: in the upper row x and the errors |x̂ - x|, in the lower one the weights, over time.
-
-    Args:
-        gt: x (3, H, W) in [0, 1].
-        frames: the moments, from left to right.
-        path: file to write; the suffix gives the format.
-        title: title of the figure.
-    """
+    """Write a strip of a training: x and, over time, the errors |x̂ - x| in the upper row, the weights in the lower."""
     errors = [levels(frame.sr.clamp(0, 1), gt) for frame in frames]
     limit = float(np.percentile(errors[-1], 99))
     cell = 2.8 * min(gt.shape[1] / gt.shape[2], 1.5)
@@ -266,16 +207,10 @@ def spread_figure(
     title: str,
     across: int,
 ) -> None:
-    """Write a figure of values over seeds: a panel for each test set and metric, a line for each row.
+    """Write a figure of values over seeds: a panel for each test set and metric, a line for each of ``rows``.
 
-    Every seed is a ring, their mean a dot, with a bar of one sample standard deviation to each side.
-
-    Args:
-        rows: names from top to bottom.
-        panels: heading, label of the axis with its unit, and the values of every row.
-        path: PNG to write.
-        title: title of the figure.
-        across: number of panels in a row.
+    A panel is its heading, the label of its axis with the unit, and the values of every row; ``across`` stand side by
+    side. Every seed is a ring, their mean a dot, with a bar of one sample standard deviation to each side.
     """
     down = -(-len(panels) // across)
     size = (1.5 + 3.4 * across, 0.8 + down * (0.9 + 0.3 * len(rows)))

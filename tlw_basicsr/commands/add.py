@@ -20,11 +20,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("input", type=Path, metavar="IN.yml", help="BasicSR training YAML")
     parser.add_argument("output", type=Path, metavar="OUT.yml", help="file to write; may be IN.yml")
     parser.add_argument("--name", help="name of the experiment (default: the old name with _TLW)")
-    parser.add_argument(
-        "--keep-balance",
-        action="store_true",
-        help="change loss_weight so that the pixel loss weighs against GAN and other losses as before",
-    )
+    balance = "change loss_weight so that the pixel loss weighs against GAN and other losses as before"
+    parser.add_argument("--keep-balance", action="store_true", help=balance)
     args = parser.parse_args(argv)
     try:
         text = args.input.read_bytes().decode("utf-8")

@@ -11,7 +11,7 @@ The page opens from the file system. LR images are made from HR by MATLAB's bicu
 from collections.abc import Sequence
 from pathlib import Path
 
-from tlw_basicsr.commands import add_plugins_argument, parser_of
+from tlw_basicsr.commands import add_arguments, parser_of
 from tlw_basicsr.engine.options import read_options
 from tlw_basicsr.tools.comparison import HR, Result, shoot, write_page
 from tlw_basicsr.tools.evaluation import bicubic
@@ -22,11 +22,7 @@ from tlw_basicsr.util.yaml_options import load_yaml
 
 
 def find_source(name: str, argument: str, allow_plugins: bool, param_key: str) -> str | Path | tuple[Trained, Options]:
-    """What an argument names: ``'bicubic'``, a folder of SR images, or a network and the YAML's options.
-
-    Raises:
-        UserError: it names none of these, or its options or checkpoint are wrong.
-    """
+    """What an argument names: ``'bicubic'``, a folder of SR images, or a network and the YAML's options."""
     path = Path(name).expanduser()
     if name == "bicubic":
         return name
@@ -42,13 +38,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse the arguments, make the images, write the page."""
     parser = parser_of("compare", __doc__)
     parser.add_argument("results", nargs="+", metavar="[LABEL=]RESULT", help="bicubic, a YAML or a folder")
-    parser.add_argument("--gt", type=Path, required=True, help="folder of HR images")
     parser.add_argument("--scale", type=int, help="of the super-resolution; default: the networks'")
     parser.add_argument("--distance", metavar="OPTIONS", help="also D, such as '{type: SSIMDistance}'")
     parser.add_argument("--out", type=Path, default=Path("compare.html"), help="page to write; default compare.html")
-    parser.add_argument("--param_key", default="params_ema", help="entry of the checkpoints; params_ema, or params")
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, …")
-    add_plugins_argument(parser)
+    add_arguments(parser, "--gt", "--param_key", "--device", "--allow-plugins")
     args = parser.parse_args(argv)
     if args.out.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"--out: {args.out} must end in .html")

@@ -20,12 +20,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("source", metavar="IN.pth", type=Path, help="the published file")
     parser.add_argument("target", metavar="OUT.pth", type=Path, help="the file to write; OUT.yml goes beside it")
     parser.add_argument("--net", required=True, choices=list(PUBLISHED))
-    parser.add_argument(
-        "--scale",
-        type=int,
-        help="required except for hat (×4 only) and weight (has none). A file of vdsr does not say its scale, so "
-        "a wrong one goes unnoticed",
-    )
+    needed = "required except for hat (×4 only) and weight (has none); a wrong one goes unnoticed for vdsr"
+    parser.add_argument("--scale", type=int, help=needed)
     args = parser.parse_args(argv)
     if args.target.suffix != ".pth":
         raise UserError(f"OUT.pth: {args.target} must end in .pth")

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tlw_basicsr.commands import add_plugins_argument, parser_of
+from tlw_basicsr.commands import add_arguments, parser_of
 from tlw_basicsr.engine.options import read_options
 from tlw_basicsr.tools.evaluation import PROTOCOLS, Source, bicubic, evaluate, means
 from tlw_basicsr.tools.experiment import load_trained
@@ -34,7 +34,7 @@ def find_sources(args: argparse.Namespace, protocols: list[str]) -> tuple[Mappin
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the arguments, measure, print and write."""
     parser = parser_of("evaluate", __doc__)
-    parser.add_argument("--gt", type=Path, required=True, help="folder of HR images")
+    add_arguments(parser, "--gt", "--param_key", "--perceptual", "--grey-as-y", "--device", "--allow-plugins")
     parser.add_argument("--scale", type=int, required=True)
     parser.add_argument("--lq", type=Path, help="folder of LR images, for the field's protocol; default: made from HR")
     what = parser.add_mutually_exclusive_group(required=True)
@@ -42,17 +42,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     what.add_argument("--sr", type=Path, help="folder of SR images NAME, NAMEx4 or NAME_…, for the field's protocol")
     what.add_argument("--opt", type=Path, help="YAML with network_g")
     parser.add_argument("--checkpoint", type=Path, help="with --opt; default: the YAML's, or its training's newest")
-    parser.add_argument(
-        "--param_key", default="params_ema", help="entry of the checkpoint; default params_ema, or params"
-    )
-    parser.add_argument(
-        "--protocol", choices=[*PROTOCOLS, "both"], help="default: both; with --lq or --sr the field's (BasicSR's)"
-    )
+    both = "default: both; with --lq or --sr the field's (BasicSR's)"
+    parser.add_argument("--protocol", choices=[*PROTOCOLS, "both"], help=both)
     parser.add_argument("--lpips", action="store_true", help="also LPIPS of VGG and AlexNet; needs their weights")
-    parser.add_argument("--perceptual", action="store_true", help="also GMSD, HaarPSI and VIF, which need no weights")
-    parser.add_argument("--grey-as-y", action="store_true", help="take the levels of a grey HR image as Y (field)")
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, …")
-    add_plugins_argument(parser)
     parser.add_argument("--csv", type=Path, help="write the values of every image")
     parser.add_argument("--json", type=Path, help="write the means")
     args = parser.parse_args(argv)
@@ -72,16 +64,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     chosen = args.protocol or ("field" if given else "both")
     protocols = list(PROTOCOLS) if chosen == "both" else [chosen]
     sources, name = find_sources(args, protocols)
-    rows = evaluate(
-        sources,
-        args.gt,
-        args.scale,
-        lq_folder=args.lq,
-        with_lpips=args.lpips,
-        with_perceptual=args.perceptual,
-        grey_as_y=args.grey_as_y,
-        progress=sys.stderr.isatty(),
-    )
+    settings = {"with_lpips": args.lpips, "with_perceptual": args.perceptual, "grey_as_y": args.grey_as_y}
+    rows = evaluate(sources, args.gt, args.scale, lq_folder=args.lq, **settings, progress=sys.stderr.isatty())
     result = means(rows)
     print(f"{args.gt.name}, ×{args.scale}, {name}, mean of {len(rows) // len(protocols)} images\n")
     for protocol, values in result.items():

@@ -19,13 +19,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = parser_of("export", __doc__)
     parser.add_argument("out", nargs="+", type=Path, help="files to write, .onnx or .safetensors")
     add_network_arguments(parser)
-    parser.add_argument(
-        "--size",
-        type=int,
-        nargs=2,
-        metavar=("HEIGHT", "WIDTH"),
-        help="ONNX for LR images of this size only, one at a time",
-    )
+    one_size = "ONNX for LR images of this size only, one at a time"
+    parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help=one_size)
     args = parser.parse_args(argv)
     for path in args.out:
         if path.suffix.lower() not in NEEDED:

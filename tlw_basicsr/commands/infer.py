@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from tlw_basicsr.commands import add_network_arguments, parser_of
+from tlw_basicsr.commands import add_arguments, add_network_arguments, parser_of
 from tlw_basicsr.data.images import SUFFIXES, read_picture
 from tlw_basicsr.data.listing import name_images
 from tlw_basicsr.networks import find_device
@@ -26,15 +26,9 @@ from tlw_basicsr.tools.experiment import load_sr_network
 from tlw_basicsr.tools.inference import DTYPES, NetworkUpscaler, upscale_picture, write_result
 from tlw_basicsr.util.errors import UserError, clean, first_line, reason_of
 
-TILE = 512  # LR pixels
-
 
 def find_images(source: str) -> list[Path]:
-    """The images that an argument names: a file, those of a folder, or those of a glob; sorted.
-
-    Raises:
-        UserError: there are none, or they can't be looked for.
-    """
+    """The images that an argument names: a file, those of a folder, or those of a glob; sorted."""
     try:
         path = Path(source).expanduser()
         if path.is_dir():
@@ -71,11 +65,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_network_arguments(parser)
     parser.add_argument("--out", type=Path, default=Path("results/inference"), help="folder; default results/inference")
     parser.add_argument("--suffix", default="", help="put behind the name of the image, such as _x4")
-    parser.add_argument(
-        "--tile", type=int, default=TILE, help=f"side of a tile in LR pixels, {TILE}; 0: the whole image at once"
-    )
+    parser.add_argument("--tile", type=int, default=512, help="side of a tile in LR pixels, 512; 0: the whole image")
     parser.add_argument("--overlap", type=int, help="of tiles, in LR pixels; default 32, or half of a smaller tile")
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1, …")
+    add_arguments(parser, "--device")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="precision of the network (autocast)")
     args = parser.parse_args(argv)
     if Path(args.suffix).name != args.suffix or len(args.suffix) > 100:

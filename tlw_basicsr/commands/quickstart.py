@@ -16,15 +16,14 @@ import skimage.data
 from skimage.color import gray2rgb
 
 from tlw_basicsr.commands import parser_of
-from tlw_basicsr.core.functional import k_schedule
 from tlw_basicsr.data.bicubic_sr_dataset import BicubicSRDataset
 from tlw_basicsr.data.images import write_image
 from tlw_basicsr.losses.tlw_loss import complete_economy
 from tlw_basicsr.networks import load_network
-from tlw_basicsr.pictures import weights_figure
+from tlw_basicsr.pictures import method_figure
 from tlw_basicsr.tools.evaluation import bicubic, field_metrics
+from tlw_basicsr.tools.experiment import build_distance, find_k
 from tlw_basicsr.tools.recipes import recipe
-from tlw_basicsr.util.kinds import Options
 from tlw_basicsr.util.yaml_options import force_options, load_yaml
 
 TRAIN = ("brick", "camera", "coffee", "coins", "grass", "gravel", "moon", "rocket", "stereo_motorcycle")
@@ -48,10 +47,6 @@ def write_photographs(folder: Path) -> None:
             image = image[0] if isinstance(image, tuple) else image  # the left one of the stereo pair
             image = gray2rgb(image) if image.ndim == 2 else image
             write_image(cv2.cvtColor(image, cv2.COLOR_RGB2BGR), folder / part / f"{name}.png")
-
-
-def _models(out: Path, opt: Options) -> Path:
-    return out / "experiments" / opt["name"] / "models"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -78,17 +73,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         seconds = time.perf_counter() - start
         opt = load_yaml(text, name)
         force_options(opt, args.force_yml)
-        net_g = load_network(opt["network_g"], _models(out, opt) / "net_g_latest.pth", "params_ema")
+        models = Path(out, "experiments", opt["name"], "models")
+        net_g = load_network(opt["network_g"], models / "net_g_latest.pth", "params_ema")
         rows[label] = (field_metrics(net_g, items, 4), seconds)
 
     complete_economy(opt)
-    net_w = load_network(opt["network_w"], _models(out, opt) / "net_w_latest.pth", key="network_w")
-    schedule = opt["train"]["tlw"]
-    k = k_schedule(opt["train"]["total_iter"] - 1, schedule["k_start"], schedule["k_end"], schedule["k_decay"])
-    picture = out / "learned_weights.png"
-    weights_figure(net_g, net_w, k, items[-1]["lq"], items[-1]["gt"], picture, "Weights learned by the quickstart")
-
     iterations = opt["train"]["total_iter"]
+    net_w = load_network(opt["network_w"], Path(models, "net_w_latest.pth"), key="network_w")
+    distance = build_distance(opt["train"]["pixel_opt"]["distance"], "train.pixel_opt.distance")
+    sr, gt = net_g(items[-1]["lq"][None])[0], items[-1]["gt"]
+    picture, title = out / "learned_weights.png", "Weights learned by the quickstart"
+    method_figure(net_w, find_k(opt, models, iterations), distance, sr, gt, picture, title)
+
     print(f"\nHeld-out photographs: {', '.join(HELD_OUT)}; EDSR ×4, {iterations} iterations; Y channel, border 4\n")
     print("| loss    | Y-PSNR (dB) | SSIM   | time (s) |\n|---------|------------:|-------:|---------:|")
     for label, (means, seconds) in rows.items():

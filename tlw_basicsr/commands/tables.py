@@ -26,7 +26,7 @@ from typing import Any
 import yaml
 from tqdm import tqdm
 
-from tlw_basicsr.commands import parser_of
+from tlw_basicsr.commands import add_arguments, parser_of
 from tlw_basicsr.engine.options import read_options
 from tlw_basicsr.losses.tlw_loss import PAPER_DISTANCE
 from tlw_basicsr.tools.comparison import Result, shoot, write_page
@@ -43,7 +43,6 @@ from tlw_basicsr.tools.tables import (
     check_forced,
     find_network,
     is_trained,
-    list_losses,
     measure,
     train,
     write_tables,
@@ -59,18 +58,11 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = parser_of("tables", __doc__)
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS))
-    parser.add_argument(
-        "--losses", nargs="+", help="such as L1 MSE L1TLW MSETLW L1Uncertainty L1Random L1Error; default: the paper's"
-    )
-    parser.add_argument(
-        "--variant",
-        nargs="+",
-        action="append",
-        default=[],
-        metavar="WORD",
-        help="NAME LOSS KEY=VALUE …: one more row, LOSS with further options, such as "
-        "L1TLWfast L1TLW train:tlw:preset=fast; may be given again",
-    )
+    losses = "such as L1 MSE L1TLW MSETLW L1Uncertainty L1Random L1Error; default: the paper's"
+    parser.add_argument("--losses", nargs="+", help=losses)
+    variant = "NAME LOSS KEY=VALUE …: one more row, LOSS with further options, such as L1TLWfast L1TLW "
+    variant += "train:tlw:preset=fast; may be given again"
+    parser.add_argument("--variant", nargs="+", action="append", default=[], metavar="WORD", help=variant)
     parser.add_argument("--scales", nargs="+", type=int, default=[2, 3, 4])
     parser.add_argument("--sets", nargs="+", default=list(TEST_SETS), help="names of test sets")
     parser.add_argument("--data", type=Path, default=Path("datasets"), help="folder of the test sets")
@@ -81,23 +73,18 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--distance", help="options of D, such as '{type: SSIMDistance}'; default: the paper's")
     parser.add_argument("--force_yml", nargs="+", default=[], help="options of every cell that has their section")
     parser.add_argument("--no-lpips", action="store_true", help="no LPIPS, and the last network instead of the best")
-    parser.add_argument("--perceptual", action="store_true", help="also GMSD, HaarPSI and VIF, which need no weights")
-    parser.add_argument("--grey-as-y", action="store_true", help="take the levels of grey images as Y (field)")
+    add_arguments(parser, "--perceptual", "--grey-as-y")
     return parser.parse_args(argv)
 
 
 def choose_cells(args: argparse.Namespace) -> list[Cell]:
-    """The cells that the arguments name and for which there are recipes; prints which are left out.
-
-    Raises:
-        UserError: a network, a scale or a loss has no cell at all.
-    """
+    """The cells that the arguments name and for which there are recipes; prints which are left out."""
     known = sorted({network for network, _, _ in list_cells()})
     for network in args.networks:
         if network not in known:
             raise UserError(f"--networks: {network}; accepted are {', '.join(known)}")
     pairs = list(product(dict.fromkeys(args.networks), dict.fromkeys(args.scales)))
-    available = {pair: list_losses(*pair) for pair in pairs}
+    available = {pair: sorted(loss for n, loss, s in list_cells() if (n, s) == pair) for pair in pairs}
     named = ", ".join(dict.fromkeys(args.networks))
     for scale in args.scales:
         if not any(available[pair] for pair in pairs if pair[1] == scale):

@@ -23,7 +23,7 @@ from tlw_basicsr.losses.tlw_loss import PAPER_DISTANCE, complete_economy, descri
 from tlw_basicsr.networks import get_section, load_network
 from tlw_basicsr.pictures import ALL, Frame, method_figure, strip_figure
 from tlw_basicsr.tools.evaluation import FIELD, read_pair
-from tlw_basicsr.tools.experiment import build_distance, check_distance, find_k, list_iterations, load_trained
+from tlw_basicsr.tools.experiment import build_distance, find_distance, find_k, list_iterations, load_trained
 from tlw_basicsr.util.errors import UserError
 from tlw_basicsr.util.kinds import FRACTION, Options, check_section
 from tlw_basicsr.util.yaml_options import load_yaml
@@ -45,7 +45,7 @@ def read_all_options(args: argparse.Namespace) -> Options:
     check_section(train.get("tlw") or {}, "train.tlw", kinds)
     distance = get_section(train, "pixel_opt", "train").get("distance") or PAPER_DISTANCE
     opt["distance"] = load_yaml(args.distance, "--distance") if args.distance else distance
-    check_distance(opt["distance"], "distance")
+    find_distance(opt["distance"], "distance")
     return opt
 
 
@@ -113,10 +113,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.lq and pair.lq.shape[2:] != expected:
             sides = f"{expected[0]}×{expected[1]} (1/{upscale.scale} of --image)"
             raise UserError(f"--lq: {args.lq} is {pair.lq.shape[2]}×{pair.lq.shape[3]}, not {sides}")
-        crop = ALL
+        sides, crop = pair.gt.shape[2:], ALL
         if args.crop:
             top, left, height, width = args.crop
-            sides = pair.gt.shape[2:]
             if min(top, left, height - 1, width - 1) < 0 or top + height > sides[0] or left + width > sides[1]:
                 raise UserError(f"--crop: {args.crop} is not within the {sides[0]}×{sides[1]} of {args.image}")
             crop = (slice(top, top + height), slice(left, left + width))
@@ -126,8 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             frames.append(Frame(iteration, k, sr[part], net_w(sr, pair.gt, k)[part]))
     if args.strip:
         out = args.out or Path("weights_strip.png")
-        title = f"Error and weights over the training (means of RGB), {name}"
-        strip_figure(pair.gt[part], frames, out, title)
+        strip_figure(pair.gt[part], frames, out, f"Error and weights over the training (means of RGB), {name}")
         print(f"{out}: iterations {', '.join(str(frame.iteration) for frame in frames)}")
         return
     distance = build_distance(opt["distance"], "distance")

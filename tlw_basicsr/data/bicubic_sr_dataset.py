@@ -16,16 +16,10 @@ from tlw_basicsr.util.errors import UserError
 
 
 def lq_of_crop(gt: np.ndarray, top: int, left: int, height: int, width: int, scale: int, quantize: bool) -> np.ndarray:
-    """Return a crop of MATLAB's bicubic LR image of ``gt``, computed from the pixels that it depends on.
+    """Return a crop, in LR pixels, of MATLAB's bicubic LR image of ``gt`` (H, W, C) in [0, 1].
 
-    Args:
-        gt: HR image (H, W, C) in [0, 1]; H and W are multiples of ``scale``.
-        top, left, height, width: The crop in LR pixels.
-        scale: Scale of the super-resolution.
-        quantize: Resize the 8-bit image to 8 bits, as LR images on disk are made.
-
-    Returns:
-        (height, width, C), float32.
+    It is computed from the pixels that it depends on; H and W are multiples of ``scale``. With ``quantize`` the 8-bit
+    image is resized to 8 bits, as LR images on disk are made.
     """
     margin = KERNEL_WIDTH // 2 + 1
     y0, x0 = max(top - margin, 0), max(left - margin, 0)

@@ -37,17 +37,11 @@ def of_any_size() -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = limit
 
 
-# ------------------------------------------------------------------------------------------------- size
-
-
 def image_size(path: Path, key: str) -> tuple[int, int]:
     """Return height and width of a decoded image file, from its header if possible.
 
     Formats, and versions of OpenCV and Pillow, differ in whether they turn an image by its orientation. So an image
     that has one is decoded, as are those that Pillow doesn't know.
-
-    Raises:
-        UserError: The file is missing or not an image; ``key`` is the option that names it.
     """
     # Pillow's readers raise all kinds of errors, also for files that OpenCV reads
     with open_regular(path, key) as file, suppress(Exception), of_any_size(), Image.open(file) as header:
@@ -63,18 +57,17 @@ def has_orientation(header: Image.Image, path: Path) -> bool:
     """Return whether something in the file may give the image's orientation, such as a camera's EXIF."""
     if header.format == "PNG":  # its EXIF may follow the pixels, and Pillow would decode these first
         with open(path, "rb") as file:
-            return any(kind == b"eXIf" or start.startswith(b"Raw profile") for kind, start in _png_chunks(file))
+            return any(kind == b"eXIf" or file.read(11) == b"Raw profile" for kind, _ in png_chunks(file))
     return header.getexif().get(ExifTags.Base.Orientation, 1) != 1
 
 
-def _png_chunks(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
-    """Yield kind and first bytes of every chunk of a PNG."""
-    file.seek(8)
-    while len(head := file.read(8)) == 8:
+def png_chunks(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """Yield kind and length of every chunk of a PNG; the file is at the chunk's content then."""
+    place = 8
+    while file.seek(place) and len(head := file.read(8)) == 8:
         length, kind = struct.unpack(">I4s", head)
-        start = file.read(min(length, 16))
-        yield kind, start
-        file.seek(length - len(start) + 4, 1)
+        yield kind, length
+        place += length + 12
 
 
 @cache
@@ -85,9 +78,6 @@ def decoder_turns(kind: str) -> bool:
     file = BytesIO()
     Image.new("RGB", (16, 8)).save(file, kind, exif=exif)
     return _decode(file.getvalue(), cv2.IMREAD_COLOR).shape[:2] == (16, 8)
-
-
-# ------------------------------------------------------------------------------------------------- reading
 
 
 def _decode(content: bytes, flags: int) -> np.ndarray:
@@ -102,11 +92,7 @@ def _decode(content: bytes, flags: int) -> np.ndarray:
 
 
 def read_image(client: FileClient, path: str, client_key: str = "gt") -> np.ndarray:
-    """Decode an image of any kind as BasicSR does: BGR, float32 in [0, 1], (H, W, 3).
-
-    Raises:
-        UserError: The file or key is missing, truncated, or not an image.
-    """
+    """Decode an image of any kind as BasicSR does: BGR, float32 in [0, 1], (H, W, 3)."""
     try:
         content = client.get(path, client_key)
         image = None if content is None else imfrombytes(content, float32=True)
@@ -118,11 +104,7 @@ def read_image(client: FileClient, path: str, client_key: str = "gt") -> np.ndar
 
 
 def read_8bit(path: Path) -> np.ndarray:
-    """Decode an image as 8-bit BGR (H, W, 3).
-
-    Raises:
-        UserError: The file is missing or not an image.
-    """
+    """Decode an image as 8-bit BGR (H, W, 3)."""
     try:
         return _decode(read_bytes(path), cv2.IMREAD_COLOR)
     except (OSError, ValueError) as error:
@@ -138,7 +120,7 @@ def find_fault(content: bytes) -> str | None:
     except Image.UnidentifiedImageError:  # OpenCV alone knows it
         return None
     except Exception as error:
-        return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
     return None if min(image.shape[:2]) else "it has no pixels"
 
 
@@ -163,25 +145,15 @@ def is_grey(path: str | Path) -> bool:
 
 
 class Picture(NamedTuple):
-    """A decoded image file.
+    """A decoded image file."""
 
-    Attributes:
-        image: (1, C, H, W) in [0, 1], RGB, or one channel if the image is grey.
-        alpha: (H, W) in [0, 1], or None.
-        levels: 255 or 65535.
-    """
-
-    image: Tensor
-    alpha: np.ndarray | None
-    levels: int
+    image: Tensor  # (1, C, H, W) in [0, 1], RGB, or one channel if the image is grey
+    alpha: np.ndarray | None  # (H, W) in [0, 1]
+    levels: int  # 255 or 65535
 
 
 def read_picture(path: Path) -> Picture:
-    """Decode a file as BasicSR does (turned upright, palettes and CMYK to RGB), but keep alpha, 16 bits and grey.
-
-    Raises:
-        UserError: The file is missing, can't be decoded, holds several images, or has neither 8 nor 16 bits.
-    """
+    """Decode a file as BasicSR does (turned upright, palettes and CMYK to RGB), but keep alpha, 16 bits and grey."""
     try:
         content = read_bytes(path)
         colour = _decode(content, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
@@ -222,12 +194,7 @@ def turn(image: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def undo_normalization(image: Tensor, opt: Mapping[str, Any]) -> Tensor:
-    """Return images (…, C, H, W) in [0, 1] for those that a data set has normalised: x·std + mean.
-
-    Args:
-        image: Image of the data set, or an SR image in its range.
-        opt: Options of the data set; without ``mean`` and ``std`` the image is returned as it is.
-    """
+    """Return images (…, C, H, W) in [0, 1] for those that a data set has normalised by its options: x·std + mean."""
     mean, std = opt.get("mean"), opt.get("std")
     if mean is None and std is None:
         return image
@@ -235,20 +202,8 @@ def undo_normalization(image: Tensor, opt: Mapping[str, Any]) -> Tensor:
     return image * std + mean
 
 
-# ------------------------------------------------------------------------------------------------- writing
-
-
 def write_image(image: np.ndarray, path: str | Path, params: list[int] | None = None) -> None:
-    """Write an image whole or not at all, in the format of the suffix; OpenCV's own function ignores a full disk.
-
-    Args:
-        image: (H, W), BGR or BGRA.
-        path: File in an existing folder.
-        params: Parameters of OpenCV's encoder.
-
-    Raises:
-        UserError: The image can't be encoded or written.
-    """
+    """Write an image (H, W), BGR or BGRA, whole or not at all; OpenCV's own function ignores a full disk."""
     path = Path(path)
     try:
         done, content = cv2.imencode(path.suffix, image, params or [])

@@ -34,9 +34,6 @@ class ImageEntry(NamedTuple):
     width: int
 
 
-# ------------------------------------------------------------------------------------------------- listing
-
-
 def scandir(
     dir_path: str, suffix: str | tuple[str, ...] | None = None, recursive: bool = False, full_path: bool = False
 ) -> Iterator[str]:
@@ -53,16 +50,7 @@ def count_below(folder: Path) -> int:
 
 
 def list_folder(folder: Path, key: str, names: Sequence[str] | None = None) -> list[ImageEntry]:
-    """Return the images of a folder, or those of the given names; without names, sorted by name. Reads headers only.
-
-    Args:
-        folder: The folder; its subfolders are left out.
-        key: The option that names it, for messages.
-        names: File names relative to the folder.
-
-    Raises:
-        UserError: The folder is missing or has no image, a file is missing, or it is not an image.
-    """
+    """Return the images of a folder without its subfolders, or those of the given names. Reads headers only."""
     if not folder.is_dir():
         raise UserError(f"{key}: {folder} is not a folder")
     if names is None:
@@ -77,13 +65,7 @@ def list_folder(folder: Path, key: str, names: Sequence[str] | None = None) -> l
 def list_images(opt: dict[str, Any], root_key: str = "dataroot_gt", what: str = "datasets") -> list[ImageEntry]:
     """Return the images of the folder or LMDB ``opt[root_key]``; a ``meta_info_file`` restricts them.
 
-    Args:
-        opt: Options of a data set.
-        root_key: The option that names the folder or LMDB.
-        what: Place of the options in the YAML, for messages.
-
-    Raises:
-        UserError: See :func:`list_folder`; or it is not an LMDB as BasicSR makes them, or cut.
+    ``what`` is the place of the options in the YAML, or an argument, for messages.
     """
     key = what if what.startswith("--") else f"{what}.{root_key}"  # an argument has no options
     root = expanded(opt[root_key], key)
@@ -103,24 +85,20 @@ def read_lines(path: str | Path, key: str) -> list[str]:
 
 
 def read_names(path: str | Path, key: str) -> list[str]:
-    """Return the names in a list such as BasicSR's ``meta_info``, ``NAME (H,W,C) …``; names may have spaces."""
-    return [_read_name(line) for line in read_lines(path, key)]
+    """Return the names in a list such as BasicSR's ``meta_info``, ``NAME (H,W,C) …``; names may have spaces.
 
-
-def _read_name(line: str) -> str:
-    """Return the part of a line before the size, else up to the first suffix of an image, else to the first space."""
-    if size := re.search(r"\s\(\d+, *\d+", line):
-        return line[: size.start()].rstrip()
-    return (IMAGE_NAME.match(line) or re.match(r"\S+", line))[0]  # type: ignore[index]  no line is empty
+    A name ends before the size, else after the first suffix of an image, else before the first space.
+    """
+    names = []
+    for line in read_lines(path, key):
+        size = re.search(r"\s\(\d+, *\d+", line)
+        found = IMAGE_NAME.match(line)
+        names.append(line[: size.start()].rstrip() if size else found[0] if found else line.split()[0])
+    return names
 
 
 def mend_paths(paths: Any, opt: dict[str, Any]) -> Any:
-    """Return the paths of a data set, with whole names if it has read its list only up to each line's first space.
-
-    Args:
-        paths: Attribute ``paths`` of the data set; what is not made from such a list is returned as it is.
-        opt: Its options; ``meta_info_file`` or ``meta_info`` names the list.
-    """
+    """Return the paths of a data set, with whole names if it has read its list only up to each line's first space."""
     key = next((key for key in ("meta_info_file", "meta_info") if isinstance(opt.get(key), str)), None)
     if key is None or not isinstance(paths, list):
         return paths
@@ -132,11 +110,7 @@ def mend_paths(paths: Any, opt: dict[str, Any]) -> Any:
 
 
 def read_keys(root: Path, key: str) -> list[ImageEntry]:
-    """Return the keys of an LMDB and the sizes of its images, as its ``meta_info.txt`` gives them.
-
-    Raises:
-        UserError: It is not an LMDB as BasicSR makes them.
-    """
+    """Return the keys of an LMDB and the sizes of its images, as its ``meta_info.txt`` gives them."""
     if root.suffix != ".lmdb" or not (root / "data.mdb").is_file():
         raise UserError(f"{key}: {root} is not an LMDB (a folder *.lmdb with data.mdb and meta_info.txt)")
     entries = []
@@ -169,21 +143,8 @@ def list_lmdb(root: Path, key: str) -> list[ImageEntry]:
     return entries
 
 
-# ------------------------------------------------------------------------------------------------- pairs
-
-
 def pair_names(gt: Sequence[str], lq: Sequence[str], templates: Sequence[str], where: str) -> dict[str, str]:
-    """Return the LR image of every HR image, found by their names.
-
-    Args:
-        gt: Names of HR images with suffixes; if they have folders, the last part counts.
-        lq: Names of LR images.
-        templates: Names of LR images without suffix, with ``{}`` for that of HR; the first that fits counts.
-        where: The option, for messages.
-
-    Raises:
-        UserError: An HR image has no LR image or several, or two HR images have the same.
-    """
+    """Return the LR image of every HR image, by the first template that fits; ``{}`` in it is the name of HR's stem."""
     names = set(lq)
     by_stem: dict[str, list[str]] = defaultdict(list)
     for name in lq:
@@ -250,18 +211,11 @@ def paired_paths_from_lmdb(folders: Sequence[str], keys: Sequence[str]) -> list[
     return [{f"{keys[0]}_path": key, f"{keys[1]}_path": key} for key in sorted(gt)]
 
 
-# ------------------------------------------------------------------------------------------------- names
-
-
 def name_images(paths: Sequence[str | Path], clean: Callable[[str], str] = str) -> list[str]:
     """Return one name for every path; names of different paths differ, even if case is ignored.
 
     A name is the stem. Images that would share it are called by as much of their paths as tells them apart: ``a.png``
     and ``a.jpg`` become ``a_png`` and ``a_jpg``, ``x/a.png`` and ``y/a.png`` become ``x_a`` and ``y_a``.
-
-    Args:
-        paths: Paths of files, or keys of an LMDB; a path that comes twice has one name.
-        clean: Applied to every name, for example to remove spaces.
     """
     keys = [str(path).replace("\\", "/") for path in paths]
     longer = {key: _names_of_path(key, number, clean) for number, key in enumerate(dict.fromkeys(keys), 1)}

@@ -2,13 +2,9 @@
 
 
 def tile_starts(length: int, crop: int, step: int, threshold: int | None) -> list[int]:
-    """Return where the tiles of one side begin.
+    """Return where the tiles of one side begin; a side shorter than ``crop`` is one tile.
 
-    Args:
-        length: Length of the side in pixels.
-        crop: Side of a tile; a shorter ``length`` is one tile.
-        step: Distance from one tile to the next; ``crop`` for tiles that do not overlap.
-        threshold: Add a tile that ends at the border if more than this many pixels are left there; None for never.
+    A tile that ends at the border is added if more than ``threshold`` pixels are left there; None for never.
     """
     if length <= crop:
         return [0]

@@ -47,11 +47,7 @@ def mse(sr: Tensor, gt: Tensor) -> Tensor:
 
 @cache
 def lpips_model(net: Any, weights: str | None = None) -> LPIPSDistance:
-    """LPIPS with its linear heads, built once in a process, on the GPU if there is one.
-
-    Raises:
-        UserError: its weights could not be loaded.
-    """
+    """LPIPS with its linear heads, built once in a process, on the GPU if there is one."""
     try:
         model = LPIPSDistance(net=net, linear=True, weights=weights)
     except ValueError as error:

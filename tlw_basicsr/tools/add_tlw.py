@@ -25,18 +25,13 @@ def add_tlw(text: str, name: str, *, keep_balance: bool = False, new_name: str |
     """Return the TLW version of a BasicSR training YAML, with ``preset: economy``.
 
     Comments, order, anchors and spelling stay; new keys stand beside those that they belong to. A file that has
-    ``model_type: TLWModel`` already is returned as it is. :func:`describe_changes` lists what has changed.
+    ``model_type: TLWModel`` already is returned as it is.
 
     Args:
         text: Text of the YAML.
         name: Name of the file, for messages.
         keep_balance: Change ``loss_weight`` so that the pixel loss weighs against the other losses as before.
-        new_name: Name of the experiment, whose folder must not be that of the training without TLW; None for
-            ``NAME_TLW``.
-
-    Raises:
-        UserError: It is not a training YAML, has no pixel loss that TLW can replace, or its anchors tie the pixel loss
-            to other sections.
+        new_name: Name of the experiment; None for ``NAME_TLW``.
     """
     opt = load_yaml(text, name)
     if not isinstance(opt, dict):

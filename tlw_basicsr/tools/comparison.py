@@ -17,7 +17,7 @@ from torch import Tensor
 from tlw_basicsr.core.functional import Distance, fix_reference
 from tlw_basicsr.data.bicubic import to_8_bits
 from tlw_basicsr.pictures import ERROR, WEIGHT
-from tlw_basicsr.tools.evaluation import FIELD, METRICS, Source, make_sr, measure, pairs
+from tlw_basicsr.tools.evaluation import FIELD, METRICS, Source, make_sr, means, measure, pairs
 from tlw_basicsr.tools.report import Row, csv_text, json_text
 from tlw_basicsr.util.files import write_text
 
@@ -32,17 +32,11 @@ LABELS["d"] = ("D", 4, False)
 
 @dataclass(frozen=True)
 class Result:
-    """What makes the SR images of one result.
+    """What makes the SR images of one result."""
 
-    Attributes:
-        label: its name on the page.
-        source: an upscaler, or a folder of SR images.
-        weigh: SR and HR image to the weights (1, 3, H, W), where a weighting network is known.
-    """
-
-    label: str
+    label: str  # its name on the page
     source: Source
-    weigh: Callable[[Tensor, Tensor], Tensor] | None = None
+    weigh: Callable[[Tensor, Tensor], Tensor] | None = None  # SR and HR image to the weights (1, 3, H, W)
 
 
 @dataclass
@@ -133,14 +127,6 @@ def describe_shot(shot: Shot, side: int | None) -> dict[str, Any]:
     }
 
 
-def average(shots: Sequence[Shot]) -> dict[str, dict[str, float]]:
-    """Means over the images, of every result and metric."""
-    return {
-        label: {metric: float(np.mean([shot.rows[label][metric] for shot in shots])) for metric in row}
-        for label, row in shots[0].rows.items()
-    }
-
-
 def write_page(path: Path, shots: Sequence[Shot], title: str, about: str = "", largest: int = LARGEST) -> None:
     """Write the page and, beside it, its numbers as CSV: a line for each image and result, then the means.
 
@@ -150,15 +136,18 @@ def write_page(path: Path, shots: Sequence[Shot], title: str, about: str = "", l
     Raises:
         UserError: a file can't be written.
     """
-    means = average(shots)
-    metrics = {name: LABELS[name] for name in next(iter(means.values()))}
+    rows: list[Row] = [
+        {"image": shot.name, "result": label, **values} for shot in shots for label, values in shot.rows.items()
+    ]
+    averages = means(rows, "result")
+    metrics = {name: LABELS[name] for name in next(iter(averages.values()))}
     data: dict[str, Any] = {
         "title": title,
         "about": about,
         "hr": HR,
         "labels": [label for label in shots[0].images if label != HR] + [HR],
         "metrics": {key: dict(zip(("name", "digits", "higher"), label, strict=True)) for key, label in metrics.items()},
-        "means": means,
+        "means": averages,
         "magma": list_colours(ERROR),
         "viridis": list_colours(WEIGHT),
     }
@@ -172,11 +161,7 @@ def write_page(path: Path, shots: Sequence[Shot], title: str, about: str = "", l
             break
         side = max(SMALLEST, int(0.9 * (side or max(sides)) * (largest / size) ** 0.5))
     write_text(TEMPLATE.read_text("utf-8").replace("/*DATA*/", text), path)
-    rows: list[Row] = [
-        {"image": name, "result": label, **values}
-        for name, table in [*((shot.name, shot.rows) for shot in shots), ("mean", means)]
-        for label, values in table.items()
-    ]
+    rows += [{"image": "mean", "result": label, **values} for label, values in averages.items()]
     write_text(csv_text(rows), path.with_suffix(".csv"))
 
 

@@ -5,7 +5,6 @@ reordered for the channels, and the networks' options set the range, so results 
 """
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,40 +21,30 @@ HAT_BGR_MEAN = (0.4488, 0.4371, 0.4040)  # HAT subtracts it from its input in [-
 
 
 class Published(NamedTuple):
-    """One published network.
+    """One published network."""
 
-    Attributes:
-        options: Returns the options of the network that it becomes, for a scale.
-        names: Patterns of the names of its tensors, and what they become; None for tensors that are not used.
-        first: The weights that take the image.
-        groups: How many images follow each other in their input channels.
-        last: The layer that gives the image.
-        scales: The published scales; none for a network without a scale.
-        section: The section of a YAML with its options.
-    """
-
-    options: Callable[[int | None], dict[str, Any]]
-    names: dict[str, str | None]
-    first: str = "conv_first.weight"
-    groups: int = 1
-    last: str = "conv_last"
-    scales: tuple[int, ...] = (2, 3, 4)
-    section: str = "network_g"
+    options: dict[str, Any]  # of the network that it becomes
+    names: dict[str, str | None]  # patterns of its tensors' names, and what they become; None: not used
+    first: str = "conv_first.weight"  # takes the image
+    groups: int = 1  # images that follow each other in the input channels
+    last: str = "conv_last"  # gives the image
+    scales: tuple[int, ...] = (2, 3, 4)  # empty for a network without a scale
+    section: str = "network_g"  # of a YAML with its options
 
 
-def _edsr(scale: int | None) -> dict[str, Any]:
-    size = {"num_in_ch": 3, "num_out_ch": 3, "num_feat": 64, "num_block": 16, "upscale": scale, "res_scale": 1}
-    return {"type": "EDSR", **size, "img_range": 2.0, "rgb_mean": [0.5, 0.5, 0.5]}
-
-
-def _hat(scale: int | None) -> dict[str, Any]:
-    # 2v - 1 - m = 2(v - (1 + m) / 2)
-    return {"type": "TLWHAT", "upscale": scale, "rgb_mean": [(1 + m) / 2 for m in reversed(HAT_BGR_MEAN)]}
-
-
-PUBLISHED = {
+PUBLISHED = {  # upscale becomes the scale
     "edsr": Published(
-        _edsr,
+        {
+            "type": "EDSR",
+            "num_in_ch": 3,
+            "num_out_ch": 3,
+            "num_feat": 64,
+            "num_block": 16,
+            "upscale": None,
+            "res_scale": 1,
+            "img_range": 2.0,
+            "rgb_mean": [0.5, 0.5, 0.5],
+        },
         {
             r"(sub|add)_mean\.(weight|bias)": None,
             r"head\.0\.(.*)": r"conv_first.\1",
@@ -67,7 +56,7 @@ PUBLISHED = {
         },
     ),
     "vdsr": Published(
-        lambda scale: {"type": "TLWVDSR", "num_feat": 64, "num_block": 10, "upscale": scale},
+        {"type": "TLWVDSR", "num_feat": 64, "num_block": 10, "upscale": None},
         {
             r"conv1\.0\.(.*)": r"conv_first.\1",
             r"trunk\.(\d+)\.conv\.(.*)": r"body.\1.\2",
@@ -75,7 +64,7 @@ PUBLISHED = {
         },
     ),
     "rcan": Published(
-        lambda scale: {"type": "TLWRCAN", "num_feat": 64, "num_group": 10, "num_block": 20, "upscale": scale},
+        {"type": "TLWRCAN", "num_feat": 64, "num_group": 10, "num_block": 20, "upscale": None},
         {
             r"sf\.(.*)": r"conv_first.\1",
             r"rgs\.(\d+)\.module\.20\.(.*)": r"body.\1.conv.\2",
@@ -86,9 +75,14 @@ PUBLISHED = {
             r"conv2\.(.*)": r"conv_last.\1",
         },
     ),
-    "hat": Published(_hat, {r"net\.(.*)": r"\1"}, scales=(4,)),
+    "hat": Published(
+        # 2v - 1 - m = 2(v - (1 + m) / 2)
+        {"type": "TLWHAT", "upscale": None, "rgb_mean": [(1 + m) / 2 for m in reversed(HAT_BGR_MEAN)]},
+        {r"net\.(.*)": r"\1"},
+        scales=(4,),
+    ),
     "weight": Published(
-        lambda _: {"type": "TLWWeightNet", "num_feat": 64},
+        {"type": "TLWWeightNet", "num_feat": 64},
         {r"(conv\..*)": r"\1"},
         first="conv.0.weight",
         groups=2,
@@ -100,15 +94,9 @@ PUBLISHED = {
 
 
 def convert(path: Path, net: str, scale: int | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read a published checkpoint, and return a state dict and the options of the network that it belongs to.
+    """Read a published checkpoint; return a state dict and the options of the network that it belongs to.
 
-    Args:
-        path: The checkpoint, a plain state dict.
-        net: A key of :data:`PUBLISHED`.
-        scale: Scale of the network; None if only one is published, or if the network has none.
-
-    Raises:
-        UserError: The file is damaged, not a state dict, or belongs to another network or scale.
+    ``net`` is a key of :data:`PUBLISHED`; ``scale`` is None if only one is published, or if the network has none.
     """
     published = PUBLISHED[net]
     if scale is None and len(published.scales) == 1:
@@ -128,7 +116,7 @@ def convert(path: Path, net: str, scale: int | None = None) -> tuple[dict[str, T
             raise UserError(f"IN.pth: {path} is no published {net}: it has a tensor {name!r:.80}")
         if ours:
             state[ours] = tensor
-    options = published.options(scale)
+    options = published.options | ({"upscale": scale} if published.scales else {})
     model = build_network(dict(options))
     try:
         check_fit(state, model, True, path, f"IN.pth as {f'{net} ×{scale}' if published.scales else net}")
@@ -158,11 +146,7 @@ def flip_channels(state: dict[str, Tensor], published: Published) -> None:
 
 
 def convert_file(source: Path, target: Path, net: str, scale: int | None = None) -> Path:
-    """Write ``target`` as ``{'params': …}`` and beside it a YAML that names it; return the path of the YAML.
-
-    Raises:
-        UserError: See :func:`convert`; or a file can't be written.
-    """
+    """Write ``target`` as ``{'params': …}`` and beside it a YAML that names it; return the path of the YAML."""
     state, options = convert(source, net, scale)
     section = PUBLISHED[net].section
     factor = options.get("upscale")

@@ -29,20 +29,12 @@ Source = Upscaler | Path  # or a folder of SR images
 
 @dataclass(frozen=True)
 class Protocol:
-    """How LR images are made of HR images, and how SR images are compared with them.
+    """How LR images are made of HR images, and how SR images are compared with them."""
 
-    Attributes:
-        name: ``'field'`` is BasicSR's protocol, ``'paper'`` that of arXiv:2301.10575.
-        multiple: HR is cut from the top left to a multiple of this and of the scale.
-        quantize: LR and SR have 8 bits, and a border of ``scale`` pixels is removed; otherwise they are floats, SR
-            clamped to [0, 1], and nothing is removed.
-        metrics: what is always measured.
-    """
-
-    name: str
-    multiple: int
-    quantize: bool
-    metrics: tuple[str, ...]
+    name: str  # 'field' is BasicSR's protocol, 'paper' that of arXiv:2301.10575
+    multiple: int  # HR is cut from the top left to a multiple of this and of the scale
+    quantize: bool  # LR and SR have 8 bits, and a border of the scale is removed; else SR is clamped to [0, 1]
+    metrics: tuple[str, ...]  # what is always measured
 
     def mod_crop(self, scale: int) -> int:
         """HR is cut to a multiple of this: the scale, or lcm(28, scale), which is 84 at ×3."""
@@ -60,30 +52,17 @@ PAPER = Protocol("paper", 28, False, ("psnr_y", "l1", "mse"))
 PROTOCOLS = {protocol.name: protocol for protocol in (FIELD, PAPER)}
 
 
-# ------------------------------------------------------------------------------------------------- pairs
-
-
 @dataclass(frozen=True)
 class Pair:
-    """An HR image and its LR image.
+    """An HR image and its LR image."""
 
-    Attributes:
-        name: name of the image, different from those of the other images of its folder.
-        path: file of the HR image.
-        lq: LR image (1, 3, h, w), RGB in [0, 1].
-        gt: HR image (1, 3, scale·h, scale·w).
-        scale: scale of the super-resolution.
-        protocol: the protocol by which the pair was made.
-        grey: whether the grey levels themselves are taken as Y.
-    """
-
-    name: str
-    path: str
-    lq: Tensor
-    gt: Tensor
+    name: str  # different from those of the other images of its folder
+    path: str  # of the HR image
+    lq: Tensor  # (1, 3, h, w), RGB in [0, 1]
+    gt: Tensor  # (1, 3, scale·h, scale·w)
     scale: int
     protocol: Protocol
-    grey: bool = False
+    grey: bool = False  # whether the grey levels themselves are taken as Y
 
 
 def pairs(
@@ -94,28 +73,21 @@ def pairs(
     metrics: Collection[str] = (),
     grey_as_y: bool = False,
 ) -> Iterator[Pair]:
-    """The pairs of a folder of HR images, in the order of their names.
+    """The pairs of a folder of HR images that are all large enough for the metrics, in the order of their names.
 
-    Args:
-        folder: folder of the HR images.
-        scale: scale of the super-resolution.
-        protocol: makes the LR images, by MATLAB's bicubic.
-        lq_folder: LR images to take instead, ``NAME`` or ``NAMExS`` for HR's ``NAME``; HR is cut to their size.
-        metrics: names of :data:`METRICS` for which every image must be large enough.
-        grey_as_y: mark the images that hold grey levels only.
-
-    Raises:
-        UserError: a folder or an image is wrong, or an image is too small.
+    LR images are made by the protocol, or are ``NAME`` or ``NAMExS`` of ``lq_folder`` for HR's ``NAME``, and HR is cut
+    to their size. ``grey_as_y`` marks images that hold grey levels only.
     """
     entries = list_images({"dataroot_gt": str(folder), "io_backend": {"type": "disk"}}, what="--gt")
     multiple = protocol.mod_crop(scale)
     check_sizes(entries, None, multiple, scale, "--gt")
     lq_entries = list_lq(Path(lq_folder), [entry.path for entry in entries], scale) if lq_folder else {}
+    chosen = [METRICS[name] for name in metrics]
     for entry in entries:
         lq = lq_entries.get(entry.path)
         sides = (lq.height * scale, lq.width * scale) if lq else (entry.height, entry.width)
         height, width = (side // multiple * multiple for side in sides)
-        for metric in (METRICS[name] for name in metrics):
+        for metric in chosen:
             needed = metric.smallest + (2 * scale if protocol.quantize and metric.smallest == SSIM_WINDOW else 0)
             if min(height, width) < needed:
                 raise UserError(
@@ -157,28 +129,16 @@ def list_lq(folder: Path, gt_paths: list[str], scale: int) -> dict[str, ImageEnt
     return {gt: by_name[lq] for gt, lq in names.items()}
 
 
-# ------------------------------------------------------------------------------------------------- metrics
-
-
 @dataclass(frozen=True)
 class Metric:
-    """A metric and how its values are written.
+    """A metric and how its values are written."""
 
-    Attributes:
-        measure: SR image (1, 3, H, W) and pair to a number.
-        label: name for people, with the unit.
-        digits: digits in a table, of the value times ``factor``.
-        higher: whether higher is better.
-        factor: factor of the values in a table.
-        smallest: pixels a side that it needs, without a border.
-    """
-
-    measure: Callable[[Tensor, Pair], float]
-    label: str
-    digits: int
-    higher: bool
+    measure: Callable[[Tensor, Pair], float]  # of an SR image (1, 3, H, W)
+    label: str  # with the unit
+    digits: int  # in a table, of the value times the factor
+    higher: bool  # is better
     factor: int = 1
-    smallest: int = 0
+    smallest: int = 0  # pixels a side that it needs, without a border
 
     @property
     def heading(self) -> str:
@@ -192,16 +152,14 @@ def levels(sr: Tensor, pair: Pair) -> list[np.ndarray]:
     return [np.round(image.mean(axis=2, keepdims=True)) for image in images] if pair.grey else images
 
 
+def on_levels(call: Callable[..., float], sr: Tensor, pair: Pair) -> float:
+    """A metric of BasicSR, of Y."""
+    return call(*levels(sr, pair), pair.scale, test_y_channel=not pair.grey)
+
+
 def measure_psnr(sr: Tensor, pair: Pair) -> float:
     """Y-PSNR in dB."""
-    if not pair.protocol.quantize:
-        return psnr_y(sr, pair.gt).item()
-    return calculate_psnr(*levels(sr, pair), pair.scale, test_y_channel=not pair.grey)
-
-
-def measure_ssim(sr: Tensor, pair: Pair) -> float:
-    """SSIM of Y, of 8-bit images."""
-    return calculate_ssim(*levels(sr, pair), pair.scale, test_y_channel=not pair.grey)
+    return on_levels(calculate_psnr, sr, pair) if pair.protocol.quantize else psnr_y(sr, pair.gt).item()
 
 
 def measure_lpips(sr: Tensor, pair: Pair, net: str) -> float:
@@ -220,7 +178,7 @@ def on_images(call: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Pai
 SSIM_WINDOW = 11  # pixels, of BasicSR's SSIM
 METRICS = {
     "psnr_y": Metric(measure_psnr, "PSNR (dB)", 2, True),
-    "ssim_y": Metric(measure_ssim, "SSIM", 4, True, smallest=SSIM_WINDOW),
+    "ssim_y": Metric(partial(on_levels, calculate_ssim), "SSIM", 4, True, smallest=SSIM_WINDOW),
     "l1": Metric(on_images(l1), "L1 ×10²", 3, False, 100),
     "mse": Metric(on_images(mse), "MSE ×10³", 3, False, 1000),
     "gmsd": Metric(on_images(piq.gmsd), "GMSD", 4, False),
@@ -248,9 +206,6 @@ def means(rows: list[Row], by: str = "protocol") -> dict[str, dict[str, float]]:
     return result
 
 
-# ------------------------------------------------------------------------------------------------- SR images
-
-
 def bicubic(scale: int, quantize: bool = True) -> Upscaler:
     """MATLAB's bicubic as an upscaler, of 8-bit images with ``quantize``."""
 
@@ -263,16 +218,7 @@ def bicubic(scale: int, quantize: bool = True) -> Upscaler:
 
 
 def make_sr(source: Source, pair: Pair, label: str = "") -> Tensor:
-    """The SR image (1, 3, H, W) of a pair.
-
-    Args:
-        source: an upscaler, or a folder of SR images, which are cut as HR is.
-        pair: the pair.
-        label: name of the source, for messages.
-
-    Raises:
-        UserError: the network fails, or the SR image is missing, not finite or of another size than HR.
-    """
+    """The SR image (1, 3, H, W) of a pair, from an upscaler or a folder, whose images are cut as HR is."""
     height, width = pair.gt.shape[2:]
     if isinstance(source, Path):
         path = find_sr_file(source, pair.name, pair.scale)
@@ -294,11 +240,7 @@ def make_sr(source: Source, pair: Pair, label: str = "") -> Tensor:
 
 
 def find_sr_file(folder: Path, stem: str, scale: int) -> Path:
-    """The image of ``folder`` that belongs to an HR image: ``STEM`` or ``STEMxSCALE``, else one that begins ``STEM_``.
-
-    Raises:
-        UserError: there is no such image, or there are several.
-    """
+    """The image of ``folder`` that is called ``STEM`` or ``STEMxSCALE``, else one whose name begins with ``STEM_``."""
     available = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
     for fits in (lambda name: name in (stem, f"{stem}x{scale}"), lambda name: name.startswith(f"{stem}_")):
         found = [path for path in available if fits(path.stem)]

@@ -26,30 +26,18 @@ OLD_ENOUGH = 0.01  # share of a training's first network in a moving average of 
 
 @dataclass(frozen=True)
 class Trained:
-    """An SR network with the weights of a file.
+    """An SR network with the weights of a file."""
 
-    Attributes:
-        net: the network, in eval mode on the CPU.
-        options: its options, ``network_g``.
-        path: the file.
-        entry: ``params_ema`` or ``params``, whichever was taken, with a warning of a young average; empty for a file
-            that is a state dict.
-    """
-
-    net: nn.Module
-    options: Options
+    net: nn.Module  # in eval mode on the CPU
+    options: Options  # network_g
     path: Path
-    entry: str
+    entry: str  # params_ema or params, with a warning of a young average; empty for a file that is a state dict
 
     def __str__(self) -> str:
         return f"{self.path} ({self.entry})" if self.entry else str(self.path)
 
     def upscaler(self, device: str = "auto", scale: int | None = None, origin: object = "") -> NetworkUpscaler:
-        """The network as an upscaler of whole images.
-
-        Raises:
-            UserError: the network is of another scale than ``scale``; ``origin`` names where it comes from.
-        """
+        """The network as an upscaler of whole images."""
         upscale = NetworkUpscaler(self.net, self.options, device=find_device(device))
         if scale is not None and upscale.scale != scale:
             raise UserError(f"--scale: {scale}, but the network of {origin} is of scale {upscale.scale}")
@@ -57,11 +45,7 @@ class Trained:
 
 
 def load_sr_network(args: Namespace) -> Trained:
-    """The SR network that the arguments of a command name, see :func:`tlw_basicsr.commands.add_network_arguments`.
-
-    Raises:
-        UserError: the YAML, the options or the checkpoint are wrong, or no checkpoint is named.
-    """
+    """The SR network that the arguments of a command name, see :func:`tlw_basicsr.commands.add_network_arguments`."""
     if args.network is not None:
         opt = {"network_g": load_yaml(args.network, "--network")}
     else:
@@ -70,11 +54,7 @@ def load_sr_network(args: Namespace) -> Trained:
 
 
 def load_trained(opt: Options, checkpoint: str | Path | None = None, param_key: str = "params_ema") -> Trained:
-    """``network_g`` of the options with the weights of ``checkpoint``, by default those of :func:`find_checkpoint`.
-
-    Raises:
-        UserError: the options or the checkpoint are wrong, or do not fit each other.
-    """
+    """``network_g`` of the options with the weights of ``checkpoint``, by default those of :func:`find_checkpoint`."""
     path = Path(checkpoint or find_checkpoint(opt, "g"))
     net = load_network(opt.get("network_g"), path, param_key)
     content = {} if is_safetensors(path) else load_file(path, "checkpoint")
@@ -94,11 +74,7 @@ def share_of_first_network(opt: Options, path: Path) -> float:
 
 
 def find_checkpoint(opt: Options, label: str) -> Path:
-    """The checkpoint that a YAML names for ``network_{label}``, else the newest of its training in this folder.
-
-    Raises:
-        UserError: there is no such file.
-    """
+    """The checkpoint that a YAML names for ``network_{label}``, else the newest of its training in this folder."""
     key = f"pretrain_network_{label}"
     named = get_section(opt, "path").get(key)
     if named is not None and not STR.accepts(named):
@@ -109,30 +85,16 @@ def find_checkpoint(opt: Options, label: str) -> Path:
     return expanded(named, f"path.{key}") if named else path
 
 
-# ------------------------------------------------------------------------------------------------- the weighting
-
-
 def list_iterations(models: Path) -> list[int]:
-    """The iterations whose two networks lie in the folder ``models``, sorted.
-
-    Raises:
-        UserError: there are none.
-    """
-    found = [
-        {int(m[1]) for p in models.glob(f"net_{n}_*.pth") if (m := re.fullmatch(rf"net_{n}_(\d+)\.pth", p.name))}
-        for n in "gw"
-    ]
-    if not (both := sorted(found[0] & found[1])):
+    """The iterations whose two networks lie in the folder ``models``, sorted."""
+    g, w = ({path.stem.removeprefix(f"net_{n}_") for path in models.glob(f"net_{n}_*.pth")} for n in "gw")
+    if not (both := [int(iteration) for iteration in g & w if iteration.isdecimal()]):
         raise UserError(f"--experiment: {models} holds no pair net_g_ITER.pth, net_w_ITER.pth")
-    return both
+    return sorted(both)
 
 
 def find_k(opt: Options, models: Path, iteration: int | None) -> float:
-    """The mean k of the weights at an iteration: that in the training's state, else the schedule's.
-
-    Raises:
-        UserError: it is in neither, or the state holds no such number.
-    """
+    """The mean k of the weights at an iteration: that in the training's state, else the schedule's."""
     if iteration is not None:
         state = models.parent / "training_states" / f"{iteration}.state"
         if state.is_file():
@@ -158,13 +120,13 @@ def load_weighting(opt: Options, models: Path) -> Callable[[Tensor, Tensor], Ten
     return partial(net_w, k=find_k(opt, models, iteration))
 
 
-def check_distance(options: Options, place: str) -> None:
-    """Raise a :class:`UserError` unless the options are those of a registered distance."""
-    check_arguments(options, place, lookup(LOSS_REGISTRY, options, place))
+def find_distance(options: Options, place: str) -> Callable[..., Distance]:
+    """The registered class of D, which takes these options."""
+    arch = lookup(LOSS_REGISTRY, options, place)
+    check_arguments(options, place, arch)
+    return arch
 
 
 def build_distance(options: Options, place: str) -> Distance:
     """D by its options."""
-    check_distance(options, place)
-    arch = lookup(LOSS_REGISTRY, options, place)
-    return arch(**{key: value for key, value in options.items() if key != "type"})
+    return find_distance(options, place)(**{key: value for key, value in options.items() if key != "type"})

@@ -42,11 +42,7 @@ def metadata(options: dict[str, Any], upscaler: NetworkUpscaler) -> dict[str, st
 
 
 def export_safetensors(net: nn.Module, options: dict[str, Any], path: Path) -> None:
-    """Write the weights as safetensors, under the names of the state dict, with :func:`metadata`.
-
-    Raises:
-        UserError: safetensors is not installed, or the file can't be written.
-    """
+    """Write the weights as safetensors, under the names of the state dict, with :func:`metadata`."""
     check_installed(".safetensors")
     from safetensors.torch import save
 
@@ -59,18 +55,8 @@ def export_safetensors(net: nn.Module, options: dict[str, Any], path: Path) -> N
 def export_onnx(net: nn.Module, options: dict[str, Any], path: Path, size: tuple[int, int] | None = None) -> float:
     """Write the network as ONNX with input ``lq`` and output ``sr``; onnxruntime checks it before the file appears.
 
-    Args:
-        net: SR network in eval mode, on the CPU.
-        options: Its options, ``{type: …, …}``.
-        path: File to write.
-        size: Height and width if the file is to take LR images of one size only, one at a time, for a network that
-            can't be exported otherwise; None for any batch, height and width that the network takes.
-
-    Returns:
-        The largest difference between the results of onnxruntime and of the network, at most 1e-4 for images in [0, 1].
-
-    Raises:
-        UserError: Packages are missing, the network can't be exported, results differ, or the file can't be written.
+    With ``size`` the file takes LR images of this height and width only, one at a time, else any batch and size.
+    Returns the largest difference between the results of onnxruntime and of the network.
     """
     check_installed(".onnx")
     import onnxruntime

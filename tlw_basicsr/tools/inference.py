@@ -3,7 +3,7 @@
 import struct
 import zlib
 from collections.abc import Callable, Iterable
-from itertools import product
+from itertools import product, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tlw_basicsr.data.bicubic import imresize
-from tlw_basicsr.data.images import COMPRESSION, Picture, of_any_size
+from tlw_basicsr.data.images import COMPRESSION, Picture, of_any_size, png_chunks
 from tlw_basicsr.data.tiles import tile_starts
 from tlw_basicsr.networks import count_input_channels, get_size_multiple
 from tlw_basicsr.util.errors import UserError, first_line
 from tlw_basicsr.util.files import whole_file
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+COLOUR_CHUNKS = (b"cICP", b"iCCP", b"sRGB", b"gAMA", b"cHRM")
 WIDER = {torch.float16: "; try bf16 or fp32", torch.bfloat16: "; try fp32"}
 
 
@@ -140,9 +141,6 @@ def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
     return F.pad(image, (0, right, 0, bottom), "reflect" if bottom < height and right < width else "replicate")
 
 
-# ------------------------------------------------------------------------------------------------- image files
-
-
 def upscale_picture(
     upscale: NetworkUpscaler, picture: Picture, progress: Callable[[Iterable], Iterable] = iter
 ) -> np.ndarray:
@@ -151,9 +149,6 @@ def upscale_picture(
     A grey image is given to a colour network in three equal channels, and the mean of the results is taken; a network
     of one channel is given the channels of a colour image one by one. Alpha is resized by MATLAB's bicubic, not by the
     network: what is opaque stays exactly so. Grey with alpha becomes BGRA, since OpenCV writes no such PNG.
-
-    Raises:
-        FloatingPointError: the network gives values that are not finite.
     """
     image = picture.image if picture.alpha is None else fill_hidden(picture.image, picture.alpha)
     grey = image.shape[1] == 1
@@ -200,26 +195,17 @@ def find_colour_space(path: Path) -> tuple[bytes, bytes]:
     """
     with of_any_size(), Image.open(path) as header:
         profile = header.info.get("icc_profile") or b""
-        if header.format != "PNG":
-            chunk = png_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(profile)) if profile else b""
-            return chunk, profile[16:20].strip()
-    content, place, chunks = path.read_bytes(), 8, b""
-    while place + 8 <= len(content) and (kind := content[place + 4 : place + 8]) != b"IDAT":
-        end = place + 12 + int.from_bytes(content[place : place + 4], "big")
-        chunks += content[place:end] if kind in (b"cICP", b"iCCP", b"sRGB", b"gAMA", b"cHRM") else b""
-        place = end
+        is_png = header.format == "PNG"
+    chunks = png_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(profile)) if profile and not is_png else b""
+    if is_png:
+        with open(path, "rb") as file:
+            for kind, length in takewhile(lambda chunk: chunk[0] != b"IDAT", png_chunks(file)):
+                chunks += png_chunk(kind, file.read(length)) if kind in COLOUR_CHUNKS else b""
     return chunks, profile[16:20].strip()
 
 
 def write_result(image: np.ndarray, target: Path, source: Path) -> str:
-    """Write an SR image as PNG, whole or not at all, with the colour space of its source.
-
-    Returns:
-        What must be said of the colours, or nothing.
-
-    Raises:
-        UserError: it can't be written.
-    """
+    """Write an SR image as PNG with the colour space of its source; returns a note on the colours, if there is one."""
     chunks, space = find_colour_space(source)
     expected = b"GRAY" if image.ndim == 2 else b"RGB"
     note = ""

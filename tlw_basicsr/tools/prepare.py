@@ -63,9 +63,6 @@ class Cut(NamedTuple):
         return [f"{name}_s{n:03d}.png" for n, _ in enumerate(self.grid(entry.height, entry.width), 1)]
 
 
-# ------------------------------------------------------------------------------------------------- making
-
-
 def make_tiles(item: tuple[str, list[str]], gt: Path, out: Path, cut: Cut) -> None:
     """Cut one image of ``gt`` into the named tiles in ``out``, with sides that are multiples of ``cut.multiple``."""
     image_name, names = item
@@ -145,26 +142,15 @@ def prepare(
 ) -> dict[str, int]:
     """Make ``out/HR``, ``out/LRbicx{scale}``, their ``.lmdb`` and ``out/meta_info.txt`` from the images in ``gt``.
 
-    Names are those of the images, with ``_`` for spaces and dots, which BasicSR does not read, and all different.
-
-    Args:
-        gt: Folder of HR images; its subfolders are left out.
-        out: Folder to fill. An earlier run in it must have had the same settings and images of this folder; what is
-            complete is kept, and tiles of images that are gone or have changed since are replaced.
-        crop_size: Side of the tiles in pixels; None for whole images.
-        step: Distance from tile to tile in pixels; None for ``crop_size``.
-        threshold: See :func:`tlw_basicsr.data.tiles.tile_starts`.
-        scales: Scales of the LR folders.
-        multiple: Sides of tiles are cut to a multiple of it; None for the least common multiple of ``scales``.
-        lmdb: Whether to make LMDBs, too.
-        workers: Number of processes.
+    Names are those of the images, with ``_`` for spaces and dots, which BasicSR does not read, and all different. What
+    an earlier run with the same settings has made is kept, except tiles of images that are gone or have changed. The
+    arguments are those of ``tlw prepare``; None for ``crop_size`` means whole images, for ``step`` no overlap, for
+    ``threshold`` no tiles at the border (see :func:`tlw_basicsr.data.tiles.tile_starts`), for ``multiple`` the least
+    common multiple of the scales.
 
     Returns:
         Numbers of ``images``, ``tiles`` and LR ``images_lq``, of images whose earlier tiles were ``deleted``, and of
         images in subfolders that were ``left_out``.
-
-    Raises:
-        UserError: ``gt`` has no images or too small ones, or ``out`` holds what was made otherwise or is not known.
     """
     scales = sorted(set(scales))
     multiple = multiple or lcm(*scales)
@@ -201,9 +187,6 @@ def prepare(
             make_lmdb(folder)
     made = {"images": len(sources), "tiles": len(tiles), "images_lq": len(tiles) * len(scales)}
     return {**made, "deleted": deleted, "left_out": count_below(gt)}
-
-
-# ------------------------------------------------------------------------------------------------- the record
 
 
 def _update_record(
@@ -278,9 +261,6 @@ def _digest(path: Path) -> str:
 
 def _image_folders(out: Path) -> list[Path]:
     return [path for path in (out / "HR", *out.glob(f"{LQ}*")) if path.is_dir() and path.suffix != ".lmdb"]
-
-
-# ------------------------------------------------------------------------------------------------- checking
 
 
 def check_folder(folder: Path, workers: int = 1) -> tuple[int, list[str]]:

@@ -70,11 +70,7 @@ def list_recipes() -> list[str]:
 
 
 def recipe(name: str) -> str:
-    """Return the YAML text of a recipe; ``train_`` before the name and ``.yml`` after it may be left out.
-
-    Raises:
-        UserError: There is no such recipe; the message suggests the closest name.
-    """
+    """Return the YAML text of a recipe; ``train_`` before the name and ``.yml`` after it may be left out."""
     name = name.removeprefix("train_").removesuffix(".yml")
     if name not in list_recipes():
         raise UserError(

@@ -46,17 +46,11 @@ RECORD = {"options": dict, "settings": dict, "images": dict, "results": dict, "s
 
 @dataclass(frozen=True)
 class Variant:
-    """A loss of the table: the loss of a recipe, with further options.
+    """A loss of the table: the loss of a recipe, with further options."""
 
-    Attributes:
-        name: name of its row.
-        loss: the loss in the recipe's name, such as ``L1TLW``.
-        forced: further options, entries ``section:key=value``.
-    """
-
-    name: str
-    loss: str
-    forced: tuple[str, ...] = ()
+    name: str  # of its row
+    loss: str  # in the recipe's name, such as L1TLW
+    forced: tuple[str, ...] = ()  # further options, entries section:key=value
 
     @property
     def unweighted(self) -> str:
@@ -81,29 +75,16 @@ class Cell:
 
 @dataclass
 class Run:
-    """What is common to all cells.
+    """What is common to all cells."""
 
-    Attributes:
-        out: folder of the results.
-        data: folder of the test sets.
-        train_data: folder of the HR images to train on; None for that of the recipes.
-        sets: names of the test sets.
-        iters: iterations; None for those of the recipes.
-        distance: options of D; None for those of the recipes, the paper's.
-        forced: entries ``section:key=value`` for every cell that has the section.
-        with_lpips: measure LPIPS, and keep the checkpoint with the best LPIPS-vgg on Set5; otherwise the last one.
-        grey_as_y, with_perceptual: see :func:`tlw_basicsr.tools.evaluation.evaluate`.
-        missing: the test sets that are not in ``data``.
-    """
-
-    out: Path
-    data: Path
-    train_data: Path | None = None
+    out: Path  # folder of the results
+    data: Path  # folder of the test sets
+    train_data: Path | None = None  # folder of HR images; None for that of the recipes
     sets: Sequence[str] = TEST_SETS
-    iters: int | None = None
-    distance: Options | None = None
-    forced: Sequence[str] = ()
-    with_lpips: bool = True
+    iters: int | None = None  # None for those of the recipes
+    distance: Options | None = None  # options of D; None for those of the recipes, the paper's
+    forced: Sequence[str] = ()  # entries section:key=value for every cell that has the section
+    with_lpips: bool = True  # and keep the checkpoint with the best LPIPS-vgg on Set5, otherwise the last one
     grey_as_y: bool = False
     with_perceptual: bool = False
     missing: list[str] = field(default_factory=list)
@@ -125,25 +106,16 @@ class Run:
         if folder not in self._fingerprints:
             total = hashlib.sha256()
             for path in sorted(path for path in folder.iterdir() if path.is_file()):
-                total.update(f"{path.name}\0{path.stat().st_size}\0".encode())
-                with open(path, "rb") as file:
-                    while part := file.read(2**20):
-                        total.update(part)
+                content = path.read_bytes()
+                total.update(f"{path.name}\0{len(content)}\0".encode() + content)
             self._fingerprints[folder] = total.hexdigest()[:16]
         return self._fingerprints[folder]
 
 
-def list_losses(network: str, scale: int) -> list[str]:
-    """The losses that a network is compared with at a scale."""
-    return sorted(loss for n, loss, s in list_cells() if (n, s) == (network, scale))
-
-
-# ------------------------------------------------------------------------------------------------- options
-
-
 def cell_options(run: Run, cell: Cell) -> Options:
     """The options of a training: those of the cell's recipe with what the run changes."""
-    opt = read_recipe(cell.network, cell.variant.loss, cell.scale)
+    name = f"{cell.network}_{cell.variant.loss}_x{cell.scale}"
+    opt = load_yaml(recipe(name), name)
     opt.update(name=cell.name, manual_seed=cell.seed)
     train = opt["train"]
     data = opt["datasets"]["train"]
@@ -175,12 +147,6 @@ def cell_options(run: Run, cell: Cell) -> Options:
     return opt
 
 
-def read_recipe(network: str, loss: str, scale: int) -> Options:
-    """The options of a training of the comparison."""
-    name = f"{network}_{loss}_x{scale}"
-    return load_yaml(recipe(name), name)
-
-
 def has_section(opt: Options, entry: str) -> bool:
     """Whether the options have the sections of an entry ``section:key=value``."""
     *sections, _ = entry.partition("=")[0].split(":")
@@ -193,13 +159,11 @@ def has_section(opt: Options, entry: str) -> bool:
 def check_forced(run: Run, cells: Sequence[Cell]) -> None:
     """Raise a :class:`UserError` if an entry of ``--force_yml`` belongs to no loss of the cells' networks."""
     pairs = {(cell.network, cell.scale) for cell in cells}
-    recipes = [read_recipe(*cell) for cell in list_cells() if (cell[0], cell[2]) in pairs]
+    names = [f"{network}_{loss}_x{scale}" for network, loss, scale in list_cells() if (network, scale) in pairs]
+    recipes = [load_yaml(recipe(name), name) for name in names]
     for entry in run.forced:
         if not any(has_section(opt, entry) for opt in recipes):
             raise UserError(f"--force_yml {entry}: no cell has this section")
-
-
-# ------------------------------------------------------------------------------------------------- one cell
 
 
 def record_path(run: Run, name: str) -> Path:
@@ -208,11 +172,7 @@ def record_path(run: Run, name: str) -> Path:
 
 
 def read_record(run: Run, name: str) -> Record:
-    """A cell's record; empty if there is none yet.
-
-    Raises:
-        UserError: the file is damaged.
-    """
+    """A cell's record; empty if there is none yet."""
     path = record_path(run, name)
     if not path.is_file():
         return {}
@@ -233,11 +193,7 @@ def write_record(run: Run, name: str, record: Record) -> None:
 
 
 def is_trained(run: Run, cell: Cell) -> bool:
-    """Whether a cell's training has ended.
-
-    Raises:
-        UserError: it was begun with other options, or has ended on other images.
-    """
+    """Whether a cell's training has ended."""
     record = read_record(run, cell.name)
     opt = json.loads(json.dumps(cell_options(run, cell)))
     trained = record.get("trained") is True
@@ -257,11 +213,7 @@ def is_trained(run: Run, cell: Cell) -> bool:
 
 
 def check_cell(run: Run, cell: Cell) -> None:
-    """Check a training's options and the folders that they name.
-
-    Raises:
-        UserError: something is wrong with them.
-    """
+    """Check a training's options and the folders that they name."""
     try:
         opt = cell_options(run, cell)
         check_options(opt, is_train=True)
@@ -284,42 +236,34 @@ def train(run: Run, cell: Cell, report: Callable[[int], object]) -> None:
 
     The training is a process of its own. What ends this one, such as Ctrl-C or ``sys.exit`` of a signal's handler, lets
     it save and end, too.
-
-    Raises:
-        UserError: the training fails, or another process is at it.
     """
-    path = record_path(run, cell.name).with_suffix(".lock")
-    with hold_lock(path, f"the cell {cell.name}", warnings.warn) as descriptors:
-        _train(run, cell, report, descriptors)
-
-
-def _train(run: Run, cell: Cell, report: Callable[[int], object], descriptors: tuple[int, ...]) -> None:
-    opt, record = cell_options(run, cell), read_record(run, cell.name)
-    record |= {"options": opt, "train_images": run.fingerprint(Path(opt["datasets"]["train"]["dataroot_gt"]))}
-    write_record(run, cell.name, record)
-    file = run.out / "options" / f"{cell.name}.yml"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(yaml.safe_dump(opt, sort_keys=False), file)
+    opt, file = cell_options(run, cell), run.out / "options" / f"{cell.name}.yml"
     command = [sys.executable, str(TRAIN), "-opt", str(file.resolve()), "--auto_resume"]
-    start, lines = time.perf_counter(), []
-    # a terminal's Ctrl-C reaches it through this process alone
-    options: dict[str, Any] = {"cwd": run.out, "start_new_session": True, "pass_fds": descriptors}
-    options |= {"text": True, "errors": "replace", "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    with subprocess.Popen(command, **options) as process:
-        assert process.stdout is not None
-        try:
-            for line in process.stdout:
-                lines.append(line.rstrip())
-                found = re.search(r"\biter:\s*([\d,]+)", line)
-                if found:
-                    report(int(found[1].replace(",", "")))
-        except BaseException:
-            process.terminate()
-            process.stdout.read()  # until it has saved and ended
-            raise
-    record["seconds"] = record.get("seconds", 0) + time.perf_counter() - start
-    record["trained"] = process.returncode == 0
-    write_record(run, cell.name, record)
+    lock = record_path(run, cell.name).with_suffix(".lock")
+    with hold_lock(lock, f"the cell {cell.name}", warnings.warn) as descriptors:
+        record = read_record(run, cell.name)
+        record |= {"options": opt, "train_images": run.fingerprint(Path(opt["datasets"]["train"]["dataroot_gt"]))}
+        write_record(run, cell.name, record)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(yaml.safe_dump(opt, sort_keys=False), file)
+        start, lines = time.perf_counter(), []
+        # a terminal's Ctrl-C reaches it through this process alone
+        options: dict[str, Any] = {"cwd": run.out, "start_new_session": True, "pass_fds": descriptors}
+        options |= {"text": True, "errors": "replace", "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        with subprocess.Popen(command, **options) as process:
+            assert process.stdout is not None
+            try:
+                for line in process.stdout:
+                    lines.append(line.rstrip())
+                    if found := re.search(r"\biter:\s*([\d,]+)", line):
+                        report(int(found[1].replace(",", "")))
+            except BaseException:
+                process.terminate()
+                process.stdout.read()  # until it has saved and ended
+                raise
+        record["seconds"] = record.get("seconds", 0) + time.perf_counter() - start
+        record["trained"] = process.returncode == 0
+        write_record(run, cell.name, record)
     if process.returncode:
         reason = next((line for line in reversed(lines) if line.startswith("error: ")), (lines or ["no output"])[-1])
         raise UserError(f"{cell.name}: the training ended with {process.returncode}: {reason.removeprefix('error: ')}")
@@ -329,11 +273,7 @@ def measure(run: Run, name: str, scale: int, checkpoint: Path | None) -> Record:
     """Measure a network, or bicubic, on the test sets that are not measured yet; returns the cell's record."""
     record = read_record(run, name)
     key = "bicubic" if checkpoint is None else hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:16]
-    asked: dict[str, Any] = {
-        "with_lpips": run.with_lpips,
-        "with_perceptual": run.with_perceptual,
-        "grey_as_y": run.grey_as_y,
-    }
+    asked: dict[str, Any] = {key: getattr(run, key) for key in ("with_lpips", "with_perceptual", "grey_as_y")}
     settings = {"checkpoint": key, **asked}
     if record.get("settings") != settings or "images" not in record or "results" not in record:
         record.update(settings=settings, images={}, results={})
@@ -359,23 +299,18 @@ def measure(run: Run, name: str, scale: int, checkpoint: Path | None) -> Record:
 
 def is_measured(result: Any) -> bool:
     """Whether a record's result has numbers of both protocols, or None for an infinite one."""
-    if not isinstance(result, dict):
-        return False
-    sections = [(protocol, result.get(name)) for name, protocol in PROTOCOLS.items()]
-    return all(
-        isinstance(values, dict)
-        and values.keys() >= set(protocol.metrics)
-        and all(value is None or isinstance(value, (int, float)) for value in values.values())
-        for protocol, values in sections
-    )
+    for name, protocol in PROTOCOLS.items():
+        values = result.get(name) if isinstance(result, dict) else None
+        if not isinstance(values, dict) or not values.keys() >= set(protocol.metrics):
+            return False
+        if not all(value is None or isinstance(value, (int, float)) for value in values.values()):
+            return False
+    return True
 
 
 def find_network(run: Run, cell: Cell) -> Path:
     """The network that counts: the best one by LPIPS-vgg on Set5, or the last one."""
     return run.out / "experiments" / cell.name / "models" / f"net_g_{'best' if run.keeps_best else 'latest'}.pth"
-
-
-# ------------------------------------------------------------------------------------------------- tables
 
 
 def long_table(run: Run, cells: Sequence[Cell], scale: int) -> list[Row]:
@@ -429,28 +364,21 @@ def describe(run: Run, cells: Sequence[Cell]) -> list[str]:
     scaled = "" if run.iters is None else " (--iters: scaled down, not the paper's training)"
     seeds = sorted({cell.seed for cell in cells})
     network = "the one with the best LPIPS-vgg on Set5" if run.keeps_best else "the last one"
-    lines = [
+    variants = dict.fromkeys(cell.variant for cell in cells)
+    lines = {
         f"Trained for {', '.join(f'{n:,}' for n in iterations)} iterations on {', '.join(train_sets)}{scaled}; "
-        f"seeds {', '.join(map(str, seeds))}, one start for all losses each.",
-        f"The network that counts: {network}, its {' or '.join(entries)}.",
-    ]
-    if distances:
-        lines.append("Distance D of TLW: " + ", ".join(sorted(distances)) + ".")
-    if run.forced:
-        lines.append("Options changed: " + ", ".join(run.forced) + ".")
-    for variant in dict.fromkeys(cell.variant for cell in cells):
-        if variant.forced:
-            lines.append(f"{variant.name}: {variant.loss} with {', '.join(variant.forced)}.")
-    lines.append("In brackets: the difference to the unweighted loss. Bold: the best of the column.")
-    if len(seeds) > 1:
-        lines.append("±: standard deviation over the seeds.")
-    if run.missing:
-        lines.append(f"Left out, not in the data folder: {', '.join(run.missing)}.")
-    if not run.with_lpips:
-        lines.append("Left out: LPIPS, by --no-lpips.")
-    if run.grey_as_y:
-        lines.append("Grey images: their levels are Y (field's protocol).")
-    return lines
+        f"seeds {', '.join(map(str, seeds))}, one start for all losses each.": True,
+        f"The network that counts: {network}, its {' or '.join(entries)}.": True,
+        f"Distance D of TLW: {', '.join(sorted(distances))}.": distances,
+        f"Options changed: {', '.join(run.forced)}.": run.forced,
+        **{f"{v.name}: {v.loss} with {', '.join(v.forced)}.": v.forced for v in variants},
+        "In brackets: the difference to the unweighted loss. Bold: the best of the column.": True,
+        "±: standard deviation over the seeds.": len(seeds) > 1,
+        f"Left out, not in the data folder: {', '.join(run.missing)}.": run.missing,
+        "Left out: LPIPS, by --no-lpips.": not run.with_lpips,
+        "Grey images: their levels are Y (field's protocol).": run.grey_as_y,
+    }
+    return [line for line, applies in lines.items() if applies]
 
 
 def markdown(table: Sequence[Row], notes: Sequence[str]) -> str:
