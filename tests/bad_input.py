@@ -11,8 +11,9 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from copy import deepcopy
-from functools import partial
+from functools import partial, reduce
 from itertools import product
+from operator import getitem
 from typing import NamedTuple
 
 import cv2
@@ -22,7 +23,7 @@ import torch
 import yaml
 from PIL import Image
 
-from tests.conftest import photograph, set_option, tiny_options
+from tests.conftest import photograph, set_option
 from tlw_basicsr.data.resumable import CheckedDataset
 
 
@@ -35,19 +36,18 @@ class Case(NamedTuple):
     must_fail: bool | None = None  # None where either end is right
 
 
-# ------------------------------------------------------------------------------------------------- option files
-
 JUNK = [
     -1, 0, 1.5, 10**400, float("nan"), float("inf"), "", "text", "../x", "a\nb", "\x07", "x" * 5000, [], [1, "a"], {},
     {"type": "L1Loss"}, {"type": None}, None, True, "日本", [[]], "1e-4x", b"bytes",
 ]  # fmt: skip
 
 
-def places(section, prefix=()):
-    for key, value in section.items():
+def places(section, into=dict, prefix=()):
+    """The places of all values in nested dicts, or also in lists."""
+    for key, value in section.items() if isinstance(section, dict) else enumerate(section):
         yield (*prefix, key)
-        if isinstance(value, dict):
-            yield from places(value, (*prefix, key))
+        if isinstance(value, into):
+            yield from places(value, into, (*prefix, key))
 
 
 def yaml_value(folder, rng, given):
@@ -55,19 +55,22 @@ def yaml_value(folder, rng, given):
     opt = deepcopy(given["options"])
     # iterations are what they are asked for, and a plugin is another's code
     place = rng.choice([p for p in places(opt) if p[-1] not in ("total_iter", "path")])
-    section = opt
-    for key in place[:-1]:
-        section = section[key]
     way = rng.randrange(6)
-    if way == 0:
-        del section[place[-1]]
-    elif way == 1:
-        section[rng.choice(["", 3, None, "x" + place[-1], "ключ"])] = section.pop(place[-1])
-    else:
-        section[place[-1]] = rng.choice(JUNK)
+    if way == 1:
+        name = rng.choice(["", 3, None, "x" + place[-1], "ключ"])
+        set_option(opt, (*place[:-1], name), reduce(getitem, place, opt))
+    set_option(opt, place, rng.choice(JUNK) if way > 1 else ...)
+    return training(folder, given, yaml.safe_dump(opt, sort_keys=False, allow_unicode=True).encode())
+
+
+def training(folder, given, content):
+    """A training by the file of this content."""
     path = folder / "options.yml"
-    path.write_text(yaml.safe_dump(opt, sort_keys=False, allow_unicode=True), "utf-8")
+    path.write_bytes(content)
     return lambda: given["train"](folder, path)
+
+
+INSERTED = [b"\xff\xfe", b"\x00", b"!!python/name:os.system ", b"&a [*a]", b"{", b"\t", b"? ", b"---\n", b"%YAML 9\n"]
 
 
 def yaml_text(folder, rng, given):
@@ -81,26 +84,17 @@ def yaml_text(folder, rng, given):
             content[rng.randrange(len(content))] = rng.randrange(256)
     elif way == 2:
         position = rng.randrange(len(content))
-        content[position:position] = rng.choice(
-            [b"\xff\xfe", b"\x00", b"!!python/name:os.system ", b"&a [*a]", b"{", b"\t", b"? ", b"---\n", b"%YAML 9\n"]
-        )
+        content[position:position] = rng.choice(INSERTED)
     else:
         lines = content.split(b"\n")
         rng.shuffle(lines)
         content = b"\n".join(lines)
-    path = folder / "options.yml"
-    path.write_bytes(content)
-    return lambda: given["train"](folder, path)
+    return training(folder, given, content)
 
 
-BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
-    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9)
-)
 TEXTS = {
-    "bomb": BOMB,
     "endless": "a: &a {b: *a}",
     "deep": "[" * 20000,
-    "code": "name: !!python/object/apply:os.system ['touch ran']",
     "binary": "\x00\x01\x02",
     "date": "name: 2020-13-45",
     "two files": "a: 1\n---\nb: 2",
@@ -112,15 +106,6 @@ TEXTS = {
 }
 
 
-def yaml_fixed(text):
-    def make(folder, rng, given):
-        path = folder / "options.yml"
-        path.write_text(text)
-        return lambda: given["train"](folder, path)
-
-    return make
-
-
 def option_case(place, value, prepare=lambda folder: None):
     """One option of a right file is another."""
 
@@ -128,29 +113,14 @@ def option_case(place, value, prepare=lambda folder: None):
         opt = deepcopy(given["options"])
         set_option(opt, place, value)
         prepare(folder)
-        path = folder / "options.yml"
-        path.write_text(yaml.safe_dump(opt, sort_keys=False, allow_unicode=True), "utf-8")
-        return lambda: given["train"](folder, path)
+        return training(folder, given, yaml.safe_dump(opt, sort_keys=False, allow_unicode=True).encode())
 
     return make
 
 
 PLUGINS = [
-    5,
-    "text",
-    {},
-    [5],
-    [None],
-    [["x"]],
-    ["../x"],
-    [".x"],
-    [""],
-    ["x."],
-    ["x y"],
-    ["a\0b"],
-    ["x" * 5000],
-    ["日本"],
-]
+    5, "text", {}, [5], [None], [["x"]], ["../x"], [".x"], [""], ["x."], ["x y"], ["a\0b"], ["x" * 5000], ["日本"],
+]  # fmt: skip
 CODE = {
     "syntax": "def", "error": "raise KeyError('a\\nb')", "exit": "import sys\nsys.exit(0)", "zero": "1 / 0",
     "bytes": "\0", "import": "import no_such_module", "recursion": "def f(): f()\nf()",
@@ -161,78 +131,55 @@ def plugins():
     for number, value in enumerate(PLUGINS):
         yield Case(f"plugins {number}", "plugins", option_case("plugins", value), must_fail=True)
     for name, code in CODE.items():
-        module = f"bad_plugin_{name}"  # a module is imported once
-        write = partial(
-            lambda folder, module, code: (folder / f"{module}.py").write_text(code), module=module, code=code
-        )
-        yield Case(f"plugins {name}", "plugins", option_case("plugins", [module], write), must_fail=True)
+        file = f"bad_plugin_{name}.py"  # a module is imported once
+        write = partial(lambda folder, file, code: (folder / file).write_text(code), file=file, code=code)
+        yield Case(f"plugins {name}", "plugins", option_case("plugins", [file[:-3]], write), must_fail=True)
 
 
 PATHS = [
-    "~no-such-user/x",
-    "~no-such-user",
-    "/dev/zero",
-    "/",
-    ".",
-    "a\0b",
-    "x" * 5000,
-    "日本",
-    "/proc/self/mem",
-    "pipe",
-]
+    "~no-such-user/x", "~no-such-user", "/dev/zero", "/", ".", "a\0b", "x" * 5000, "日本", "/proc/self/mem", "pipe",
+]  # fmt: skip
+PATH_KEYS = [
+    "path:pretrain_network_g", "path:resume_state", "datasets:train:meta_info_file", "datasets:train:dataroot_gt",
+]  # fmt: skip
 
 
 def paths():
     """Places of files and folders that name something else; ``pipe`` is one that nobody writes to."""
-    for key in (
-        "path:pretrain_network_g",
-        "path:resume_state",
-        "datasets:train:meta_info_file",
-        "datasets:train:dataroot_gt",
-    ):
-        for number, value in enumerate(PATHS):
-            make = option_case(key, value, lambda folder: os.mkfifo(folder / "pipe"))
-            yield Case(f"path {key} {number}", "path", make, must_fail=True)
+    for key, (number, value) in product(PATH_KEYS, enumerate(PATHS)):
+        make = option_case(key, value, lambda folder: os.mkfifo(folder / "pipe"))
+        yield Case(f"path {key} {number}", "path", make, must_fail=True)
 
 
 TEMPLATES = [
-    "{0.x}",
-    "{",
-    "}",
-    "{}{}",
-    "{:>9999999999}",
-    "{:x}",
-    "{!r}",
-    "{0}",
-    "{a}",
-    "{{}}",
-    "}{",
-    "x",
-    "",
-    5,
-    ["{}"],
-]
+    "{0.x}", "{", "}", "{}{}", "{:>9999999999}", "{:x}", "{!r}", "{0}", "{a}", "{{}}", "}{", "x", "", 5, ["{}"],
+]  # fmt: skip
 
 
 def templates():
-    for number, value in enumerate(TEMPLATES):
-        for kind in ("BicubicSRDataset", "PairedImageDataset"):
+    for (number, value), kind in product(enumerate(TEMPLATES), ("BicubicSRDataset", "PairedImageDataset")):
 
-            def make(folder, rng, given, value=value, kind=kind):
-                train = {**given["options"]["datasets"]["train"], "type": kind, "filename_tmpl": value}
-                lq = {"dataroot_lq": train["dataroot_gt"]} if kind == "PairedImageDataset" else {}
-                return option_case("datasets:train", {**train, **lq})(folder, rng, given)
+        def make(folder, rng, given, value=value, kind=kind):
+            train = {**given["options"]["datasets"]["train"], "type": kind, "filename_tmpl": value}
+            lq = {"dataroot_lq": train["dataroot_gt"]} if kind == "PairedImageDataset" else {}
+            return option_case("datasets:train", {**train, **lq})(folder, rng, given)
 
-            yield Case(f"filename_tmpl {kind} {number}", "filename_tmpl", make, must_fail=True)
-
-
-# ------------------------------------------------------------------------------------------------- images
+        yield Case(f"filename_tmpl {kind} {number}", "filename_tmpl", make, must_fail=True)
 
 
-def encoded(image, suffix, **params):
+def encoded(image, kind, **params):
+    """The bytes of a file; ``image`` is uint8, or an image of PIL's."""
     stream = io.BytesIO()
-    Image.fromarray(image).save(stream, suffix, **params)
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(image)
+    image.save(stream, kind, **params)
     return stream.getvalue()
+
+
+def validation_data(root, backend):
+    """The data set of a validation of these images."""
+    opt = {"name": "bad", "type": "BicubicSRDataset", "dataroot_gt": str(root), "io_backend": {"type": backend}}
+    return CheckedDataset({**opt, "phase": "val", "scale": 2}, "datasets.val")
 
 
 def chunk(kind, data):
@@ -269,14 +216,9 @@ def reads(folder, name, content, expected=None, tolerance=0.0):
     root = folder / "images"
     root.mkdir()
     (root / name).write_bytes(content)
-    opt = {
-        "name": "bad", "type": "BicubicSRDataset", "dataroot_gt": str(root), "io_backend": {"type": "disk"},
-        "phase": "val", "scale": 2,
-    }  # fmt: skip
 
     def act():
-        data = CheckedDataset(opt, "datasets.val")
-        item = data[0]
+        item = validation_data(root, "disk")[0]
         gt = item["gt"].permute(1, 2, 0).numpy() * 255
         assert np.isfinite(gt).all() and item["lq"].shape[1] * 2 == gt.shape[0]
         if expected is not None:
@@ -299,77 +241,69 @@ def fixed_images():
     """Ordinary images of every kind with what they must give, and files that are none."""
     rgb = photograph("coffee", 100, 200, 32, 48)
     grey = np.ascontiguousarray(rgb[..., 1])
-    alpha = np.dstack([rgb, 255 - grey])
+    three = np.dstack([grey] * 3)
     wide = rgb.astype(np.uint16) * 257 + 3
-    bgr16 = cv2.imencode(".png", wide[..., ::-1])[1].tobytes()
-    grey16 = cv2.imencode(".png", wide[..., 1])[1].tobytes()
-    palette = io.BytesIO()
-    Image.fromarray(rgb).quantize(64).save(palette, "PNG")
-    bits = io.BytesIO()
-    Image.fromarray(grey).convert("1").save(bits, "PNG")
-    cmyk = io.BytesIO()
-    Image.fromarray(rgb).convert("CMYK").save(cmyk, "JPEG", quality=95)
-    frames = [Image.fromarray(np.roll(rgb, 8 * i, axis=1)) for i in range(3)]
-    animated = {}
-    for kind in ("GIF", "WEBP", "PNG"):
-        stream = io.BytesIO()
-        more = {"lossless": True} if kind == "WEBP" else {}
-        frames[0].save(stream, kind, save_all=True, append_images=frames[1:], duration=100, **more)
-        animated[kind] = stream.getvalue()
-    turned = Image.fromarray(rgb)
-    exif = turned.getexif()
+    palette = encoded(Image.fromarray(rgb).quantize(64), "PNG")
+    bits = encoded(Image.fromarray(grey).convert("1"), "PNG")
+    cmyk = encoded(Image.fromarray(rgb).convert("CMYK"), "JPEG", quality=95)
+    grey_jpeg, progressive = encoded(grey, "JPEG"), encoded(rgb, "JPEG", progressive=True)
+    more = [Image.fromarray(np.roll(rgb, 8 * i, axis=1)) for i in (1, 2)]
+    animation = {"save_all": True, "append_images": more, "duration": 100}
+    gif = encoded(rgb, "GIF", **animation)
+    exif = Image.Exif()
     exif[0x0112] = 6
-    upright = io.BytesIO()
-    turned.save(upright, "PNG", exif=exif)
     right = [
         ("rgb.png", encoded(rgb, "PNG"), rgb, 0),
-        ("grey.png", encoded(grey, "PNG"), np.dstack([grey] * 3), 0),
-        ("rgba.png", encoded(alpha, "PNG"), rgb, 0),
-        ("grey and alpha.png", encoded(np.dstack([grey, 255 - grey]), "PNG"), np.dstack([grey] * 3), 0),
-        ("16 bit.png", bgr16, rgb, 0),
-        ("16 bit grey.png", grey16, np.dstack([grey] * 3), 0),
+        ("grey.png", encoded(grey, "PNG"), three, 0),
+        ("rgba.png", encoded(np.dstack([rgb, 255 - grey]), "PNG"), rgb, 0),
+        ("grey and alpha.png", encoded(np.dstack([grey, 255 - grey]), "PNG"), three, 0),
+        ("16 bit.png", cv2.imencode(".png", wide[..., ::-1])[1].tobytes(), rgb, 0),
+        ("16 bit grey.png", cv2.imencode(".png", wide[..., 1])[1].tobytes(), three, 0),
         ("16 bit.tif", cv2.imencode(".tif", wide[..., ::-1])[1].tobytes(), rgb, 0),
-        ("palette.png", palette.getvalue(), pil(palette.getvalue()), 0),
-        ("one bit.png", bits.getvalue(), pil(bits.getvalue()), 0),
-        ("cmyk.jpg", cmyk.getvalue(), pil(cmyk.getvalue()), 4),
-        ("grey.jpg", encoded(grey, "JPEG"), pil(encoded(grey, "JPEG")), 2),
-        ("progressive.jpg", encoded(rgb, "JPEG", progressive=True), pil(encoded(rgb, "JPEG", progressive=True)), 3),
+        ("palette.png", palette, pil(palette), 0),
+        ("one bit.png", bits, pil(bits), 0),
+        ("cmyk.jpg", cmyk, pil(cmyk), 4),
+        ("grey.jpg", grey_jpeg, pil(grey_jpeg), 2),
+        ("progressive.jpg", progressive, pil(progressive), 3),
         ("rgb.bmp", encoded(rgb, "BMP"), rgb, 0),
         ("rgb.tif", encoded(rgb, "TIFF"), rgb, 0),
         ("rgb.ppm", encoded(rgb, "PPM"), rgb, 0),
-        ("grey.pgm", encoded(grey, "PPM"), np.dstack([grey] * 3), 0),
+        ("grey.pgm", encoded(grey, "PPM"), three, 0),
         ("lossless.webp", encoded(rgb, "WEBP", lossless=True), rgb, 0),
         ("a png named.jpg", encoded(rgb, "PNG"), rgb, 0),
-        ("animated.webp", animated["WEBP"], rgb, 0),
-        ("animated.png", animated["PNG"], rgb, 0),
+        ("animated.webp", encoded(rgb, "WEBP", lossless=True, **animation), rgb, 0),
+        ("animated.png", encoded(rgb, "PNG", **animation), rgb, 0),
     ]
-    wrong = [
-        ("empty.png", b""),
-        ("text.png", b"I am a text"),
-        ("html.jpg", b"<!DOCTYPE html><html>not found</html>"),
-        ("zero wide.png", png_of(0, 32)),
-        ("zero high.png", png_of(32, 0)),
-        ("no data.png", png_of(32, 32)),
-        ("little data.png", png_of(32, 32, b"\0" * 100)),
-        ("huge.png", png_of(2**31 - 1, 2**31 - 1)),
-        ("large.png", png_of(30_000, 30_000)),
-        ("tall.png", png_of(8, 2**30)),
-        ("bad depth.png", png_of(32, 32, b"\0" * 4000, bits=7)),
-        ("bad colour.png", png_of(32, 32, b"\0" * 4000, color=5)),
-        ("bomb.png", png_of(20_000, 20_000, b"\0" * 10_000_000)),
-        ("tiny.png", encoded(rgb[:3, :3], "PNG")),
-        ("animation.gif", animated["GIF"]),
-        ("zip.png", b"PK\x03\x04" + b"\0" * 60),
-        ("head.jpg", b"\xff\xd8\xff\xe0\0\x10JFIF"),
-        ("head.webp", b"RIFF\x10\0\0\0WEBPVP8 "),
-        ("head.tif", b"II*\0\x08\0\0\0"),
-        ("head.bmp", b"BM" + b"\0" * 60),
-    ]
-    either = [("gif named.png", animated["GIF"]), ("exif.png", upright.getvalue())]
+    wrong = {
+        "empty.png": b"",
+        "text.png": b"I am a text",
+        "html.jpg": b"<!DOCTYPE html><html>not found</html>",
+        "zero wide.png": png_of(0, 32),
+        "zero high.png": png_of(32, 0),
+        "no data.png": png_of(32, 32),
+        "little data.png": png_of(32, 32, b"\0" * 100),
+        "huge.png": png_of(2**31 - 1, 2**31 - 1),
+        "large.png": png_of(30_000, 30_000),
+        "tall.png": png_of(8, 2**30),
+        "bad depth.png": png_of(32, 32, b"\0" * 4000, bits=7),
+        "bad colour.png": png_of(32, 32, b"\0" * 4000, color=5),
+        "bomb.png": png_of(20_000, 20_000, b"\0" * 10_000_000),
+        "tiny.png": encoded(rgb[:3, :3], "PNG"),
+        "animation.gif": gif,
+        "zip.png": b"PK\x03\x04" + b"\0" * 60,
+        "head.jpg": b"\xff\xd8\xff\xe0\0\x10JFIF",
+        "head.webp": b"RIFF\x10\0\0\0WEBPVP8 ",
+        "head.tif": b"II*\0\x08\0\0\0",
+        "head.bmp": b"BM" + b"\0" * 60,
+    }
+    either = {"gif named.png": gif, "exif.png": encoded(rgb, "PNG", exif=exif)}
     return [
-        *(Case(f"image {n}", "image", image_fixed(n, c, e, t), must_fail=False) for n, c, e, t in right),
-        *(Case(f"image {n}", "image", image_fixed(n, c), must_fail=True) for n, c in wrong),
-        *(Case(f"image {n}", "image", image_fixed(n, c)) for n, c in either),
+        *(Case(f"image {name}", "image", image_fixed(name, *more), must_fail=False) for name, *more in right),
+        *(
+            Case(f"image {name}", "image", image_fixed(name, content), must_fail=True)
+            for name, content in wrong.items()
+        ),
+        *(Case(f"image {name}", "image", image_fixed(name, content)) for name, content in either.items()),
     ]
 
 
@@ -380,41 +314,42 @@ def exif_of(endian, kind, count, value):
     return b"Exif\0\0" + endian.encode() + struct.pack(f"{order}HI", 42, 8) + entry + b"\0\0\0\0"
 
 
+# type, count and value of the orientation
+ORIENTATIONS = {
+    "text": (2, 2, b"6\0"),
+    "raw text": (2, 2, b"\6\0"),
+    "bytes": (7, 2, b"\6\0"),
+    "swapped": (7, 2, b"\0\6"),
+    "one byte": (7, 1, b"\6"),
+    "byte": (1, 1, b"\6"),
+    "float": (11, 1, struct.pack("<f", 6)),
+    "none": (3, 0, b"\6"),
+    "two": (3, 2, b"\6\0\1\0"),
+    "large": (3, 1, b"\x36\0"),
+    "zero": (3, 1, b"\0\0"),
+    "turned": (3, 1, b"\6\0"),
+}
+
+
+def exif_bytes(folder, rng, given):
+    kind, count = rng.randrange(1, 14), rng.choice([0, 1, 2, 4, 2**31])
+    head = exif_of(rng.choice(["II", "MM"]), kind, count, rng.randbytes(4))
+    content = bytearray(head + rng.randbytes(rng.randrange(40)))
+    content[rng.randrange(6, len(content))] = rng.randrange(256)
+    image = photograph("coffee", 100, 200, 32, 48)
+    return reads(folder, "image.jpg", encoded(image, "JPEG", exif=bytes(content)))
+
+
 def exif():
     """Orientations that are numbers, text, bytes and fractions; what must come is what OpenCV makes of them."""
     image = photograph("coffee", 100, 200, 32, 48)
-    values = {"text": (2, 2, b"6\0"), "raw text": (2, 2, b"\6\0"), "bytes": (7, 2, b"\6\0"), "swapped": (7, 2, b"\0\6")}
-    values |= {
-        "one byte": (7, 1, b"\6"),
-        "byte": (1, 1, b"\6"),
-        "float": (11, 1, struct.pack("<f", 6)),
-        "none": (3, 0, b"\6"),
-    }
-    values |= {
-        "two": (3, 2, b"\6\0\1\0"),
-        "large": (3, 1, b"\x36\0"),
-        "zero": (3, 1, b"\0\0"),
-        "turned": (3, 1, b"\6\0"),
-    }
-    for (name, value), endian, suffix in product(values.items(), ("II", "MM"), ("JPEG", "WEBP")):
+    for (name, value), endian, suffix in product(ORIENTATIONS.items(), ("II", "MM"), ("JPEG", "WEBP")):
         content = encoded(image, suffix, exif=exif_of(endian, *value))
         expected = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
         make = image_fixed(f"image.{suffix.lower()}", content, expected)
         yield Case(f"exif {name} {endian} {suffix}", "exif", make, must_fail=False)
     for number in range(20):
-
-        def make(folder, rng, given):
-            head = exif_of(
-                rng.choice(["II", "MM"]), rng.randrange(1, 14), rng.choice([0, 1, 2, 4, 2**31]), rng.randbytes(4)
-            )
-            content = bytearray(head + rng.randbytes(rng.randrange(40)))
-            content[rng.randrange(6, len(content))] = rng.randrange(256)
-            return reads(folder, "image.jpg", encoded(image, "JPEG", exif=bytes(content)))
-
-        yield Case(f"exif bytes {number}", "exif", make)
-
-
-# ------------------------------------------------------------------------------------------------- checkpoints, states
+        yield Case(f"exif bytes {number}", "exif", exif_bytes)
 
 
 class Code:
@@ -460,15 +395,6 @@ def broken_bytes(rng, content):
     return rezipped(content, lambda n, d: d[: len(d) // 2] if n == victim else d)
 
 
-def tensors(content, prefix=()):
-    """The places of all values in nested dicts and lists."""
-    items = content.items() if isinstance(content, dict) else enumerate(content)
-    for key, value in items:
-        yield (*prefix, key)
-        if isinstance(value, (dict, list)):
-            yield from tensors(value, (*prefix, key))
-
-
 VALUES = [
     None, -1, 0, 2**70, float("nan"), "text", [], {}, [None], {"a": None}, True, torch.zeros(0), torch.ones(7),
     torch.full((4, 3, 3, 3), torch.nan), torch.ones(4, 3, 3, 3, dtype=torch.int64), torch.ones(1).expand(10**5, 10**5),
@@ -479,53 +405,48 @@ VALUES = [
 def broken_content(rng, content):
     """One value is another, or gone."""
     content = deepcopy(content)
-    place = rng.choice(list(tensors(content)))
-    section = content
-    for key in place[:-1]:
-        section = section[key]
-    if rng.random() < 0.2:
-        del section[place[-1]]
-    else:
-        section[place[-1]] = rng.choice(VALUES)
-    return content
+    place = rng.choice(list(places(content, (dict, list))))
+    set_option(content, place, ... if rng.random() < 0.2 else rng.choice(VALUES))
+    return saved(content)
+
+
+WAYS = {
+    "bytes": lambda rng, content: broken_bytes(rng, saved(content)),
+    "value": broken_content,
+}
 
 
 def file_case(target, way):
     """A broken network, state or weights of the distance, at its place in a training that is to use it."""
+    return lambda folder, rng, given: given["use"](folder, target, WAYS[way](rng, given[target]))
 
-    def make(folder, rng, given):
-        content = given[target]
-        changed = broken_bytes(rng, saved(content)) if way == "bytes" else saved(broken_content(rng, content))
-        return given["use"](folder, target, changed)
 
-    return make
+FILES = {
+    "text": lambda content: b"I am a text",
+    "empty": lambda content: b"",
+    "code": lambda content: saved({**content, "more": Code()}),
+    "code in the old format": lambda content: saved({**content, "more": Code()}, _use_new_zipfile_serialization=False),
+    "cut in the old format": lambda content: saved(content, _use_new_zipfile_serialization=False)[:-60],
+    "bomb": lambda content: rezipped(
+        saved(content), lambda n, d: b"\0" * 50_000_000 if n.endswith("data/0") else d, zipfile.ZIP_DEFLATED
+    ),
+    "no data": lambda content: rezipped(saved(content), lambda n, d: b"" if n.endswith("data/0") else d),
+    "script": lambda content: script(),
+    "a zip": lambda content: rezipped(saved(content), lambda n, d: d if n.endswith("version") else None),
+    "a list": lambda content: saved([1, 2]),
+    "a tensor": lambda content: saved(torch.zeros(3)),
+    "nothing in it": lambda content: saved({}),
+    "an image": lambda content: encoded(photograph(), "PNG"),
+    "a pickle": lambda content: b"\x80\x04cposix\nsystem\n(X\x09\x00\x00\x00touch rantR.",
+    "deep": lambda content: b"\x80\x02" + b"]" * 10 + b"(" * 100_000,
+    # is read as it is without
+    "compressed": lambda content: rezipped(saved(content), compression=zipfile.ZIP_DEFLATED),
+}
 
 
 def fixed_file(target, name):
     def make(folder, rng, given):
-        content = given[target]
-        whole = saved(content)
-        changed = {
-            "text": b"I am a text",
-            "empty": b"",
-            "code": saved({**content, "more": Code()}),
-            "code in the old format": saved({**content, "more": Code()}, _use_new_zipfile_serialization=False),
-            "cut in the old format": saved(content, _use_new_zipfile_serialization=False)[:-60],
-            "compressed": rezipped(whole, compression=zipfile.ZIP_DEFLATED),
-            "bomb": rezipped(
-                whole, lambda n, d: b"\0" * 50_000_000 if n.endswith("data/0") else d, zipfile.ZIP_DEFLATED
-            ),
-            "no data": rezipped(whole, lambda n, d: b"" if n.endswith("data/0") else d),
-            "script": script(),
-            "a zip": rezipped(whole, lambda n, d: d if n.endswith("version") else None),
-            "a list": saved([1, 2]),
-            "a tensor": saved(torch.zeros(3)),
-            "nothing in it": saved({}),
-            "an image": encoded(photograph(), "PNG"),
-            "a pickle": b"\x80\x04cposix\nsystem\n(X\x09\x00\x00\x00touch rantR.",
-            "deep": b"\x80\x02" + b"]" * 10 + b"(" * 100_000,
-        }[name]
-        return given["use"](folder, target, changed)
+        return given["use"](folder, target, FILES[name](given[target]))
 
     return make
 
@@ -536,15 +457,6 @@ def script():
     return stream.getvalue()
 
 
-FILES = [
-    "text", "empty", "code", "code in the old format", "cut in the old format", "compressed", "bomb", "no data", "script",
-    "a zip", "a list", "a tensor", "nothing in it", "an image", "a pickle", "deep",
-]  # fmt: skip
-
-
-# ------------------------------------------------------------------------------------------------- LMDBs
-
-
 DIGITS = [
     "1.png (²,64,3) 1", "1.png (٣,64,3) 1", "1.png (３２,40,3) 1", f"1.png ({'9' * 5000},40,3) 1", "1.png (32,40,①) 1",
     "1.png (+32,40,3) 1", "1.png (3_2,40,3) 1", "...png (32,40,3) 1", "../1.png (32,40,3) 1", "a/../../1.png (32,40,3) 1",
@@ -552,60 +464,48 @@ DIGITS = [
 ]  # fmt: skip
 
 
+DATABASES = {  # how the database is broken
+    "cut": lambda rng, content: content[: rng.randrange(0, len(content) - 5000)],
+    "head": lambda rng, content: content[:16] + rng.randbytes(8192 - 16) + content[8192:],
+    "text": lambda rng, content: b"text",
+}
+LINES = {  # how the second line of meta_info.txt is
+    "key": lambda rng: "other.png (32,40,3) 1",
+    "line": lambda rng: rng.choice(
+        ["1.png", "1.png (a,b,3) 1", "1 (32,40,3)", "1.png ()", "\x00", "1.png (32)", "é.png (32,40,3) 1"]
+    ),
+    "size": lambda rng: f"1.png ({rng.choice(['3,3', '999,40', '0,0', '9' * 30 + ',4'])},3) 1",
+    **{f"as {number}": lambda rng, line=line: line for number, line in enumerate(DIGITS)},
+}
+METAS = {"no meta": None, "empty meta": b"", "binary meta": random.Random(0).randbytes(100)}
+
+
 def lmdb_case(way):
     def make(folder, rng, given):
         root = folder / "data.lmdb"
         image = encoded(photograph("astronaut", 0, 150, 32, 40), "PNG")
+        broken = {"image": image[: rng.randrange(1, len(image) - 50)], "empty image": b""}.get(way, image)
         with lmdb.open(str(root), map_size=2**24) as env, env.begin(write=True) as txn:
-            for number in range(3):
-                txn.put(str(number).encode(), image)
-            if way == "image":
-                txn.put(b"1", image[: rng.randrange(1, len(image) - 50)])
-            elif way == "empty image":
-                txn.put(b"1", b"")
+            for key, value in {b"0": image, b"1": broken, b"2": image}.items():
+                txn.put(key, value)
         lines = [f"{number}.png (32,40,3) 1" for number in range(3)]
-        if way == "key":
-            lines[1] = "other.png (32,40,3) 1"
-        elif way == "line":
-            lines[1] = rng.choice(
-                ["1.png", "1.png (a,b,3) 1", "1 (32,40,3)", "1.png ()", "\x00", "1.png (32)", "é.png (32,40,3) 1"]
-            )
-        elif way.startswith("as "):
-            lines[1] = DIGITS[int(way[3:])]
-        elif way == "size":
-            lines[1] = f"1.png ({rng.choice(['3,3', '999,40', '0,0', '9' * 30 + ',4'])},3) 1"
-        (root / "meta_info.txt").write_text("\n".join(lines))
-        data = root / "data.mdb"
-        if way == "cut":
-            data.write_bytes(data.read_bytes()[: rng.randrange(0, data.stat().st_size - 5000)])
-        elif way == "head":
-            content = bytearray(data.read_bytes())
-            content[16:8192] = rng.randbytes(8192 - 16)
-            data.write_bytes(content)
-        elif way == "text":
-            data.write_bytes(b"text")
-        elif way == "no meta":
-            (root / "meta_info.txt").unlink()
-        elif way == "empty meta":
-            (root / "meta_info.txt").write_text("")
-        elif way == "binary meta":
-            (root / "meta_info.txt").write_bytes(rng.randbytes(100))
-        opt = {
-            "name": "bad", "type": "BicubicSRDataset", "dataroot_gt": str(root), "io_backend": {"type": "lmdb"},
-            "phase": "val", "scale": 2,
-        }  # fmt: skip
+        if way in LINES:
+            lines[1] = LINES[way](rng)
+        meta, data = root / "meta_info.txt", root / "data.mdb"
+        meta.write_text("\n".join(lines))
+        if way in DATABASES:
+            data.write_bytes(DATABASES[way](rng, data.read_bytes()))
+        if way in METAS:
+            meta.unlink() if METAS[way] is None else meta.write_bytes(METAS[way])
 
         def act():
-            data = CheckedDataset(opt, "datasets.val")
-            for number in range(len(data)):
-                assert data[number]["gt"].shape == (3, 32, 40)
+            images = validation_data(root, "lmdb")
+            for number in range(len(images)):
+                assert images[number]["gt"].shape == (3, 32, 40)
 
         return act
 
     return make
-
-
-# ------------------------------------------------------------------------------------------------- all
 
 
 def cases():
@@ -613,7 +513,6 @@ def cases():
     many = [
         *(Case(f"yaml value {n}", "yaml", yaml_value) for n in range(60)),
         *(Case(f"yaml text {n}", "yaml", yaml_text) for n in range(30)),
-        *(Case(f"yaml {name}", "yaml", yaml_fixed(text), must_fail=True) for name, text in TEXTS.items()),
         *(Case(f"broken image {n}", "image", broken_image) for n in range(60)),
         *fixed_images(),
         *(Case(f"unicode digits {n}", "unicode digits", lmdb_case(f"as {n}"), True) for n in range(len(DIGITS))),
@@ -622,38 +521,20 @@ def cases():
         *templates(),
         *exif(),
     ]
+    for name, text in TEXTS.items():
+        make = partial(lambda folder, rng, given, text: training(folder, given, text.encode()), text=text)
+        many.append(Case(f"yaml {name}", "yaml", make, must_fail=True))
     for target, number in (("network", 25), ("state", 25), ("weights", 5)):
-        many += [Case(f"{target} bytes {n}", target, file_case(target, "bytes")) for n in range(number)]
-        many += [Case(f"{target} value {n}", target, file_case(target, "value")) for n in range(number)]
-        files = FILES if target != "weights" else FILES[:9]
-        for name in files:  # torch reads compressed weights, which is right, too
-            fails = None if (target, name) == ("weights", "compressed") else True
-            many.append(Case(f"{target} {name}", target, fixed_file(target, name), must_fail=fails))
-    for way, number in {
-        "image": 3,
-        "empty image": 1,
-        "key": 1,
-        "line": 6,
-        "size": 4,
-        "cut": 6,
-        "head": 3,
-        "text": 1,
-    }.items():
-        many += [
-            Case(f"lmdb {way} {n}", "lmdb", lmdb_case(way), must_fail=way not in ("size",) or None)
-            for n in range(number)
-        ]
-    many += [
-        Case(f"lmdb {way}", "lmdb", lmdb_case(way), must_fail=True) for way in ("no meta", "empty meta", "binary meta")
-    ]
+        many += [Case(f"{target} {way} {n}", target, file_case(target, way)) for way in WAYS for n in range(number)]
+        files = FILES if target != "weights" else [*list(FILES)[:8], "compressed"]
+        many += [Case(f"{target} {name}", target, fixed_file(target, name), name != "compressed") for name in files]
+    numbers = {"image": 3, "empty image": 1, "key": 1, "line": 6, "size": 4, "cut": 6, "head": 3, "text": 1}
+    for way, number in (numbers | dict.fromkeys(METAS, 1)).items():
+        must_fail = None if way == "size" else True
+        many += [Case(f"lmdb {way} {n}", "lmdb", lmdb_case(way), must_fail) for n in range(number)]
     return [*many, Case("lmdb whole", "lmdb", lmdb_case("nothing"), must_fail=False)]
 
 
 def generator_of(case):
     """The random numbers of a case alone, the same in every run."""
     return random.Random(zlib.crc32(case.name.encode()))
-
-
-def base_options(photographs):
-    """The right options that are broken."""
-    return tiny_options(photographs, train__total_iter=1, train__tlw__k_unit="iter")

@@ -27,6 +27,8 @@ DATA = Path(os.environ.get("TLW_TEST_DATA", ROOT.parent / "shared" / "data"))
 # what the equations, losses, networks, models and the guard are tested on: TLW_TEST_DEVICE, else a GPU if there is one
 DEVICE = torch.device(os.environ.get("TLW_TEST_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu"))
 
+PSNR = {"type": "calculate_psnr", "crop_border": 2, "test_y_channel": True}
+
 if "PYTEST_XDIST_WORKER" in os.environ:  # the other process has the other core
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -42,6 +44,17 @@ def seeded():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def register(monkeypatch):
+    """Register a class or function for one test; returns its name."""
+
+    def add(registry, part):
+        monkeypatch.setitem(registry._obj_map, part.__name__, part)
+        return part.__name__
+
+    return add
 
 
 def reset_logger():
@@ -111,31 +124,15 @@ def photographs(tmp_path_factory):
 
 def tiny_options(photographs, **changes):
     """A training with TLW that takes a second, as the dict of a YAML file."""
+    images = {"type": "BicubicSRDataset", "dataroot_gt": str(photographs), "io_backend": {"type": "disk"}}
+    loading = {"gt_size": 16, "use_hflip": True, "use_rot": True, "num_worker_per_gpu": 0, "batch_size_per_gpu": 2}
     opt = {
         "name": "tiny",
         "model_type": "TLWModel",
         "scale": 2,
         "num_gpu": int(DEVICE.type == "cuda"),
         "manual_seed": 3,
-        "datasets": {
-            "train": {
-                "name": "photos",
-                "type": "BicubicSRDataset",
-                "dataroot_gt": str(photographs),
-                "io_backend": {"type": "disk"},
-                "gt_size": 16,
-                "use_hflip": True,
-                "use_rot": True,
-                "num_worker_per_gpu": 0,
-                "batch_size_per_gpu": 2,
-            },
-            "val": {
-                "name": "photos_val",
-                "type": "BicubicSRDataset",
-                "dataroot_gt": str(photographs),
-                "io_backend": {"type": "disk"},
-            },
-        },
+        "datasets": {"train": {"name": "photos", **images, **loading}, "val": {"name": "photos_val", **images}},
         "network_g": {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 4, "num_block": 1, "upscale": 2},
         "network_w": {"type": "TLWWeightNet", "num_feat": 4},
         "path": {},
@@ -148,11 +145,7 @@ def tiny_options(photographs, **changes):
             "pixel_opt": {"type": "TLWLoss", "base": "l1", "distance": {"type": "SSIMDistance", "kernel_size": 5}},
             "tlw": {"k_start": 0.3, "k_end": 0.9, "k_decay": 4, "k_unit": "epoch"},
         },
-        "val": {
-            "val_freq": 4,
-            "save_img": False,
-            "metrics": {"psnr": {"type": "calculate_psnr", "crop_border": 2, "test_y_channel": True}},
-        },
+        "val": {"val_freq": 4, "save_img": False, "metrics": {"psnr": dict(PSNR)}},
         "logger": {"print_freq": 1, "save_checkpoint_freq": 4, "use_tb_logger": False},
     }
     for place, value in changes.items():
@@ -174,8 +167,8 @@ def control_options(photographs, weights, **changes):
 
 
 def set_option(opt, place, value):
-    """Set ``section:key`` of a dict of options; ``...`` deletes it."""
-    *sections, last = place.split(":")
+    """Set ``section:key``, or the place of these keys, in a dict of options; ``...`` deletes it."""
+    *sections, last = place.split(":") if isinstance(place, str) else place
     for section in sections:
         opt = opt[section]
     if value is ...:

@@ -16,6 +16,8 @@ from tlw_basicsr.engine.options import parse_options
 from tlw_basicsr.engine.preflight import check_files
 from tlw_basicsr.engine.rehearsal import rehearse
 from tlw_basicsr.models import build_model
+from tlw_basicsr.models.guard import list_parameters
+from tlw_basicsr.util.files import load_file
 
 
 def built(photographs, tmp_path, options=tiny_options, **changes):
@@ -26,6 +28,27 @@ def built(photographs, tmp_path, options=tiny_options, **changes):
     if isinstance(model, TLWMixin):
         model.set_epoch(0)
     return model
+
+
+def feed_noise(model, base="SRModel", samples=2, size=(8, 8)):
+    """Set random images as ``feed_data`` does; the video models have three frames a sample."""
+    frames = (3,) if base in ("EDVRModel", "VideoRecurrentModel") else ()
+    gt_frames = (3,) if base == "VideoRecurrentModel" else ()
+    model.lq = torch.rand(samples, *frames, 3, *size, device=model.device)
+    model.gt = torch.rand(samples, *gt_frames, 3, *(model.opt["scale"] * n for n in size), device=model.device)
+    model.gt_usm = model.gt
+
+
+def iterate(model, iteration, *names):
+    """Run one iteration; returns for each of the named networks whether its parameters changed."""
+    before = [[p.detach().clone() for p in getattr(model, name).parameters()] for name in names]
+    model.optimize_parameters(iteration)
+    after = [list(getattr(model, name).parameters()) for name in names]
+    return [not same(old, new) for old, new in zip(before, after, strict=True)]
+
+
+def gradient_norm(optimizer):
+    return torch.cat([p.grad.flatten() for p in list_parameters(optimizer)]).norm().item()
 
 
 def batch(pair):
@@ -69,6 +92,23 @@ def same(a, b):
     return a == b
 
 
+def check_same_end(one, other, iteration):
+    """The networks and the state of an iteration are the same in two experiments, to the bit."""
+    files = [*one.glob(f"models/net_*_{iteration}.pth"), one / f"training_states/{iteration}.state"]
+    assert len(files) > 1
+    for path in files:
+        assert same(load_file(path, ""), load_file(other / path.relative_to(one), "")), path.name
+
+
+def check_resume(train, folder, opt, stop):
+    """Train in one go, and in two parts: the ends are the same. Returns the two experiments."""
+    whole = train(opt, root=folder / "whole")
+    train({**opt, "train": {**opt["train"], "total_iter": stop}}, root=folder / "cut")
+    resumed = train(opt, "--auto_resume", root=folder / "cut")
+    check_same_end(whole, resumed, opt["train"]["total_iter"])
+    return whole, resumed
+
+
 def log_lines(experiment):
     """The iterations' values in the newest log."""
     newest = max(experiment.glob("train_*.log"), key=lambda p: p.stat().st_mtime_ns)
@@ -81,6 +121,21 @@ def log_lines(experiment):
 def write(path, side=32):
     path.parent.mkdir(parents=True, exist_ok=True)
     assert cv2.imwrite(str(path), photograph("coffee", hash(path.name) % 90, 100, side, side))
+
+
+def write_pairs(folder, side=32, scale=2, **options):
+    """Two pairs of images, and the options of the data set."""
+    for name in ("a.png", "b.png"):
+        write(folder / "gt" / name, side)
+        write(folder / "lq" / name, side // scale)
+    folders = {"dataroot_gt": str(folder / "gt"), "dataroot_lq": str(folder / "lq")}
+    return {"name": "pairs", "type": "PairedImageDataset", **folders, "io_backend": {"type": "disk"}, **options}
+
+
+def single(folder, name="alone", **options):
+    """The options of a data set of LR images alone."""
+    data = {"name": name, "type": "SingleImageDataset", "dataroot_lq": str(folder), "io_backend": {"type": "disk"}}
+    return {**data, **options}
 
 
 def write_lmdb(folder, keys, side=32):
@@ -114,12 +169,32 @@ def log_text(experiment):
     return "".join(path.read_text() for path in sorted(experiment.glob("train_*.log")))
 
 
-def start(folder, opt, *arguments, **env):
+def environment(**more):
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **more}
+
+
+def run_python(folder, *arguments, **env):
+    """Run Python in a folder, with this package on its path."""
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env=environment(**env),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+
+
+TRAIN = ("-m", "tlw_basicsr.train", "-opt", "options.yml")
+
+
+def start(folder, opt, *arguments):
     """Start a training as a program."""
     write_yaml(folder, opt)
     return subprocess.Popen(
-        [sys.executable, "-m", "tlw_basicsr.train", "-opt", "options.yml", *arguments],
-        cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT), **env}, stdout=subprocess.DEVNULL,
+        [sys.executable, *TRAIN, *arguments], cwd=folder, env=environment(), stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
 
@@ -131,13 +206,8 @@ def wait_for(process, what):
     raise AssertionError(f"ended before {what!r}")
 
 
-PHOTOGRAPHS = [
-    ("astronaut", 30, 180),
-    ("astronaut", 300, 100),
-    ("coffee", 100, 200),
-    ("chelsea", 80, 120),
-    ("rocket", 200, 250),
-]
+PHOTOGRAPHS = [("astronaut", 30, 180), ("astronaut", 300, 100), ("coffee", 100, 200), ("chelsea", 80, 120)]
+PHOTOGRAPHS += [("rocket", 200, 250)]
 
 
 def real_pairs():

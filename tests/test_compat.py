@@ -1,16 +1,17 @@
 """Beside any BasicSR from 1.3.4 on, and beside forks that ship a ``basicsr`` of their own."""
 
-import importlib
 import os
-import subprocess
+import pkgutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import basicsr
 import pytest
+from basicsr.utils import img_process_util
 
-from tests.conftest import ROOT, write_yaml
-from tests.helpers import write
+from tests.conftest import ROOT, tiny_options, write_yaml
+from tests.helpers import TRAIN, run_python, write_pairs
 from tlw_basicsr import UserError, compat
 
 LACKS = [
@@ -25,150 +26,110 @@ train_pipeline({root!r})
 """
 
 
+# what the fork's text has instead
+CHANGED = {
+    "models/sr_model.py": [("metric_data['img']", "metric_data['img1']")],
+    "metrics/psnr_ssim.py": [
+        ("def calculate_psnr(img,", "def calculate_psnr(img1,"),
+        ("    assert img.shape == img2.shape", "    img = img1\n    assert img.shape == img2.shape"),
+    ],
+    # where colours were before 1.4.0
+    "utils/__init__.py": [("from .color_util", "from .matlab_functions")],
+}
+OWN_NETWORK = """
+from torch import nn
+from basicsr.utils.registry import ARCH_REGISTRY
+@ARCH_REGISTRY.register()
+class Own(nn.Sequential):
+    def __init__(self, scale=2):
+        super().__init__(nn.Conv2d(3, 3 * scale**2, 3, padding=1), nn.PixelShuffle(scale))
+"""
+
+
 @pytest.fixture(scope="module")
 def fork(tmp_path_factory):
     """A folder with a ``basicsr`` that lacks what forks leave out, has a network of its own, and calls metrics as 1.3.4."""
     folder = tmp_path_factory.mktemp("fork")
     installed = Path(basicsr.__file__).parent
     lacks = {path for pattern in LACKS for path in installed.glob(pattern)}
-    for path in installed.rglob("*.py"):
-        target = folder / "basicsr" / path.relative_to(installed)
-        target.parent.mkdir(parents=True, exist_ok=True)
+    for path in set(installed.rglob("*.py")) - lacks:
+        name = path.relative_to(installed).as_posix()
         text = path.read_text("utf-8")
-        if path in lacks:
-            continue
-        if path.name == "sr_model.py":
-            text = text.replace("metric_data['img']", "metric_data['img1']")
-        if path.name == "psnr_ssim.py":
-            text = text.replace("def calculate_psnr(img,", "def calculate_psnr(img1,").replace(
-                "    assert img.shape == img2.shape", "    img = img1\n    assert img.shape == img2.shape", 1
-            )
-        if path.name == "__init__.py" and path.parent.name == "utils":
-            start = text.index("from .color_util")
-            text = text[:start] + text[text.index("\n", start) + 1 :]
-        target.write_text(text)
-    colours = (installed / "utils/color_util.py").read_text("utf-8")
-    old = folder / "basicsr/utils/matlab_functions.py"  # where they were before 1.4.0
-    old.write_text(old.read_text() + "\n\n" + colours)
-    (folder / "basicsr/utils/__init__.py").open("a").write(
-        "\nfrom .matlab_functions import bgr2ycbcr, rgb2ycbcr, rgb2ycbcr_pt, ycbcr2bgr, ycbcr2rgb\n"
-    )
-    for path in (folder / "basicsr").rglob("*.py"):
-        path.write_text(path.read_text().replace("basicsr.utils.color_util", "basicsr.utils.matlab_functions"))
-    (folder / "basicsr/archs/own_arch.py").write_text(
-        "from torch import nn\n\nfrom basicsr.utils.registry import ARCH_REGISTRY\n\n\n"
-        "@ARCH_REGISTRY.register()\nclass Own(nn.Sequential):\n    def __init__(self, scale=2):\n"
-        "        super().__init__(nn.Conv2d(3, 3 * scale**2, 3, padding=1), nn.PixelShuffle(scale))\n"
-    )
+        for old, new in CHANGED.get(name, []):
+            assert old in text
+            text = text.replace(old, new, 1)
+        if name == "utils/matlab_functions.py":
+            text += "\n\n" + (installed / "utils/color_util.py").read_text("utf-8")
+        target = folder / "basicsr" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text.replace("basicsr.utils.color_util", "basicsr.utils.matlab_functions"))
+    (folder / "basicsr/archs/own_arch.py").write_text(OWN_NETWORK)
     return folder
 
 
 def run(fork, folder, *command):
-    paths = os.pathsep.join([str(fork), str(ROOT)])
-    done = subprocess.run(
-        [sys.executable, *command], cwd=folder, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths}
-    )
+    write_yaml(folder, fork_options(folder))
+    done = run_python(folder, *command, PYTHONPATH=os.pathsep.join([str(fork), str(ROOT)]))
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
-def fork_options(folder, **changes):
-    for name in ("a.png", "b.png"):
-        write(folder / "gt" / name, 32)
-        write(folder / "lq" / name, 16)
-    pairs = {
-        "type": "PairedImageDataset", "dataroot_gt": str(folder / "gt"), "dataroot_lq": str(folder / "lq"),
-        "io_backend": {"type": "disk"},
-    }  # fmt: skip
-    train = {"gt_size": 16, "use_hflip": True, "use_rot": True, "num_worker_per_gpu": 0, "batch_size_per_gpu": 2}
-    return {
-        "name": "fork",
-        "model_type": "TLWModel",
-        "scale": 2,
-        "num_gpu": 0,
-        "manual_seed": 0,
-        "datasets": {"train": {"name": "t", **pairs, **train}, "val": {"name": "v", **pairs}},
-        "network_g": {"type": "Own", "scale": 2},
-        "network_w": {"type": "TLWWeightNet", "num_feat": 4},
-        "path": {},
-        "train": {
-            "optim_g": {"type": "Adam", "lr": 1e-3},
-            "optim_w": {"type": "Adam", "lr": 1e-3},
-            "scheduler": {"type": "MultiStepLR", "milestones": [4]},
-            "total_iter": 2,
-            "pixel_opt": {"type": "TLWLoss", "distance": {"type": "SSIMDistance", "kernel_size": 5}},
-            "tlw": {"k_unit": "iter", "k_decay": 2},
-        },
-        "val": {
-            "val_freq": 2,
-            "save_img": False,
-            "metrics": {"psnr": {"type": "calculate_psnr", "crop_border": 2}, "y": {"type": "tlw_psnr_y"}},
-        },
-        "logger": {"print_freq": 1, "save_checkpoint_freq": 2, "use_tb_logger": False},
-        **changes,
-    }
+def fork_options(folder):
+    opt = tiny_options("", name="fork", num_gpu=0, network_g={"type": "Own", "scale": 2}, train__total_iter=2)
+    for section in opt["datasets"].values():
+        section.update(write_pairs(folder))
+    opt["val"] |= {"val_freq": 2, "metrics": {"psnr": {"type": "calculate_psnr", "crop_border": 2}}}
+    opt["val"]["metrics"]["y"] = {"type": "tlw_psnr_y"}
+    return {**opt, "logger": {**opt["logger"], "save_checkpoint_freq": 2}}
 
 
 def test_training_beside_a_fork(fork, tmp_path):
     """By our train.py, which names the fork and what it lacks; a validation has metrics of both names of an image."""
-    yaml = write_yaml(tmp_path, fork_options(tmp_path))
-    log = run(fork, tmp_path, "-m", "tlw_basicsr.train", "-opt", str(yaml))
+    log = run(fork, tmp_path, *TRAIN)
     assert f"of {fork}/basicsr; it lacks basicsr.archs.rcan_arch.RCAN: without it there is no TLWRCAN." in log
     assert "l_w: " in log and "# psnr: " in log and "# y: " in log and "fails" not in log
 
 
 def test_a_forks_own_train_program(fork, tmp_path):
-    yaml = write_yaml(tmp_path, fork_options(tmp_path))
     (tmp_path / "train.py").write_text(TRAIN_PY.format(root=str(tmp_path)))
-    log = run(fork, tmp_path, "train.py", "-opt", str(yaml))
+    log = run(fork, tmp_path, "train.py", "-opt", "options.yml")
     assert "l_w: " in log and "# psnr: " in log
     assert (tmp_path / "experiments/fork/models/net_w_2.pth").is_file()
 
 
-def test_names_of_all_versions():
+NAMES = [
+    "basicsr.utils.matlab_functions.rgb2ycbcr", "basicsr.utils.color_util.rgb2ycbcr", "basicsr.losses.losses.L1Loss",
+    "basicsr.losses.losses.GANLoss", "basicsr.losses.basic_loss.L1Loss", "basicsr.models.losses.PerceptualLoss",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_of_all_versions(name):
     """Plugins are written for one version's modules, and used with another's."""
-    for module, name in [
-        ("basicsr.utils.matlab_functions", "rgb2ycbcr"),
-        ("basicsr.utils.color_util", "rgb2ycbcr"),
-        ("basicsr.losses.losses", "L1Loss"),
-        ("basicsr.losses.losses", "GANLoss"),
-        ("basicsr.losses.basic_loss", "L1Loss"),
-        ("basicsr.models.losses", "PerceptualLoss"),
-    ]:
-        assert callable(getattr(importlib.import_module(module), name))
+    assert callable(pkgutil.resolve_name(name))
 
 
-def test_a_part_that_is_missing_is_told_where_it_is_used(monkeypatch):
+def test_a_part_that_is_missing_is_named_where_it_is_used(monkeypatch):
     monkeypatch.setattr(compat, "MISSING", {})
     part = compat.part_of_basicsr("basicsr.archs.none_arch", "None_", "Sub")
     assert "; it lacks basicsr.archs.none_arch.None_: without it there is no Sub." in compat.tell_basicsr()
-
-    class Sub(part):
-        pass
-
-    with pytest.raises(
-        UserError, match=r"Sub needs basicsr.archs.none_arch.None_, which basicsr .* lacks; the one of pip"
-    ):
-        Sub()
+    message = r"Sub needs basicsr.archs.none_arch.None_, which basicsr .* lacks; the one of pip"
+    with pytest.raises(UserError, match=message):
+        type("Sub", (part,), {})()
 
 
 def test_functions_are_replaced_where_plugins_have_them(monkeypatch):
-    """Also in modules that were imported before."""
-    import types
-
-    from basicsr.utils import img_process_util
+    """Also in modules that were imported before; one of other arguments is another function."""
 
     def original(img, kernel): ...
 
-    plugin = types.ModuleType("some_plugin")
-    plugin.blur = original
+    def other_arguments(img, kernel, more): ...
+
+    plugin = SimpleNamespace(blur=original)
     monkeypatch.setitem(sys.modules, "some_plugin", plugin)
     monkeypatch.setattr(img_process_util, "filter2D", original)
     compat.replace_functions()
     assert plugin.blur is img_process_util.filter2D is compat.filter2D
-
-    def other_arguments(img, kernel, more): ...
-
     monkeypatch.setattr(img_process_util, "filter2D", other_arguments)
     compat.replace_functions()
     assert img_process_util.filter2D is other_arguments

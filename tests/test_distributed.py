@@ -11,7 +11,17 @@ import pytest
 import torch
 
 from tests.conftest import ROOT, tiny_options, write_yaml
-from tests.helpers import log_lines, same
+from tests.helpers import (
+    EVERY_BASE,
+    TRAIN,
+    check_same_end,
+    environment,
+    log_lines,
+    log_text,
+    run_python,
+    same,
+)
+from tlw_basicsr import UserError
 from tlw_basicsr.util.files import load_file
 
 pytestmark = pytest.mark.slow  # each starts processes of its own
@@ -42,34 +52,39 @@ class Watched(SRModel):
 """
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-def environment(**more):
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **more}
-
-
 # its own server on a port that is free when it takes it
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
+TORCHRUN += ["--nproc_per_node=2"]
+NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
+LONG = {"train__total_iter": 100_000, "logger__save_checkpoint_freq": 100_000, "val__val_freq": 10_000}
 TORCHRUN += ["--nproc_per_node=2"]
 
 
 def start(folder, *arguments):
-    command = [
-        *TORCHRUN,
-        str(ROOT / "tlw_basicsr/train.py"),
-        "-opt",
-        "options.yml",
-        "--launcher",
-        "pytorch",
-        *arguments,
-    ]
-    return subprocess.Popen(
-        command, cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    command = [*TORCHRUN, str(ROOT / "tlw_basicsr/train.py"), *TRAIN[2:], "--launcher", "pytorch", *arguments]
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, cwd=folder, env=environment(**NO_GPU), **output)
+
+
+def wait_until(process, is_so):
+    deadline = time.time() + 120
+    while not is_so():
+        assert time.time() < deadline and process.poll() is None
+        time.sleep(0.1)
+
+
+def is_gone(folder, rank):
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((folder / f"pid{rank}").read_text()), 0)
+    return True
+
+
+def held(folder, iteration):
+    """What both processes hold; the running averages of batch norm are each one's own."""
+    both = [load_file(folder / f"held_{iteration}_{rank}.pth", "") for rank in (0, 1)]
+    for one in both:
+        one["net_w"] = {key: value for key, value in one["net_w"].items() if "running" not in key}
+    return both
 
 
 def torchrun(folder, *arguments):
@@ -81,107 +96,68 @@ def torchrun(folder, *arguments):
 
 def options(photographs, folder, **changes):
     (folder / "watched.py").write_text(PLUGIN)
-    opt = tiny_options(
-        photographs,
-        plugins=["watched"],
-        base_model="Watched",
-        train__total_iter=50,
-        val__val_freq=25,
-        logger__save_checkpoint_freq=50,
-        logger__print_freq=10,
-        datasets__train__batch_size_per_gpu=1,
-    )
-    for place, value in changes.items():
-        *sections, last = place.split("__")
-        section = opt
-        for name in sections:
-            section = section[name]
-        section[last] = value
+    watched = {"plugins": ["watched"], "base_model": "Watched", "datasets__train__batch_size_per_gpu": 1}
+    opt = tiny_options(photographs, **{**watched, **changes})
     write_yaml(folder, opt)
     return opt
 
 
 def test_two_processes_hold_the_same_networks_and_one_writes(photographs, tmp_path):
-    options(photographs, tmp_path, train__total_iter=50)
+    lengths = {"train__total_iter": 50, "logger__save_checkpoint_freq": 50, "logger__print_freq": 10}
+    options(photographs, tmp_path, **lengths, val__val_freq=25)
     output = torchrun(tmp_path)
-    held = [load_file(tmp_path / f"held_50_{rank}.pth", "") for rank in (0, 1)]
-    assert same(held[0]["net_g"], held[1]["net_g"])
-    weights = [{k: v for k, v in h["net_w"].items() if "running" not in k} for h in held]
-    assert same(*weights)
-    assert not torch.equal(held[0]["noise"], held[1]["noise"])  # each draws noise of its own
+    one, other = held(tmp_path, 50)
+    assert not torch.equal(one.pop("noise"), other.pop("noise"))  # each draws noise of its own
+    assert same(one, other)
 
     experiment = tmp_path / "experiments/tiny"
-    assert len(list(experiment.glob("train_*.log"))) == 1
-    lines = log_lines(experiment)
-    assert [int(line["iter"]) for line in lines] == [10, 20, 25, 30, 40, 50]  # 25 has a validation
+    (log,) = experiment.glob("train_*.log")
+    log = log.read_text()
+    assert [int(line["iter"]) for line in log_lines(experiment)] == [10, 20, 25, 30, 40, 50]  # 25 has a validation
     assert output.count("iter:      50") == 1
-    saved = load_file(experiment / "models/net_g_50.pth", "")["params"]
-    assert same(saved, held[0]["net_g"])
-    log = next(experiment.glob("train_*.log")).read_text()
+    assert same(load_file(experiment / "models/net_g_50.pth", "")["params"], one["net_g"])
     assert log.count("Validation photos_val") == 2 and "k: " in log
     assert "3 iterations an epoch" in log  # 6 images, 2 processes, a batch of 1 on each
 
 
 def test_two_processes_resume_with_the_same_bits(photographs, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    for folder in (whole, cut):
-        folder.mkdir()
     changes = {"train__total_iter": 10, "logger__save_checkpoint_freq": 5, "val__val_freq": 100}
     changes["train__tlw"] = {"preset": "economy", "weight_interval": 3, "weight_crop": 12, "k_unit": "iter"}
-    options(photographs, whole, **changes)
+    for folder in (whole, cut):
+        folder.mkdir()
+        options(photographs, folder, **changes)
     torchrun(whole)
-    net_w = [load_file(whole / f"held_10_{rank}.pth", "")["net_w"] for rank in (0, 1)]
-    assert all(torch.equal(value, net_w[1][key]) for key, value in net_w[0].items() if "running" not in key)
-    means = [h["conv.1.running_mean"] for h in net_w]
+    one, other = held(whole, 10)
+    assert same(one["net_w"], other["net_w"])
+    means = [load_file(whole / f"held_10_{rank}.pth", "")["net_w"]["conv.1.running_mean"] for rank in (0, 1)]
     assert not torch.equal(*means)  # each had its E steps on a part of its own images
-    options(photographs, cut, **{**changes, "train__total_iter": 5})
-    torchrun(cut)
-    options(photographs, cut, **changes)
+    torchrun(cut, "--force_yml", "train:total_iter=5")
     assert "Resuming after iteration 5" in torchrun(cut, "--auto_resume")
-    for name in ("models/net_g_10.pth", "models/net_w_10.pth", "training_states/10.state"):
-        a, b = (load_file(folder / "experiments/tiny" / name, "") for folder in (whole, cut))
-        assert same(a, b), name
+    check_same_end(whole / "experiments/tiny", cut / "experiments/tiny", 10)
 
 
 def test_when_one_dies_the_others_end_and_the_last_checkpoint_is_whole(photographs, tmp_path):
-    options(photographs, tmp_path, train__total_iter=100_000, logger__save_checkpoint_freq=20, val__val_freq=10_000)
+    options(photographs, tmp_path, **{**LONG, "logger__save_checkpoint_freq": 20})
     process = start(tmp_path)
     states = tmp_path / "experiments/tiny/training_states"
-    deadline = time.time() + 120
-    while not list(states.glob("[0-9]*.state")):
-        assert time.time() < deadline and process.poll() is None
-        time.sleep(0.1)
-    victim, other = (int((tmp_path / f"pid{rank}").read_text()) for rank in (1, 0))
-    os.kill(victim, signal.SIGKILL)
-    killed = time.time()
+    wait_until(process, lambda: list(states.glob("[0-9]*.state")))
+    os.kill(int((tmp_path / "pid1").read_text()), signal.SIGKILL)
     output = process.communicate(timeout=60)[0]
-    assert time.time() - killed < 60
     assert process.returncode != 0
     assert "SIGKILL" in output or "Signal 9" in output  # the message says which process died of what
-    with pytest.raises(ProcessLookupError):
-        os.kill(other, 0)
+    assert is_gone(tmp_path, 0)
     newest = max(states.glob("[0-9]*.state"), key=lambda p: int(p.stem))
-    state = load_file(newest, "")
-    assert state["iter"] == int(newest.stem)
+    assert load_file(newest, "")["iter"] == int(newest.stem)
     for net in "gw":
         assert load_file(tmp_path / f"experiments/tiny/models/net_{net}_{newest.stem}.pth", "")["params"]
 
 
-SWINIR = {
-    "type": "SwinIR", "upscale": 2, "in_chans": 3, "img_size": 8, "window_size": 4, "img_range": 1.0, "depths": [1],
-    "embed_dim": 8, "num_heads": [2], "mlp_ratio": 2, "upsampler": "pixelshuffledirect", "resi_connection": "1conv",
-}  # fmt: skip
-
-
 def test_one_process_validates_a_network_with_buffers(photographs, tmp_path):
     """Without EMA the trained network itself is validated; its buffers must not wait for the other process."""
-    write_yaml(
-        tmp_path,
-        tiny_options(
-            photographs, base_model="SwinIRModel", network_g=SWINIR, train__ema_decay=0, train__total_iter=5,
-            val__val_freq=2, datasets__train__batch_size_per_gpu=1,
-        ),
-    )  # fmt: skip
+    changes = {"train__ema_decay": 0, "train__total_iter": 5, "val__val_freq": 2, **EVERY_BASE["SwinIRModel"]}
+    changes |= {"base_model": "SwinIRModel", "datasets__train__batch_size_per_gpu": 1}
+    write_yaml(tmp_path, tiny_options(photographs, **changes))
     assert torchrun(tmp_path).count("Validation photos_val") == 3
 
 
@@ -205,41 +181,33 @@ class BadOnce(Watched):
 
 def test_a_number_that_is_not_finite_in_one_process_is_a_step_that_both_leave_out(photographs, tmp_path):
     changes = {"train__total_iter": 6, "logger__save_checkpoint_freq": 1, "val__val_freq": 100}
-    opt = options(photographs, tmp_path, **changes)
     (tmp_path / "bad.py").write_text(BAD)
-    write_yaml(tmp_path, opt | {"plugins": ["watched", "bad"], "base_model": "BadOnce"})
-    [told] = [line for line in torchrun(tmp_path).splitlines() if "not finite" in line]
-    assert "Iteration 3: not finite: " in told and "gradient of optimizer_" in told  # of the first process, too
-    assert "; lq, " in told
-    places = [(i, rank) for i in (2, 3, 4, 6) for rank in (0, 1)]
-    held = {place: load_file(tmp_path / "held_{}_{}.pth".format(*place), "") for place in places}
+    options(photographs, tmp_path, **changes, plugins=["watched", "bad"], base_model="BadOnce")
+    [line] = [line for line in torchrun(tmp_path).splitlines() if "not finite" in line]
+    assert "Iteration 3: not finite: " in line and "gradient of optimizer_" in line  # of the first process, too
+    assert "; lq, " in line
+    nets = {}
+    for i in (2, 3, 4, 6):
+        one, other = ({net: both[net] for net in ("net_g", "net_w")} for both in held(tmp_path, i))
+        assert same(one, other) and all(v.isfinite().all() for net in one.values() for v in net.values())
+        nets[i] = one
     for net in ("net_g", "net_w"):
-        own = {place: {k: v for k, v in held[place][net].items() if "running" not in k} for place in places}
-        for i in (2, 3, 4, 6):
-            assert same(own[i, 0], own[i, 1])
-            assert all(v.isfinite().all() for v in own[i, 0].values())
-        assert same(own[2, 0], own[3, 0]) and not same(own[3, 0], own[4, 0])
+        assert same(nets[2][net], nets[3][net]) and not same(nets[3][net], nets[4][net])
     state = load_file(tmp_path / "experiments/tiny/training_states/6.state", "")
     assert state["guard"] == {"skipped": 1, "in_row": 0}
 
 
 def test_sigterm_to_the_launcher_saves_once_and_ends_all(photographs, tmp_path):
-    changes = {"train__total_iter": 100_000, "logger__save_checkpoint_freq": 100_000, "val__val_freq": 10_000}
-    options(photographs, tmp_path, **changes)
+    options(photographs, tmp_path, **LONG)
     process = start(tmp_path)
-    log, deadline = [], time.time() + 120
-    while not any("iter:      10" in file.read_text() for file in log):
-        assert time.time() < deadline and process.poll() is None
-        time.sleep(0.1)
-        log = list(tmp_path.glob("experiments/tiny/train_*.log"))
+    experiment = tmp_path / "experiments/tiny"
+    wait_until(process, lambda: "iter:      10" in log_text(experiment))
     process.send_signal(signal.SIGTERM)
     output = process.communicate(timeout=100)[0]
     assert "Stopped by SIGTERM after iteration" in output
-    [newest] = (tmp_path / "experiments/tiny/training_states").glob("[0-9]*.state")
+    [newest] = (experiment / "training_states").glob("[0-9]*.state")
     assert load_file(newest, "")["iter"] == int(newest.stem) >= 10
-    for rank in (0, 1):
-        with pytest.raises(ProcessLookupError):
-            os.kill(int((tmp_path / f"pid{rank}").read_text()), 0)
+    assert is_gone(tmp_path, 0) and is_gone(tmp_path, 1)
 
 
 WORKER = """
@@ -292,10 +260,9 @@ if distributed:  # a process that ends while the other one still reads from it w
 def test_gradients_of_both_networks_are_those_of_the_joined_batch(photographs, tmp_path):
     write_yaml(tmp_path, tiny_options(photographs, train__ema_decay=0))
     (tmp_path / "worker.py").write_text(WORKER)
-    env = environment()
-    subprocess.run([sys.executable, "worker.py", "one"], cwd=tmp_path, env=env, check=True, capture_output=True)
-    done = subprocess.run([*TORCHRUN, "worker.py", "two"], cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    for command in (["worker.py", "one"], [*TORCHRUN[1:], "worker.py", "two"]):
+        done = run_python(tmp_path, *command, **NO_GPU)
+        assert done.returncode == 0, done.stderr
     one, two = (load_file(tmp_path / f"{name}.pth", "") for name in ("one", "two"))
     for net in "gw":
         for name, gradient in one[net].items():
@@ -306,46 +273,36 @@ def test_gradients_of_both_networks_are_those_of_the_joined_batch(photographs, t
 def test_slurm(photographs, tmp_path):
     """Two processes with slurm's variables, and a scontrol that names this machine."""
     options(photographs, tmp_path, train__total_iter=3, logger__save_checkpoint_freq=3)
-    scontrol = tmp_path / "bin" / "scontrol"
-    scontrol.parent.mkdir()
+    scontrol = tmp_path / "scontrol"
     scontrol.write_text("#!/bin/sh\necho 127.0.0.1\necho 127.0.0.2\n")
     scontrol.chmod(0o755)
-    shared = {
-        "PATH": f"{scontrol.parent}:{os.environ['PATH']}",
-        "SLURM_NTASKS": "2",
-        "SLURM_NODELIST": "local[1-2]",
-        "MASTER_PORT": str(free_port()),
-    }
-    command = [sys.executable, "-m", "tlw_basicsr.train", "-opt", "options.yml", "--launcher", "slurm"]
-    processes = [
-        subprocess.Popen(
-            command,
-            cwd=tmp_path,
-            env=environment(**shared, SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank)),
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "MASTER_PORT": str(port)}
+    shared |= {"SLURM_NTASKS": "2", "SLURM_NODELIST": "local[1-2]", **NO_GPU}
+    command = [sys.executable, *TRAIN, "--launcher", "slurm"]
+    processes = []
+    for rank in "01":
+        env = environment(**shared, SLURM_PROCID=rank, SLURM_LOCALID=rank)
+        processes.append(subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True))
     errors = [process.communicate(timeout=120)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], errors
-    held = [load_file(tmp_path / f"held_3_{rank}.pth", "") for rank in (0, 1)]
-    assert same(held[0]["net_g"], held[1]["net_g"])
+    one, other = held(tmp_path, 3)
+    assert same(one["net_g"], other["net_g"])
 
 
 @pytest.mark.parametrize(("launcher", "variable"), [("pytorch", "LOCAL_RANK"), ("slurm", "SLURM_NODELIST")])
-def test_a_launcher_without_its_variables_is_one_line(photographs, tmp_path, launcher, variable):
+def test_a_launcher_without_its_variables_is_one_line(photographs, tmp_path, launcher, variable, monkeypatch):
+    for name in [name for name in os.environ if name.startswith(("SLURM", "LOCAL_RANK", "RANK"))]:
+        monkeypatch.delenv(name)
     write_yaml(tmp_path, tiny_options(photographs))
-    env = {k: v for k, v in environment().items() if not k.startswith(("SLURM", "LOCAL_RANK", "RANK"))}
-    command = [sys.executable, "-m", "tlw_basicsr.train", "-opt", "options.yml", "--launcher", launcher]
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    done = run_python(tmp_path, *TRAIN, "--launcher", launcher)
     assert done.returncode == 2
     assert f"--launcher {launcher}: {variable} is not set" in done.stderr
 
 
 def test_synchronised_batch_norm_needs_gpus(photographs, train):
-    from tlw_basicsr import UserError
-
     with pytest.raises(UserError, match=r"train\.tlw\.sync_bn: true needs a distributed training on GPUs"):
         train(tiny_options(photographs, train__tlw__sync_bn=True))
 

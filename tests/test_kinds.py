@@ -27,21 +27,21 @@ def part(
     *,
     needed: bool,
     **others,
-):
-    return k_start, chunk, base, bare, needed, others
+): ...
 
 
-@pytest.mark.parametrize(
-    ("kind", "right", "wrong"),
-    [
-        (whole(1), [1, 10**6], [0, True, 1.0, "1", None]),
-        (whole(0, 4), [0, 4], [5, -1]),
-        (one_of(False, "bf16"), [False, "bf16"], [0, True, "fp16", None]),
-        (or_none(POSITIVE), [None, 1e-9], [0, "~"]),
-        (FRACTION, [0.5], [0, 1, float("nan"), True]),
-        (BOOL, [True, False], [0, 1, "true", None]),
-    ],
-)
+KINDS = [
+    # kind, what it accepts, what it does not
+    (whole(1), [1, 10**6], [0, True, 1.0, "1", None]),
+    (whole(0, 4), [0, 4], [5, -1]),
+    (one_of(False, "bf16"), [False, "bf16"], [0, True, "fp16", None]),
+    (or_none(POSITIVE), [None, 1e-9], [0, "~"]),
+    (FRACTION, [0.5], [0, 1, float("nan"), True]),
+    (BOOL, [True, False], [0, 1, "true", None]),
+]
+
+
+@pytest.mark.parametrize(("kind", "right", "wrong"), KINDS)
 def test_a_kind_accepts_what_its_text_says(kind, right, wrong):
     assert all(kind.accepts(value) for value in right)
     assert not any(kind.accepts(value) for value in wrong), kind.text

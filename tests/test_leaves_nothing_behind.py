@@ -1,8 +1,6 @@
 """A network trained here is an ordinary file: BasicSR's own code and spandrel read it."""
 
 import re
-import subprocess
-import sys
 
 import cv2
 import pytest
@@ -13,22 +11,13 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from spandrel import ModelLoader
 from spandrel.architectures.RCAN import RCAN
 
-from tests.conftest import as_tensor, photograph, tiny_options, write_yaml
+from tests.conftest import as_tensor, photograph, plain_options, tiny_options, write_yaml
+from tests.helpers import SWINIR, run_python, write_pairs
 from tlw_basicsr.util.files import load_file
 
 # spandrel knows RRDBNet with num_grow_ch 32, the published one
 RRDB = {
-    "type": "RRDBNet",
-    "num_in_ch": 3,
-    "num_out_ch": 3,
-    "num_feat": 8,
-    "num_block": 1,
-    "num_grow_ch": 32,
-    "scale": 4,
-}
-SWINIR = {
-    "type": "SwinIR", "upscale": 2, "img_size": 16, "window_size": 8, "depths": [2], "embed_dim": 12, "num_heads": [2],
-    "mlp_ratio": 2, "upsampler": "pixelshuffle", "img_range": 1.0,
+    "type": "RRDBNet", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 1, "num_grow_ch": 32, "scale": 4,
 }  # fmt: skip
 # a state dict does not hold img_range and mean: spandrel takes the published networks' 1 and DIV2K's mean
 HAT = {
@@ -36,29 +25,35 @@ HAT = {
     "mlp_ratio": 2, "compress_ratio": 3, "squeeze_factor": 4, "overlap_ratio": 0.5, "img_range": 1.0, "rgb_mean": [0.4488, 0.4371, 0.4040],
 }  # fmt: skip
 RCAN_OF_SPANDREL = {
-    "type": "RCAN_spandrel", "scale": 2, "n_resgroups": 1, "n_resblocks": 1, "n_feats": 8, "reduction": 4,
-}  # fmt: skip
+    "type": "RCAN_spandrel",
+    "scale": 2,
+    "n_resgroups": 1,
+    "n_resblocks": 1,
+    "n_feats": 8,
+    "reduction": 4,
+}
+NETWORKS = {"ESRGAN": RRDB, "SwinIR": SWINIR | {"img_size": 16, "img_range": 1.0}, "HAT": HAT, "RCAN": RCAN_OF_SPANDREL}
+if "RCAN_spandrel" not in ARCH_REGISTRY:  # as a plugin registers a network
+    ARCH_REGISTRY._do_register("RCAN_spandrel", RCAN)
+# BasicSR needs its imports mended with today's torchvision, which is no part of loading the network
+THEIR_TEST = """
+import sys, types, torchvision.transforms.functional as functional
+name = "torchvision.transforms.functional_tensor"
+sys.modules[name] = types.ModuleType(name)
+sys.modules[name].rgb_to_grayscale = functional.rgb_to_grayscale
+from basicsr.test import test_pipeline
+test_pipeline(".")
+assert not [name for name in sys.modules if name.startswith("tlw_basicsr")]
+"""
 
 
-@pytest.fixture(autouse=True, scope="module")
-def spandrels_rcan():
-    """As a plugin registers a network."""
-    if "RCAN_spandrel" not in ARCH_REGISTRY:
-        ARCH_REGISTRY._do_register("RCAN_spandrel", RCAN)
-
-
-@pytest.mark.parametrize(
-    ("network", "architecture"),
-    [(RRDB, "ESRGAN"), (SWINIR, "SwinIR"), (HAT, "HAT"), (RCAN_OF_SPANDREL, "RCAN")],
-    ids=lambda n: n if isinstance(n, str) else "",
-)
-def test_what_tlw_has_trained_loads_in_spandrel_and_in_basicsr(
-    photographs, train, script, tmp_path, network, architecture
-):
-    base = {"base_model": "SwinIRModel"} if network is SWINIR else {}
+@pytest.mark.parametrize("architecture", NETWORKS)
+def test_what_tlw_has_trained_loads_in_spandrel_and_in_basicsr(photographs, train, script, tmp_path, architecture):
+    network = NETWORKS[architecture]
     scale = network.get("scale") or network["upscale"]
-    opt = tiny_options(photographs, scale=scale, network_g=network, train__total_iter=2, train__ema_decay=0, **base)
-    path = train(opt) / "models/net_g_latest.pth"
+    changes = {"train__total_iter": 2, "train__ema_decay": 0, "scale": scale, "network_g": network}
+    changes["base_model"] = "SwinIRModel" if architecture == "SwinIR" else "SRModel"
+    path = train(tiny_options(photographs, **changes)) / "models/net_g_latest.pth"
 
     net = build_network(dict(network))
     SRModel.load_network(SRModel.__new__(SRModel), net, str(path))  # BasicSR's own loading code
@@ -68,55 +63,25 @@ def test_what_tlw_has_trained_loads_in_spandrel_and_in_basicsr(
     assert code == 0, err
     for file in (path, tmp_path / "net.safetensors"):
         descriptor = ModelLoader().load_from_file(str(file))
-        assert descriptor.architecture.id == architecture
-        assert descriptor.scale == scale
+        assert (descriptor.architecture.id, descriptor.scale) == (architecture, scale)
         with torch.no_grad():  # copies, because RCAN writes to its input
             assert torch.allclose(descriptor.model.eval()(image.clone()), net(image.clone()), atol=1e-6)
 
 
 def test_basicsrs_own_test_script_runs_it_without_this_package(photographs, train, tmp_path):
     trained = train(tiny_options(photographs, train__total_iter=2)) / "models/net_g_latest.pth"
-    image = photograph("coffee", height=32, width=48)
-    for part, picture in (("gt", cv2.resize(image, (96, 64))), ("lq", image)):
-        (tmp_path / part).mkdir()
-        cv2.imwrite(str(tmp_path / part / "a.png"), picture[..., ::-1])
-    opt = {
-        "name": "theirs",
-        "model_type": "SRModel",
-        "scale": 2,
-        "num_gpu": 0,
-        "manual_seed": 0,
-        "datasets": {
-            "test": {
-                "name": "one",
-                "type": "PairedImageDataset",
-                "dataroot_gt": str(tmp_path / "gt"),
-                "dataroot_lq": str(tmp_path / "lq"),
-                "io_backend": {"type": "disk"},
-            }
-        },
-        "network_g": tiny_options(photographs)["network_g"],
-        "path": {"pretrain_network_g": str(trained), "strict_load_g": True, "param_key_g": "params_ema"},
-        "val": {"save_img": True, "suffix": None, "metrics": {"psnr": {"type": "calculate_psnr", "crop_border": 2}}},
-    }
-    # BasicSR needs its imports mended with today's torchvision, which is no part of loading the network
-    program = (
-        "import sys, types, torchvision.transforms.functional as functional\n"
-        "name = 'torchvision.transforms.functional_tensor'\n"
-        "sys.modules[name] = types.ModuleType(name)\n"
-        "sys.modules[name].rgb_to_grayscale = functional.rgb_to_grayscale\n"
-        f"from basicsr.test import test_pipeline; test_pipeline({str(tmp_path)!r})\n"
-        "assert not [name for name in sys.modules if name.startswith('tlw_basicsr')]"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program, "-opt", str(write_yaml(tmp_path, opt, "test.yml"))],
-        capture_output=True, text=True, cwd=tmp_path,
-    )  # fmt: skip
+    opt = plain_options(photographs, name="theirs", num_gpu=0, train=..., logger=...)
+    opt["datasets"] = {"test": write_pairs(tmp_path)}
+    opt["path"] = {"pretrain_network_g": str(trained), "strict_load_g": True, "param_key_g": "params_ema"}
+    opt["val"] = {"save_img": True, "suffix": None, "metrics": {"psnr": {"type": "calculate_psnr", "crop_border": 2}}}
+    write_yaml(tmp_path, opt)
+    done = run_python(tmp_path, "-c", THEIR_TEST, "-opt", "options.yml")
     assert done.returncode == 0, done.stderr
     assert re.search(r"# psnr: \d+\.\d+", done.stdout + done.stderr)
     net = build_network(dict(opt["network_g"])).eval()
     net.load_state_dict(load_file(trained, "")["params_ema"])
+    lq = cv2.imread(str(tmp_path / "lq/a.png"))
     with torch.no_grad():
-        expected = net(as_tensor(image))[0].clamp(0, 1).permute(1, 2, 0).numpy()[..., ::-1] * 255
-    theirs = cv2.imread(str(next((tmp_path / "results/theirs").rglob("*.png"))))
+        expected = net(as_tensor(lq[..., ::-1].copy()))[0].clamp(0, 1).permute(1, 2, 0).numpy()[..., ::-1] * 255
+    theirs = cv2.imread(str(next((tmp_path / "results/theirs").rglob("a_*.png"))))
     assert abs(theirs - expected).max() <= 0.51

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from basicsr.models.base_model import BaseModel
 
-from tests.conftest import plain_options, tiny_options
-from tests.helpers import check_all
+from tests.conftest import plain_options
+from tests.helpers import check_all, check_resume, quick
 from tlw_basicsr import UserError
+from tlw_basicsr.models.optimizers import build_optimizer
 from tlw_basicsr.util.files import load_file
 
 OPTIMIZERS = [
@@ -24,13 +26,8 @@ SCHEDULERS = [
 
 @pytest.mark.parametrize(("optimizer", "scheduler"), zip(OPTIMIZERS, SCHEDULERS, strict=True), ids=lambda o: o["type"])
 def test_a_training_with_them_is_the_same_after_an_interruption(photographs, train, tmp_path, optimizer, scheduler):
-    opt = tiny_options(photographs, train__optim_g=optimizer, train__scheduler=scheduler)
-    opt["datasets"].pop("val"), opt.pop("val")
-    whole = train(opt, root=tmp_path / "whole")
-    train({**opt, "train": {**opt["train"], "total_iter": 4}}, root=tmp_path / "parts")
-    parts = train(opt, "--auto_resume", root=tmp_path / "parts")
-    one, other = (load_file(folder / "models/net_g_latest.pth", "")["params"] for folder in (whole, parts))
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    changes = {"train__optim_g": optimizer, "train__scheduler": scheduler, "train__total_iter": 8}
+    whole, _ = check_resume(train, tmp_path, quick(photographs, **changes), 4)
     state = load_file(whole / "training_states/8.state", "")
     reference = getattr(torch.optim, optimizer["type"])([torch.nn.Parameter(torch.zeros(1))], **keywords(optimizer))
     schedule = getattr(torch.optim.lr_scheduler, scheduler["type"])(reference, **keywords(scheduler))
@@ -44,50 +41,33 @@ def keywords(section):
     return {key: value for key, value in section.items() if key != "type"}
 
 
-@pytest.mark.parametrize(
-    ("place", "value", "message"),
-    [
-        ("optim_g", {"type": "LBFGS", "lr": 1}, r"optim_g: LBFGS fails in the first iteration \(TypeError"),
-        (
-            "optim_g",
-            {"type": "SparseAdam", "lr": 1},
-            r"optim_g: SparseAdam fails in the first iteration \(RuntimeError",
-        ),
-        ("optim_g", {"type": "Lion", "lr": 1}, r"optim_g\.type: 'Lion'; accepted are ASGD"),
-        (
-            "optim_g",
-            {"type": "AdamW", "lr": 1e-3, "bettas": 1},
-            r"optim_g\.bettas: unknown option \(did you mean betas",
-        ),
-        ("optim_g", {"type": "SGD"}, r"optim_g: SGD fails in building the model \(TypeError: .*'lr'"),
-        ("optim_g", {"type": "SGD", "lr": 1, "momentum": -1}, r"optim_g: SGD fails .*Invalid momentum"),
-        ("scheduler", {"type": "ReduceLROnPlateau"}, r"scheduler: ReduceLROnPlateau fails .*metrics"),
-        ("scheduler", {"type": "CosineAnnealingLR"}, r"scheduler\.T_max: missing"),
-        ("scheduler", {"type": "LambdaLR", "lr_lambda": "x"}, r"scheduler: LambdaLR fails in building the model"),
-        (
-            "scheduler",
-            {"type": "OneCycleLR", "max_lr": 1e-3, "total_steps": 7},
-            r"scheduler\.total_steps: it ends after 7 iterations, before train\.total_iter: 8",
-        ),
-        (
-            "scheduler",
-            {"type": "CosineAnnealingRestartLR", "periods": [3, 4], "restart_weights": [1, 1]},
-            r"periods: their sum, 7, is less than train\.total_iter: 8; make the last one 5, or add one and its restart",
-        ),
-    ],
-)
-def test_what_can_not_train_is_one_line(photographs, tmp_path, place, value, message):
-    opt = plain_options(photographs, **{f"train__{place}": value})
-    with pytest.raises(UserError, match=rf"^train\.{message}" if place in message else message) as error:
-        check_all(tmp_path, opt)
+RESTARTS = {"type": "CosineAnnealingRestartLR", "periods": [3, 4], "restart_weights": [1, 1]}
+# fmt: off
+WRONG = [
+    ("optim_g", {"type": "LBFGS", "lr": 1}, r"^train\.optim_g: LBFGS fails in the first iteration \(TypeError"),
+    ("optim_g", {"type": "SparseAdam", "lr": 1}, r"^train\.optim_g: SparseAdam fails in the first iteration \(RuntimeError"),
+    ("optim_g", {"type": "Lion", "lr": 1}, r"^train\.optim_g\.type: 'Lion'; accepted are ASGD"),
+    ("optim_g", {"type": "AdamW", "lr": 1, "bettas": 1}, r"^train\.optim_g\.bettas: unknown option \(did you mean betas"),
+    ("optim_g", {"type": "SGD"}, r"^train\.optim_g: SGD fails in building the model \(TypeError: .*'lr'"),
+    ("optim_g", {"type": "SGD", "lr": 1, "momentum": -1}, r"^train\.optim_g: SGD fails .*Invalid momentum"),
+    ("scheduler", {"type": "ReduceLROnPlateau"}, r"^train\.scheduler: ReduceLROnPlateau fails .*metrics"),
+    ("scheduler", {"type": "CosineAnnealingLR"}, r"^train\.scheduler\.T_max: missing"),
+    ("scheduler", {"type": "LambdaLR", "lr_lambda": "x"}, r"^train\.scheduler: LambdaLR fails in building the model"),
+    ("scheduler", {"type": "OneCycleLR", "max_lr": 1e-3, "total_steps": 7},
+     r"^train\.scheduler\.total_steps: it ends after 7 iterations, before train\.total_iter: 8"),
+    ("scheduler", RESTARTS, r"sum, 7, is less than train\.total_iter: 8; make the last one 5, or add one and its restart"),
+]
+# fmt: on
+
+
+@pytest.mark.parametrize(("section", "value", "message"), WRONG)
+def test_what_can_not_train_is_one_line(photographs, tmp_path, section, value, message):
+    with pytest.raises(UserError, match=message) as error:
+        check_all(tmp_path, plain_options(photographs, **{f"train__{section}": value}))
     assert "\n" not in str(error.value)
 
 
 def test_an_optimiser_of_the_installed_basicsr_comes_first(monkeypatch):
-    from basicsr.models.base_model import BaseModel
-
-    from tlw_basicsr.models.optimizers import build_optimizer
-
     def get_optimizer(self, optim_type, params, lr, **options):
         if optim_type != "Own":
             raise NotImplementedError

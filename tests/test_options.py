@@ -3,14 +3,19 @@
 import sys
 import time
 from contextlib import suppress
-from copy import deepcopy
+from functools import reduce
+from operator import getitem
 
 import pytest
 import torch
+from basicsr.archs import build_network
+from basicsr.models.sr_model import SRModel
 from basicsr.utils.options import parse_options as basicsr_parse_options
+from basicsr.utils.registry import MODEL_REGISTRY
 
-from tests.conftest import control_options, photograph, plain_options, set_option, tiny_options, write_yaml
-from tests.helpers import check_all
+from tests.bad_input import places
+from tests.conftest import control_options, plain_options, set_option, tiny_options, write_yaml
+from tests.helpers import check_all, same, write, write_pairs
 from tlw_basicsr import UserError
 from tlw_basicsr.engine.options import parse_options
 from tlw_basicsr.util.yaml_options import force_options, load_yaml
@@ -29,14 +34,9 @@ def test_the_options_are_what_basicsr_makes_of_them(photographs, tmp_path, monke
     forced = ["--force_yml", "train:ema_decay=0.5", "val:metrics=none", "name=other", "scale=2"]
     monkeypatch.setattr(sys, "argv", ["train.py", "-opt", str(path), *forced])
     theirs = basicsr_parse_options(str(tmp_path), is_train)[0]
-    ours = parse(tmp_path, opt, *forced, is_train=is_train)
     # a bar only on a terminal, and val.suffix may be left out
-    theirs["val"] = {**theirs["val"], "pbar": False, **({} if is_train else {"suffix": None})}
-    assert plain(ours) == plain(theirs)
-
-
-def plain(value):
-    return {k: plain(v) for k, v in value.items()} if isinstance(value, dict) else value
+    theirs["val"] |= {"pbar": False} if is_train else {"pbar": False, "suffix": None}
+    assert same(parse(tmp_path, opt, *forced, is_train=is_train), theirs)
 
 
 def cosine(periods, weights=...):
@@ -76,7 +76,6 @@ WRONG = [
     ("datasets:val:mod_crop", 7, "datasets.val.mod_crop: 7 is not a multiple of the scale"),
     ("network_g", ..., "network_g: missing"),
     ("network_g:type", "EDSRR", "network_g.type: 'EDSRR' is not registered (did you mean EDSR?)"),
-    ("network_g:num_feats", 4, "network_g.num_feats: unknown option (did you mean num_feat?)"),
     ("network_g:num_feat", "many", "; num_feat: expected a number, got 'many'"),
     ("network_g:num_in_ch", ..., "network_g.num_in_ch: missing"),
     ("network_g:upscale", 4, "network_g.upscale: 4 does not fit scale: 2"),
@@ -133,8 +132,6 @@ WRONG = [
     ("plugins", 5, "plugins: expected a list of names, or ~, got 5"),
     ("plugins", [5], "plugins: expected a list of names, or ~, got [5]"),
     ("plugins", ["../x"], "plugins: '../x' is not the name of a module"),
-    ("plugins", [".x"], "plugins: '.x' is not the name of a module"),
-    ("plugins", [""], "plugins: '' is not the name of a module"),
     ("manual_seed", 5_000_000_000, "manual_seed: expected a whole number of at least 0 and at most 4,000,000,000, or ~"),
     ("scale", 2**2000, "it has a number of more than 300 digits"),
     ("scale", [["x" * 100] * 100] * 100, "scale: expected a whole number of at least 1, got [['xxx"),
@@ -157,13 +154,14 @@ WRONG = [
     ("train:warmup_iter", 1.5, "train.warmup_iter: expected a whole number, got 1.5"),
     ("datasets:train_2", {"type": "BicubicSRDataset"}, "datasets.train_2: a training reads one training set, datasets.train"),
     ("datasets:train:dataroot_gt", "~no-such-user/x", "datasets.train.dataroot_gt: ~no-such-user/x: there is no such home"),
-    ("datasets:train:meta_info_file", "~no-such-user/x", "datasets.train.meta_info_file: ~no-such-user/x: there is no"),
     ("datasets:train:meta_info_file", "/dev/zero", "datasets.train.meta_info_file: /dev/zero is not a regular file"),
     ("path:pretrain_network_g", "~no-such-user/x", "path.pretrain_network_g: ~no-such-user/x: there is no such home"),
     ("path:resume_state", "~no-such-user/x", "path.resume_state: ~no-such-user/x: there is no such home folder"),
     ("datasets:train:dataset_enlarge_ratio", 10**15, "datasets.train.dataset_enlarge_ratio: 1000000000000000 times 6"),
     ("datasets:train:dataset_enlarge_ratio", 10**30, "make an epoch of more than 20,000,000; accepted is at most 3333333"),
     ("datasets:train:num_worker_per_gpu", 10**6, "num_worker_per_gpu: expected a whole number of at least 0 and at most"),
+    ("datasets:train", {"type": "PairedImageDataset", "dataroot_gt": ".", "dataroot_lq": ".", "filename_tmpl": "{0.x}"},
+     "datasets.train.filename_tmpl: expected text with one {} and no other braces"),
     ("datasets:train:filename_tmpl", "{}x2", "datasets.train.filename_tmpl: unknown option; accepted are"),
     ("val", {"save_img": False, "val_freq": 1, "metrics": {1: {"type": "calculate_psnr", "crop_border": 2}}, "save_best": "p"},
      "val.save_best: p is not in val.metrics; accepted are 1"),
@@ -183,113 +181,82 @@ def test_a_wrong_option_is_one_line_that_names_it(photographs, tmp_path, place, 
 
 
 # a key that is given instead of the right one, and whether the rehearsal has to see that nobody reads it
-MISSPELT = [("name", "nmae"), ("train:total_iter", "train:total_itr"), ("train:ema_decay", "train:ema_deacy")]
-MISSPELT += [("logger:print_freq", "logger:print_frequency"), ("path:pretrain_network_g", "path:pretrain_networkg")]
-MISSPELT += [("path:strict_load_g", "path:strict_loadg"), ("find_unused_parameters", "find_unused_parameter")]
+# the right key, and what is given instead
+MISSPELT = {
+    "name": "nmae",
+    "train:total_iter": "train:total_itr",
+    "train:ema_decay": "train:ema_deacy",
+    "logger:print_freq": "logger:print_frequency",
+    "path:pretrain_network_g": "path:pretrain_networkg",
+    "path:strict_load_g": "path:strict_loadg",
+    "find_unused_parameters": "find_unused_parameter",
+}
 
 
-@pytest.mark.parametrize(("right", "wrong"), MISSPELT)
+@pytest.mark.parametrize("right", MISSPELT)
 @pytest.mark.parametrize("rehearse", [True, False])
-def test_a_misspelt_key_is_one_line_with_the_right_one(photographs, tmp_path, right, wrong, rehearse):
+def test_a_misspelt_key_is_one_line_with_the_right_one(photographs, tmp_path, right, rehearse):
     opt = tiny_options(photographs, train__rehearse=rehearse)
     *sections, key = right.split(":")
     section = opt[sections[0]] if sections else opt
     section.pop(key, None)
-    set_option(opt, wrong, "x")
-    with pytest.raises(UserError, match=rf"^{wrong.replace(':', '.')}: unknown option \(did you mean {key}\?\)"):
+    set_option(opt, MISSPELT[right], "x")
+    wrong = MISSPELT[right].replace(":", ".")
+    with pytest.raises(UserError, match=rf"^{wrong}: unknown option \(did you mean {key}\?\)"):
         check_all(tmp_path, opt)
-
-
-@pytest.mark.parametrize("text", ["{0.x}", "{", "{:>9999999999}", "{}{}", "x2", "{}}{"])
-def test_a_template_of_file_names_has_one_place(photographs, tmp_path, text):
-    opt = tiny_options(photographs)
-    opt["datasets"]["train"] |= {"type": "PairedImageDataset", "dataroot_lq": str(photographs), "filename_tmpl": text}
-    message = r"datasets\.train\.filename_tmpl: expected text with one \{\} and no other braces"
-    with pytest.raises(UserError, match=message):
-        parse(tmp_path, opt)
-
-
-@pytest.mark.parametrize("code", ["def", "raise KeyError('x')", "import sys; sys.exit(3)", "1 / 0"])
-def test_a_plugin_that_fails_is_one_line_that_names_it(photographs, tmp_path, monkeypatch, code):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "failing_plugin.py").write_text(code)
-    with pytest.raises(UserError, match="plugins: failing_plugin can't be imported") as error:
-        parse(tmp_path, tiny_options(photographs, plugins=["failing_plugin"]))
-    assert "\n" not in str(error.value)
 
 
 WINDOWS = {
     "type": "SwinIR", "embed_dim": 6, "depths": [1, 1], "num_heads": [1, 1], "upsampler": "pixelshuffledirect", "upscale": 2,
 }  # fmt: skip
+HAT = {
+    "type": "TLWHAT", "embed_dim": 6, "squeeze_factor": 2, "depths": [1], "num_heads": [1], "num_feat": 4, "upscale": 2,
+}  # fmt: skip
+FIT = [
+    # changes to network_g, gt_size
+    ({}, 16),
+    ({}, None),
+    ({**WINDOWS, "img_size": 8, "window_size": 8}, 16),
+    ({**WINDOWS, "img_size": 10, "window_size": 5}, 20),
+    (HAT, 16),
+    ({"type": "TLWVDSR", "num_feat": 4, "num_block": 1, "upscale": 2}, 16),
+]
 
 
-@pytest.mark.parametrize(
-    ("network", "gt_size"),
-    [
-        (None, 16),
-        (None, None),
-        ({**WINDOWS, "img_size": 8, "window_size": 8}, 16),
-        ({**WINDOWS, "img_size": 10, "window_size": 5}, 20),
-        (
-            {
-                "type": "TLWHAT",
-                "embed_dim": 6,
-                "squeeze_factor": 2,
-                "depths": [1],
-                "num_heads": [1],
-                "num_feat": 4,
-                "upscale": 2,
-            },
-            16,
-        ),
-        ({"type": "TLWVDSR", "num_feat": 4, "num_block": 1, "upscale": 2}, 16),
-    ],
-)
+@pytest.mark.parametrize(("network", "gt_size"), FIT)
 @pytest.mark.parametrize("is_train", [True, False])
 def test_networks_that_fit_pass_and_random_numbers_begin_anew(photographs, tmp_path, network, gt_size, is_train):
     opt = tiny_options(photographs, datasets__train__gt_size=gt_size, datasets__train__batch_size_per_gpu=1)
     opt["network_g"] = network or opt["network_g"]
-    if opt["network_g"]["type"] == "SwinIR":
+    if "window_size" in network:
         opt["base_model"] = "SwinIRModel"  # which pads in validation
     if not is_train:
-        opt = {**opt, "datasets": {"test": opt["datasets"]["val"]}}
+        opt["datasets"] = {"test": opt["datasets"]["val"]}
     parse(tmp_path, opt, is_train=is_train)
     before = torch.get_rng_state()
     check_all(tmp_path, opt, is_train=is_train)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_plugin_may_feed_its_network_otherwise(photographs, tmp_path, monkeypatch):
-    (tmp_path / "fed_otherwise.py").write_text(
-        "from basicsr.models.sr_model import SRModel\n"
-        "from basicsr.utils.registry import MODEL_REGISTRY\n"
-        "@MODEL_REGISTRY.register()\n"
-        "class FedOtherwiseModel(SRModel):\n"
-        "    def feed_data(self, data):\n"
-        "        super().feed_data(data)\n"
-        "        self.lq = self.lq.expand(-1, 3, -1, -1)\n"
-    )
-    monkeypatch.chdir(tmp_path)
-    assert (
-        check_all(tmp_path, plain_options(photographs, plugins=["fed_otherwise"], model_type="FedOtherwiseModel")) == []
-    )
+def test_a_plugin_may_feed_its_network_otherwise(photographs, tmp_path, register):
+    class FedOtherwiseModel(SRModel):
+        def feed_data(self, data):
+            super().feed_data(data)
+            self.lq = self.lq.expand(-1, 3, -1, -1)
+
+    model = register(MODEL_REGISTRY, FedOtherwiseModel)
+    assert check_all(tmp_path, plain_options(photographs, model_type=model)) == []
 
 
 def test_testing_needs_a_val_section_and_nothing_of_the_training(photographs, tmp_path):
     opt = plain_options(photographs, train=..., logger=...)
     opt["datasets"] = {"test": opt["datasets"]["val"]}
-    for value in (None, ...):
-        wrong = deepcopy(opt)
-        set_option(wrong, "val", value)
-        with pytest.raises(UserError, match=r"^val: (expected a section|missing)"):
-            parse(tmp_path, wrong, is_train=False)
     for more in ({"model_type": "UncertaintyModel"}, {"train": {"pixel_opt": 5, "tlw": 5}}):
         check_all(tmp_path, {**opt, **more}, is_train=False)
-
-
-def test_periods_that_last_pass(photographs, tmp_path):
-    for scheduler in (cosine([8]), cosine([4, 4], [1, 0.5])):
-        check_all(tmp_path, tiny_options(photographs, train__scheduler=scheduler))
+    for value in (None, ...):
+        set_option(opt, "val", value)
+        with pytest.raises(UserError, match=r"^val: (expected a section|missing)"):
+            parse(tmp_path, opt, is_train=False)
 
 
 @pytest.mark.parametrize("weights", ["random", "error"])
@@ -308,69 +275,64 @@ def test_a_control_takes_neither_weighting_network_nor_distance(photographs, tmp
         check_all(tmp_path, control_options(photographs, "random", train__pixel_opt__stochastic=False))
 
 
-def test_values_that_basicsr_takes_are_right(photographs, tmp_path):
-    opt = tiny_options(photographs, train__perceptual_opt=None, val__suffix="", manual_seed=None)
-    opt["path"] |= {"strict_load_g": None, "resume_state": None}
-    opt["dist_params"] = {"backend": "nccl", "port": 29500}
-    check_all(tmp_path, opt)
+RIGHT = [
+    {},
+    {"train__scheduler": cosine([8])},
+    {"train__scheduler": cosine([4, 4], [1, 0.5])},
+    # what BasicSR takes
+    {"train__perceptual_opt": None, "val__suffix": "", "manual_seed": None},
+    {"path": {"strict_load_g": None, "resume_state": None}, "dist_params": {"backend": "nccl", "port": 29500}},
+]
 
 
-def test_right_options_pass(photographs, tmp_path):
-    check_all(tmp_path, tiny_options(photographs))
+@pytest.mark.parametrize("changes", RIGHT)
+def test_right_options_pass(photographs, tmp_path, changes):
+    check_all(tmp_path, tiny_options(photographs, **changes))
 
 
 def test_any_misspelt_key_is_found(photographs, tmp_path):
-    """One letter more in any key of a right file is an error that names it."""
-
-    def places(section, prefix=()):
-        for key, value in section.items():
-            yield (*prefix, key)
-            if isinstance(value, dict):
-                yield from places(value, (*prefix, key))
-
+    """One letter more in any key of a right file is an error that names it, or the one that is missing."""
     free = {("datasets", "val"), ("val", "metrics", "psnr")}  # names of the user's choice
     for number, place in enumerate(p for p in places(tiny_options(photographs)) if p not in free):
         opt = tiny_options(photographs)
-        section = opt
-        for key in place[:-1]:
-            section = section[key]
         misspelt = place[-1] + "xqz"[number % 3]
-        section[misspelt] = section.pop(place[-1])
-        with pytest.raises(UserError, match=place[-1]):
+        set_option(opt, (*place[:-1], misspelt), reduce(getitem, place, opt))
+        set_option(opt, place, ...)
+        with pytest.raises(UserError, match=rf"{misspelt}|{place[-1]}(: missing|\.type: None)"):
             check_all(tmp_path, opt)
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("name: [1, 2", "line 1"),
-        ("name: a\nname: b", "the key 'name' is given twice"),
-        ("- a\n- b", "must hold options"),
-        ("", "must hold options"),
-        ("name: !!python/object/apply:os.system ['echo run > run.txt']", "could not determine a constructor"),
-        ("a: &a [*a]\nb: \t x", "not valid YAML"),
-        ("a: {b: 1, c: 2, b: 3}", "the key 'b' is given twice"),
-        (
-            "a0: &a0 {x: 1}\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9)),
-            "aliases",
-        ),
-    ],
-)
-def test_files_that_are_no_options_are_refused_and_not_run(tmp_path, text, message, monkeypatch):
+BOMB = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9))
+TEXTS = {
+    "name: [1, 2": "line 1",
+    "name: a\nname: b": "the key 'name' is given twice",
+    "a: {b: 1, c: 2, b: 3}": "the key 'b' is given twice",
+    "- a\n- b": "must hold options",
+    "": "must hold options",
+    "name: !!python/object/apply:os.system ['echo run > run.txt']": "could not determine a constructor",
+    "a: &a [*a]\nb: \t x": "not valid YAML",
+    "a0: &a0 {x: 1}\n" + BOMB: "aliases",
+}
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=TEXTS.values())
+def test_files_that_are_no_options_are_refused_and_not_run(tmp_path, text, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "bad.yml"
     path.write_text(text)
     with pytest.raises(UserError, match=r"bad\.yml") as error:
         parse_options(str(tmp_path), True, ["-opt", str(path)])
-    assert message in str(error.value) and "\n" not in str(error.value)
+    assert TEXTS[text] in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "run.txt").exists()
 
 
-@pytest.mark.parametrize("number", ["060", "-012", "[250,000]", "1:30", "0_1"])
-def test_numbers_that_yaml_reads_in_another_base_are_refused(number):
-    with pytest.raises(UserError, match=r"x, line 2: not valid YAML: '.*' is no plain number"):
-        load_yaml(f"a: 1\nb: {number}", "x")
-    assert load_yaml(f"b: '{number}'", "x") == {"b": number}
+def test_numbers_may_be_written_in_both_ways_but_in_base_10():
+    opt = load_yaml("a: 1e-4\nb: !!float 1e-4\nc: 1.5e3\nd: e5\ne: 12\nf: 1e5x", "x")
+    assert opt == {"a": 1e-4, "b": 1e-4, "c": 1500.0, "d": "e5", "e": 12, "f": "1e5x"}
+    for number in ("060", "-012", "[250,000]", "1:30", "0_1"):
+        with pytest.raises(UserError, match=r"x, line 2: not valid YAML: '.*' is no plain number"):
+            load_yaml(f"a: 1\nb: {number}", "x")
+        assert load_yaml(f"b: '{number}'", "x") == {"b": number}
 
 
 def test_long_numbers_are_read_at_once():
@@ -380,11 +342,6 @@ def test_long_numbers_are_read_at_once():
         with suppress(UserError):
             load_yaml(text, "x")
     assert time.process_time() - start < 3
-
-
-def test_numbers_may_be_written_in_both_ways():
-    opt = load_yaml("a: 1e-4\nb: !!float 1e-4\nc: 1.5e3\nd: e5\ne: 12\nf: 1e5x", "x")
-    assert opt == {"a": 1e-4, "b": 1e-4, "c": 1500.0, "d": "e5", "e": 12, "f": "1e5x"}
 
 
 def test_a_file_of_many_keys_or_merges_is_read_at_once():
@@ -400,44 +357,31 @@ def test_force_yml():
     opt = {"a": {"b": 1}, "c": None}
     force_options(opt, ["a:b=!!float 1e-3", "a:new=[1, 2]", "c=True", "d=none", "e=x=y"])
     assert opt == {"a": {"b": 1e-3, "new": [1, 2]}, "c": True, "d": None, "e": "x=y"}
-    for entry, message in [
-        ("a", "expected key=value"),
-        ("z:b=1", "no section 'z'"),
-        ("c:b=1", "no section 'c'"),
-        ("a:b=[", "not valid"),
-        ("=5", "expected key=value"),
-        ("a:=5", "expected key=value"),
-        (":b=5", "expected key=value"),
-    ]:
+    wrong = dict.fromkeys(["a", "=5", "a:=5", ":b=5"], "expected key=value")
+    wrong |= {"z:b=1": "no section 'z'", "c:b=1": "no section 'c'", "a:b=[": "not valid"}
+    for entry, message in wrong.items():
         with pytest.raises(UserError, match=message):
             force_options(opt, [entry])
 
 
-def save(path, content):
-    torch.save(content, path)
-    return str(path)
-
-
 def test_checkpoints_of_another_network_are_named(photographs, tmp_path):
-    from basicsr.archs import build_network
-
-    good = tiny_options(photographs)
-    state = build_network(good["network_g"]).state_dict()
+    state = build_network(tiny_options(photographs)["network_g"]).state_dict()
     other = {**state, "conv_first.weight": torch.zeros(5, 3, 3, 3)}
     missing = {k: v for k, v in state.items() if k != "conv_last.bias"}
     cases = {
         "ok": ({"params": state}, None),
         "module": ({"params": {f"module.{k}": v for k, v in state.items()}}, None),
+        "bare": (state, None),
         "shape": ({"params": other}, "conv_first.weight is (5, 3, 3, 3), not (4, 3, 3, 3)"),
         "missing": ({"params": missing}, "1 tensors missing, 0 unknown (conv_last.bias is missing)"),
         "unknown": ({"params": {**state, "more": torch.zeros(1)}}, "more is not in EDSR"),
-        "bare": (state, None),
         "list": ([1, 2], "must hold a dict"),
         "values": ({"params": {"a": 1}}, "does not hold a network's tensors"),
     }
     for name, (content, message) in cases.items():
-        opt = deepcopy(good)
-        opt["path"] = {"pretrain_network_g": save(tmp_path / f"{name}.pth", content)}
+        path = tmp_path / f"{name}.pth"
+        torch.save(content, path)
+        opt = tiny_options(photographs, path__pretrain_network_g=str(path))
         if message is None:
             check_all(tmp_path, opt)
             continue
@@ -447,61 +391,15 @@ def test_checkpoints_of_another_network_are_named(photographs, tmp_path):
         assert message in text and f"{name}.pth" in text and "path.pretrain_network_g" in text and "\n" not in text
 
 
-class Evil:
-    def __reduce__(self):
-        import os
-
-        return os.mkdir, ("evil",)
-
-
-@pytest.mark.parametrize("content", ["text", "empty", "truncated", "code"])
-def test_damaged_and_dangerous_checkpoints_are_refused(photographs, tmp_path, monkeypatch, content):
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "bad.pth"
-    if content == "text":
-        path.write_text("hello, I am a text")
-    elif content == "empty":
-        path.write_bytes(b"")
-    elif content == "truncated":
-        torch.save({"params": {"a": torch.rand(1000)}}, path)
-        path.write_bytes(path.read_bytes()[:-500])
-    else:
-        torch.save({"params": Evil()}, path)
-    opt = tiny_options(photographs, path={"pretrain_network_g": str(path)})
-    with pytest.raises(UserError, match=r"bad\.pth is not a readable checkpoint") as error:
+def test_hr_and_lr_must_fit_the_scale(photographs, tmp_path):
+    opt = tiny_options(photographs)
+    opt["datasets"]["train"] |= write_pairs(tmp_path)
+    check_all(tmp_path, opt)
+    write(tmp_path / "lq/b.png", 15)
+    with pytest.raises(UserError, match="is 32×32, which is not 2 times the 15×15"):
         check_all(tmp_path, opt)
-    assert "\n" not in str(error.value)
-    assert not (tmp_path / "evil").exists()
-
-
-def paired(tmp_path, gt_shape, lq_shape, names=("a", "a")):
-    import cv2
-
-    for folder, name, (h, w) in (("gt", names[0], gt_shape), ("lq", names[1], lq_shape)):
-        (tmp_path / folder).mkdir()
-        cv2.imwrite(str(tmp_path / folder / f"{name}.png"), photograph(height=h, width=w))
-    return {
-        "type": "PairedImageDataset",
-        "dataroot_gt": str(tmp_path / "gt"),
-        "dataroot_lq": str(tmp_path / "lq"),
-    }
-
-
-@pytest.mark.parametrize(
-    ("gt", "lq", "names", "message"),
-    [
-        ((32, 32), (16, 16), ("a", "a"), None),
-        ((32, 32), (15, 16), ("a", "a"), "is 32×32, which is not 2 times the 15×16"),
-        ((32, 32), (16, 16), ("a", "b"), "no LR image for"),
-    ],
-)
-def test_hr_and_lr_must_fit_the_scale(photographs, tmp_path, gt, lq, names, message):
-    opt = tiny_options(photographs, datasets__train__batch_size_per_gpu=1)
-    opt["datasets"]["train"] |= paired(tmp_path, gt, lq, names)
-    if message is None:
-        check_all(tmp_path, opt)
-        return
-    with pytest.raises(UserError, match=message):
+    (tmp_path / "lq/b.png").rename(tmp_path / "lq/c.png")
+    with pytest.raises(UserError, match="no LR image for"):
         check_all(tmp_path, opt)
 
 
@@ -509,14 +407,14 @@ PLUGIN = """
 from basicsr.utils.registry import DATASET_REGISTRY, MODEL_REGISTRY
 from basicsr.models.sr_model import SRModel
 from tlw_basicsr import BicubicSRDataset
-from {helper} import read_strength
+from noted.helper import read_strength
 @DATASET_REGISTRY.register()
-class {name}Dataset(BicubicSRDataset):
+class NotedDataset(BicubicSRDataset):
     def __init__(self, opt):
         self.blur = opt.get("blur_sigma", 1)
         super().__init__(opt)
 @MODEL_REGISTRY.register()
-class {name}Model(SRModel):
+class NotedModel(SRModel):
     def optimize_parameters(self, current_iter):
         self.strength = read_strength(self.opt["train"])
         super().optimize_parameters(current_iter)
@@ -526,14 +424,15 @@ class {name}Model(SRModel):
 def test_an_option_of_a_third_party_that_nothing_reads_is_noted(photographs, tmp_path, monkeypatch):
     (tmp_path / "noted").mkdir()
     (tmp_path / "noted/helper.py").write_text('def read_strength(opt):\n    return opt.get("noted_strength")\n')
-    (tmp_path / "noted/parts.py").write_text(PLUGIN.format(helper="noted.helper", name="Noted"))
+    (tmp_path / "noted/parts.py").write_text(PLUGIN)
     monkeypatch.chdir(tmp_path)
     opt = tiny_options(photographs, plugins=["noted.parts"], base_model="NotedModel", train__noted_strength=2)
     opt["datasets"]["train"] |= {"type": "NotedDataset", "blur_sigma": 2}
     assert check_all(tmp_path, opt) == []
     opt["datasets"]["train"]["cuda"] = 1
     opt["train"]["noted_too"] = {"a": 1}
-    assert check_all(tmp_path, opt) == [
+    assert sorted(check_all(tmp_path, opt)) == [
+        "datasets.train.cuda: nothing in NotedDataset reads this option",
         "train.noted_too: nothing in NotedModel reads this option",
         "datasets.train.cuda: nothing in NotedDataset reads this option",
     ]

@@ -4,39 +4,29 @@ import pytest
 import torch
 
 from tests.conftest import tiny_options
-from tests.helpers import EVERY_BASE, GAN, built, same
+from tests.helpers import EVERY_BASE, GAN, built, check_resume, feed_noise, iterate, quick
 from tlw_basicsr.util.files import load_file
 
 TLW = {"preset": "economy", "weight_interval": 3, "weight_batch": 1, "weight_crop": 16, "k_unit": "iter"}
 ECONOMY = {"network_w": ..., "train__optim_w": ..., "train__tlw": TLW}
 
 
-def iterate(model, base, iterations):
-    """Train on noise, two samples at a time: of every iteration the shapes of x in E steps and in M steps, and whether
-    φ was stepped."""
+def train_on_noise(model, base, iterations):
+    """For every iteration: the shapes of x in E steps, those in M steps, and whether φ was stepped."""
     seen, rows = [], []
     model.net_w.register_forward_pre_hook(lambda _, args: seen.append((torch.is_grad_enabled(), tuple(args[1].shape))))
-    video = base in ("EDVRModel", "VideoRecurrentModel")
-    side, frames = (64, (3,)) if video else (12, ())
     for i in range(1, iterations + 1):
-        model.lq = torch.rand(2, *frames, 3, side, side)
-        of_gt = frames if base == "VideoRecurrentModel" else ()
-        model.gt = torch.rand(2, *of_gt, 3, *[side * model.opt["scale"]] * 2)
-        model.gt_usm = model.gt
-        before = [p.detach().clone() for p in model.net_w.parameters()]
-        model.optimize_parameters(i)
-        stepped = any(not torch.equal(p, b) for p, b in zip(model.net_w.parameters(), before, strict=True))
-        rows.append(([s for e, s in seen if e], [s for e, s in seen if not e], stepped))
+        feed_noise(model, base, size=(64, 64) if "V" in base else (12, 12))
+        (stepped,) = iterate(model, i, "net_w")
+        rows.append(([shape for e, shape in seen if e], [shape for e, shape in seen if not e], stepped))
         seen.clear()
     return rows
 
 
 @pytest.mark.parametrize("base", EVERY_BASE)
 def test_every_base_model_has_its_e_steps_on_a_crop_of_one_sample(photographs, tmp_path, base):
-    model = built(
-        photographs, tmp_path, base_model=base, train__ema_decay=0, **(EVERY_BASE[base] | ECONOMY)
-    )  # fmt: skip
-    rows = iterate(model, base, 7)
+    model = built(photographs, tmp_path, base_model=base, train__ema_decay=0, **EVERY_BASE[base] | ECONOMY)
+    rows = train_on_noise(model, base, 7)
     samples = 6 if base == "VideoRecurrentModel" else 2  # frames count as samples
     side = model.gt.shape[-1]
     assert [e for e, _, _ in rows] == [[(1, 3, 16, 16)], [], []] * 2 + [[(1, 3, 16, 16)]]
@@ -46,7 +36,7 @@ def test_every_base_model_has_its_e_steps_on_a_crop_of_one_sample(photographs, t
 
 def test_a_step_of_phi_takes_as_many_e_steps_as_are_accumulated(photographs, tmp_path):
     model = built(photographs, tmp_path, train__accumulation_steps=2, **ECONOMY)
-    rows = iterate(model, "SRModel", 10)
+    rows = train_on_noise(model, "SRModel", 10)
     assert [i for i, (e, _, _) in enumerate(rows, 1) if e] == [1, 4, 7, 10]
     assert [i for i, (_, _, stepped) in enumerate(rows, 1) if stepped] == [4, 10]
 
@@ -55,7 +45,7 @@ def test_phi_waits_for_the_generator(photographs, tmp_path):
     model = built(
         photographs, tmp_path, base_model="ESRGANModel", train__net_d_iters=2, train__net_d_init_iters=3, **GAN, **ECONOMY
     )  # fmt: skip
-    rows = iterate(model, "ESRGANModel", 12)
+    rows = train_on_noise(model, "ESRGANModel", 12)
     assert [i for i, (_, m, _) in enumerate(rows, 1) if m] == [4, 6, 8, 10, 12]  # the generator's iterations
     assert [i for i, (e, _, _) in enumerate(rows, 1) if e] == [4, 8, 12]  # of them, three or more after the last
 
@@ -70,11 +60,7 @@ def test_phi_may_start_from_a_file(photographs, train, tmp_path):
 
 @pytest.mark.parametrize("base", ["SRModel", "ESRGANModel"])
 def test_a_resume_within_a_round_ends_with_the_same_bits(photographs, train, tmp_path, base):
-    changes = {"base_model": base, "datasets__val": ..., "val": ..., **EVERY_BASE[base], **ECONOMY}
-    changes |= {"train__total_iter": 9, "logger__save_checkpoint_freq": 5, "datasets__train__gt_size": 24}
-    whole = train(tiny_options(photographs, **changes), root=tmp_path / "whole")
-    train(tiny_options(photographs, **(changes | {"train__total_iter": 5})), root=tmp_path / "cut")
-    assert load_file(tmp_path / "cut/experiments/tiny/training_states/5.state", "")["tlw"]["last_e_step"] == 4
-    resumed = train(tiny_options(photographs, **changes), "--auto_resume", root=tmp_path / "cut")
-    for name in ("models/net_g_9.pth", "models/net_w_9.pth", "training_states/9.state"):
-        assert same(load_file(whole / name, ""), load_file(resumed / name, "")), name
+    changes = {"base_model": base, "train__total_iter": 9, "logger__save_checkpoint_freq": 5}
+    opt = quick(photographs, **changes, datasets__train__gt_size=24, **EVERY_BASE[base], **ECONOMY)
+    whole, _ = check_resume(train, tmp_path, opt, 5)
+    assert load_file(whole / "training_states/5.state", "")["tlw"]["last_e_step"] == 4

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.conftest import plain_options, tiny_options
-from tests.helpers import log_lines, same
+from tests.helpers import check_resume, log_lines, same
 from tlw_basicsr import UserError
 from tlw_basicsr.core.functional import uncertainty_driven_loss, uncertainty_loss
 from tlw_basicsr.util.files import load_file
@@ -16,15 +16,9 @@ NETWORKS = {
     "EDSR": {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 8, "num_block": 1, "upscale": 2},
     "RCAN": {"type": "TLWRCAN", "num_feat": 8, "num_group": 1, "num_block": 1, "squeeze_factor": 4, "upscale": 2},
     "HAT": {
-        "type": "TLWHAT",
-        "embed_dim": 12,
-        "depths": [2],
-        "num_heads": [2],
-        "squeeze_factor": 6,
-        "num_feat": 8,
-        "upscale": 2,
+        "type": "TLWHAT", "embed_dim": 12, "depths": [2], "num_heads": [2], "squeeze_factor": 6, "num_feat": 8, "upscale": 2,
     },
-}
+}  # fmt: skip
 
 
 def options(photographs, network="EDSR", **changes):
@@ -75,12 +69,7 @@ def test_stage_one_starts_stage_two_and_the_head_is_frozen_then(photographs, tra
 
 @pytest.mark.parametrize("stop", [2, 4, 6])
 def test_a_resumed_training_ends_with_the_same_bits(photographs, train, tmp_path, stop):
-    changes = {"logger__save_checkpoint_freq": 2}
-    whole = train(options(photographs, **changes), root=tmp_path / "whole")
-    train(options(photographs, train__total_iter=stop, **changes), root=tmp_path / "cut")
-    resumed = train(options(photographs, **changes), "--auto_resume", root=tmp_path / "cut")
-    for name in ("models/net_g_8.pth", "models/net_u_8.pth", "training_states/8.state"):
-        assert same(load_file(whole / name, ""), load_file(resumed / name, "")), name
+    check_resume(train, tmp_path, options(photographs, logger__save_checkpoint_freq=2), stop)
 
 
 def test_stage_two_alone_from_saved_networks(photographs, train, tmp_path):
@@ -92,58 +81,48 @@ def test_stage_two_alone_from_saved_networks(photographs, train, tmp_path):
     assert same(saved["stage_one_g"], load_file(models / "net_g_4.pth", "")["params"])
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (
-            {"train__uncertainty__features": "tail"},
-            "train.uncertainty.features: 'tail' is not a module of EDSR; accepted are",
-        ),
-        (
-            {"network_u__num_in_ch": 5},
-            r"network_u: UncertaintyHead fails in the first iteration .*input\[2, 8, 16, 16\]",
-        ),
-        ({"network_g__num_in_ch": 1}, r"network_g: EDSR fails in the first iteration .*lq \(2, 3, 8, 8\)"),
-        ({"network_u__upscale": 4}, "network_u.upscale: 4 does not fit scale: 2"),
-        ({"network_u": None}, "network_u: expected a section"),
-        ({"train__uncertainty": {}}, "train.uncertainty.stage_one_iter: missing"),
-        ({"train__uncertainty__stage_two": 4}, "train.uncertainty.stage_two: unknown option"),
-        ({"train__pixel_opt": {"type": "L1Loss"}}, "accepted with model_type: UncertaintyModel is UncertaintyLoss"),
-        ({"model_type": "SRModel"}, "UncertaintyLoss needs model_type: UncertaintyModel"),
-    ],
-)
-def test_wrong_options_are_refused_before_anything_is_made(photographs, train, tmp_path, changes, message):
+# place, value, message
+WRONG = [
+    (
+        "train__uncertainty__features",
+        "tail",
+        "train.uncertainty.features: 'tail' is not a module of EDSR; accepted are",
+    ),
+    ("network_u__num_in_ch", 5, r"network_u: UncertaintyHead fails in the first iteration .*input\[2, 8, 16, 16\]"),
+    ("network_g__num_in_ch", 1, r"network_g: EDSR fails in the first iteration .*lq \(2, 3, 8, 8\)"),
+    ("network_u__upscale", 4, "network_u.upscale: 4 does not fit scale: 2"),
+    ("network_u", None, "network_u: expected a section"),
+    ("train__uncertainty", {}, "train.uncertainty.stage_one_iter: missing"),
+    ("train__uncertainty__stage_two", 4, "train.uncertainty.stage_two: unknown option"),
+    ("train__pixel_opt", {"type": "L1Loss"}, "accepted with model_type: UncertaintyModel is UncertaintyLoss"),
+    ("model_type", "SRModel", "UncertaintyLoss needs model_type: UncertaintyModel"),
+]
+
+
+@pytest.mark.parametrize(("place", "value", "message"), WRONG)
+def test_wrong_options_are_refused_before_anything_is_made(photographs, train, tmp_path, place, value, message):
     with pytest.raises(UserError, match=message):
-        train(options(photographs, **changes))
+        train(options(photographs, **{place: value}))
     assert not (tmp_path / "experiments").exists()
 
 
 def test_paper_start_values_are_the_same_for_every_loss(photographs, train, tmp_path):
     """Convolutions N(0, 0.02), of the seed alone: what else a loss builds changes nothing."""
-    nothing = {
-        "train__init_g": "paper",
-        "train__optim_g__lr": 1e-12,
-        "train__total_iter": 1,
-        "logger__save_checkpoint_freq": 1,
-        "train__ema_decay": 0,
-        "network_g": {**NETWORKS["EDSR"], "num_feat": 32},
+    nothing = {"train__optim_g__lr": 1e-12, "train__total_iter": 1, "logger__save_checkpoint_freq": 1}
+    nothing |= {"train__ema_decay": 0, "train__init_g": "paper", "network_g": {**NETWORKS["EDSR"], "num_feat": 32}}
+    trainings = {
+        "l1": plain_options(photographs, **nothing),
+        "tlw": tiny_options(photographs, **nothing),
+        "uncertainty": options(photographs, **nothing, network_u__num_in_ch=32),
+        "another seed": plain_options(photographs, **nothing, manual_seed=4),
     }
-    head = {"network_u__num_in_ch": 32}
-    starts = []
-    for number, opt in enumerate(
-        (
-            plain_options(photographs, **nothing),
-            tiny_options(photographs, **nothing),
-            options(photographs, **nothing, **head),
-        )
-    ):
-        experiment = train(opt, root=tmp_path / str(number))
-        starts.append(load_file(experiment / "models/net_g_1.pth", "")["params"])
-    for other in starts[1:]:
-        assert all(torch.allclose(starts[0][name], other[name], atol=1e-9) for name in other)
-    weights = torch.cat([v.flatten() for n, v in starts[0].items() if n.endswith("weight")])
+    starts = {
+        name: load_file(train(opt, root=tmp_path / name) / "models/net_g_1.pth", "")["params"]
+        for name, opt in trainings.items()
+    }
+    for other in ("tlw", "uncertainty"):
+        assert all(torch.allclose(value, starts[other][name], atol=1e-9) for name, value in starts["l1"].items())
+    weights = torch.cat([v.flatten() for n, v in starts["l1"].items() if n.endswith("weight")])
     assert weights.mean().item() == pytest.approx(0, abs=1e-3)
     assert weights.std().item() == pytest.approx(0.02, rel=0.02)
-    other_seed = plain_options(photographs, **nothing, manual_seed=4)
-    other = load_file(train(other_seed, root=tmp_path / "seed") / "models/net_g_1.pth", "")["params"]
-    assert not torch.allclose(other["conv_first.weight"], starts[0]["conv_first.weight"])
+    assert not torch.allclose(starts["another seed"]["conv_first.weight"], starts["l1"]["conv_first.weight"])
