@@ -8,11 +8,10 @@ import json
 import cv2
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from tests.browser import PROGRAM, Browser
-from tests.conftest import photograph, tiny_options, write_yaml
+from tests.conftest import as_tensor, photograph, tiny_options, write_yaml
 from tlw_basicsr import SSIMDistance
 from tlw_basicsr.tools.comparison import HR, Shot, data_url, most_different, write_page
 from tlw_basicsr.tools.evaluation import FIELD, Pair, measure
@@ -22,36 +21,24 @@ needs_browser = pytest.mark.skipif(PROGRAM is None, reason="needs Chromium")
 
 @pytest.fixture
 def gt(tmp_path):
-    """Two HR images whose sides are no multiples of the scale."""
-    folder = tmp_path / "gt"
-    folder.mkdir()
+    """Two HR images whose sides are no multiples of the scale; beside them blurred ones, named as BasicSR does."""
     for number, (top, left) in enumerate([(20, 160), (300, 30)]):
-        cv2.imwrite(str(folder / f"a{number}.png"), photograph("astronaut", top, left, 97, 131)[..., ::-1])
-    return folder
+        image = photograph("astronaut", top, left, 97, 131)[..., ::-1]
+        blurred = cv2.GaussianBlur(image, (5, 5), 0)[:96, :130]
+        for folder, name, content in (("gt", f"a{number}", image), ("blurred", f"a{number}_theirs", blurred)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            cv2.imwrite(str(tmp_path / folder / f"{name}.png"), content)
+    return tmp_path / "gt"
 
 
 @pytest.fixture
-def blurred(gt, tmp_path):
-    """A folder of results, with a suffix as BasicSR's tests write it."""
-    folder = tmp_path / "results/blurred"
-    folder.mkdir(parents=True)
-    for path in gt.iterdir():
-        image = cv2.GaussianBlur(cv2.imread(str(path)), (5, 5), 0)[:96, :130]
-        cv2.imwrite(str(folder / f"{path.stem}_theirs.png"), image)
-    return folder
-
-
-@pytest.fixture
-def page(gt, blurred, photographs, train, tmp_path, script):
+def page(gt, photographs, train, tmp_path, script):
     """A page of bicubic, a folder, and a training with its weighting network."""
     opt = tiny_options(photographs, train__total_iter=4)
     train(opt)
-    yaml = write_yaml(tmp_path, opt, "TLW.yml")
-    code, out, err = script(
-        "compare.py", "bicubic", f"Blurred={blurred}", yaml, "--gt", gt, "--distance", "{type: SSIMDistance}"
-    )
-    assert code == 0, err
-    assert "compare.html: 2 images" in out
+    results = ["bicubic", "Blurred=blurred", write_yaml(tmp_path, opt, "TLW.yml")]
+    code, out, err = script("compare.py", *results, "--gt", gt, "--distance", "{type: SSIMDistance}")
+    assert code == 0 and "compare.html: 2 images" in out, err
     return tmp_path / "compare.html"
 
 
@@ -60,14 +47,12 @@ def rows_of(path):
         return {(row["image"], row["result"]): row for row in csv.DictReader(file)}
 
 
-def test_the_numbers_are_those_of_the_images(page, gt, blurred):
+def test_the_numbers_are_those_of_the_images(page, gt):
     rows = rows_of(page)
     assert {image for image, _ in rows} == {"a0", "a1", "mean"}
     assert [label for image, label in rows if image == "a0"] == ["bicubic", "Blurred", "TLW"]
-    sr, hr = (
-        torch.from_numpy(cv2.imread(str(path))[:96, :130, ::-1].copy()).permute(2, 0, 1)[None] / 255
-        for path in (blurred / "a1_theirs.png", gt / "a1.png")
-    )
+    paths = gt.parent / "blurred/a1_theirs.png", gt / "a1.png"
+    sr, hr = (as_tensor(cv2.imread(str(path))[:96, :130, ::-1].copy()) for path in paths)
     values = measure(sr, Pair("", "", sr, hr, 2, FIELD), FIELD.metrics)
     expected = {**values, "d": SSIMDistance()(sr, hr).item()}
     assert {key: float(rows["a1", "Blurred"][key]) for key in expected} == pytest.approx(expected, rel=1e-6)
@@ -188,27 +173,26 @@ def test_most_different_is_the_square_with_the_largest_sum():
 
 def test_images_are_kept_to_the_bit():
     image = photograph()
-    url = data_url(image)
-    back = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
-    assert (np.array(back.convert("RGB")) == image).all()
+    content = base64.b64decode(data_url(image).partition(",")[2])
+    assert (np.array(Image.open(io.BytesIO(content)).convert("RGB")) == image).all()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["bicubic"], "--scale: expected one"),
-        (["nothing", "--scale", "2"], "nothing: expected bicubic, a folder of SR images or a YAML"),
-        (["bicubic", "bicubic", "--scale", "2"], "bicubic: names more than one result"),
-        (["gt", "--scale", "2", "--out", "page.png"], "--out: page.png must end in .html"),
-        (["empty", "--scale", "2"], "empty: no image for a0; accepted names are a0, a0x2 and a0_…"),
-        (["small", "--scale", "2"], "small/a0.png is 40×40; expected 96×130, as HR"),
-        (["bicubic", "--scale", "9"], "--scale: expected 1 to 8, got 9"),
-    ],
-)
-def test_wrong_arguments_are_one_line(gt, tmp_path, script, arguments, message):
+WRONG = {
+    "bicubic": "--scale: expected one",
+    "nothing --scale 2": "nothing: expected bicubic, a folder of SR images or a YAML",
+    "bicubic bicubic --scale 2": "bicubic: names more than one result",
+    "gt --scale 2 --out page.png": "--out: page.png must end in .html",
+    "empty --scale 2": "empty: no image for a0; accepted names are a0, a0x2 and a0_…",
+    "small --scale 2": "small/a0.png is 40×40; expected 96×130, as HR",
+    "bicubic --scale 9": "--scale: expected 1 to 8, got 9",
+}
+
+
+def test_wrong_arguments_are_one_line(gt, tmp_path, script):
     (tmp_path / "empty").mkdir()
     (tmp_path / "small").mkdir()
     cv2.imwrite(str(tmp_path / "small/a0.png"), photograph(height=40, width=40))
-    code, _, err = script("compare.py", *arguments, "--gt", "gt")
-    assert code == 2 and err.startswith(f"error: {message}") and err.count("\n") == 1, err
+    for words, message in WRONG.items():
+        code, _, err = script("compare.py", *words.split(), "--gt", "gt")
+        assert code == 2 and err.startswith(f"error: {message}") and err.count("\n") == 1, err
     assert not list(tmp_path.glob("*.html"))

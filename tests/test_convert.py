@@ -169,22 +169,25 @@ def test_the_formulations_have_the_published_names(net, scale):
 
 
 @pytest.fixture(scope="module")
-def vdsr_state():
+def wrong_files(tmp_path_factory):
+    """A folder of a good checkpoint of VDSR and of others."""
+    folder = tmp_path_factory.mktemp("checkpoints")
     with torch.random.fork_rng():
-        return VDSR(4).state_dict()
-
-
-def wrong_files(state, folder):
-    torch.save(state, folder / "good.pth")
+        state = VDSR(4).state_dict()
+    for name, content in {
+        "good": state,
+        "list": [1, 2],
+        "less": dict(list(state.items())[1:]),
+        "basicsr": {"params": state},
+        "lightning": {"state_dict": state, "epoch": 3},
+        "more": {**state, "more.weight": torch.zeros(1)},
+        "shape": {**state, "conv2.weight": torch.zeros(3, 32, 3, 3)},
+    }.items():
+        torch.save(content, folder / f"{name}.pth")
     content = (folder / "good.pth").read_bytes()
     (folder / "cut.pth").write_bytes(content[: len(content) // 2])
     (folder / "text.pth").write_text("not a checkpoint")
-    torch.save([1, 2], folder / "list.pth")
-    torch.save(dict(list(state.items())[1:]), folder / "less.pth")
-    torch.save({"params": state}, folder / "basicsr.pth")
-    torch.save({"state_dict": state, "epoch": 3}, folder / "lightning.pth")
-    torch.save({**state, "more.weight": torch.zeros(1)}, folder / "more.pth")
-    torch.save({**state, "conv2.weight": torch.zeros(3, 32, 3, 3)}, folder / "shape.pth")
+    return folder
 
 
 WRONG = [
@@ -201,32 +204,27 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("name", "net", "message"), WRONG)
-def test_another_file_is_one_clear_line_and_nothing_is_written(tmp_path, vdsr_state, name, net, message):
-    wrong_files(vdsr_state, tmp_path)
-    before = set(tmp_path.iterdir())
-    with pytest.raises(UserError, match=message) as error:
-        convert_file(tmp_path / name, tmp_path / "out.pth", net, 4)
-    assert "\n" not in str(error.value)
-    assert set(tmp_path.iterdir()) == before
+def test_another_file_is_one_clear_line_and_nothing_is_written(tmp_path, wrong_files):
+    for name, net, message in WRONG:
+        with pytest.raises(UserError, match=message) as error:
+            convert_file(wrong_files / name, tmp_path / "out.pth", net, 4)
+        assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("net", "scale", "message"),
-    [
+def test_another_scale_is_refused(tmp_path):
+    torch.save(EDSR(4).state_dict(), tmp_path / "in.pth")
+    for net, scale, message in (
         ("edsr", 2, r"IN.pth as edsr ×2: .*in.pth is of another network.*; check --net and --scale$"),
         ("edsr", 5, "--scale: 5; published for edsr are 2, 3, 4"),
         *((net, None, f"--scale: missing; published for {net} are 2, 3, 4") for net in ("edsr", "vdsr", "rcan")),
         ("hat", 2, "--scale: 2; published for hat are 4"),
-    ],
-)
-def test_another_scale_is_refused(tmp_path, net, scale, message):
-    torch.save(EDSR(4).state_dict(), tmp_path / "in.pth")
-    with pytest.raises(UserError, match=message):
-        convert_file(tmp_path / "in.pth", tmp_path / "out.pth", net, scale)
+    ):
+        with pytest.raises(UserError, match=message):
+            convert_file(tmp_path / "in.pth", tmp_path / "out.pth", net, scale)
 
 
-def test_a_bad_number_is_not_told_as_another_network(tmp_path):
+def test_a_bad_number_is_not_reported_as_another_network(tmp_path):
     state = WeightNet(None).state_dict()
     torch.save({**state, "conv.0.bias": torch.full((64,), torch.nan)}, tmp_path / "in.pth")
     with pytest.raises(UserError, match=r"IN.pth as weight: .*not finite[^;]*$"):
@@ -236,11 +234,12 @@ def test_a_bad_number_is_not_told_as_another_network(tmp_path):
     assert "scale" not in options.read_text("utf-8")
 
 
-def test_the_program(tmp_path, script, vdsr_state):
-    wrong_files(vdsr_state, tmp_path)
-    code, out, err = script("convert_official_checkpoint.py", "good.pth", "o.pth", "--net", "vdsr", "--scale", 4)
-    assert code == 0 and out == "Written: o.pth, o.yml\n", err
-    code, _, err = script("convert_official_checkpoint.py", "good.pth", "good.pth", "--net", "vdsr", "--scale", 4)
-    assert code == 2 and err == "error: OUT.pth: good.pth is IN.pth; name another file\n"
-    code, _, err = script("convert_official_checkpoint.py", "good.pth", "x.pt", "--net", "vdsr", "--scale", 4)
-    assert code == 2 and err == "error: OUT.pth: x.pt must end in .pth\n"
+def test_the_program(script, wrong_files):
+    good = wrong_files / "good.pth"
+    for target, code, message in (
+        ("o.pth", 0, "Written: o.pth, o.yml\n"),
+        (good, 2, f"error: OUT.pth: {good} is IN.pth; name another file\n"),
+        ("x.pt", 2, "error: OUT.pth: x.pt must end in .pth\n"),
+    ):
+        found, out, err = script("convert_official_checkpoint.py", good, target, "--net", "vdsr", "--scale", 4)
+        assert (found, out + err) == (code, message)
