@@ -71,52 +71,46 @@ def test_the_page_in_a_browser(page, tmp_path, width, height):
         assert browser.value("document.documentElement.scrollWidth") <= width
         rows = rows_of(page)
 
-        def numbers(table):
-            return browser.value(f"[...document.querySelectorAll('#{table} tbody tr')].map((row) => row.innerText)")
-
-        def told(image):
-            return [
-                f"{label}\t{float(row['psnr_y']):.2f}\t{float(row['ssim_y']):.4f}\t{float(row['d']):.4f}"
+        def shows(table, image):
+            shown = browser.value(f"[...document.querySelectorAll('#{table} tbody tr')].map((row) => row.innerText)")
+            digits = {"psnr_y": 2, "ssim_y": 4, "d": 4}
+            return shown == [
+                "\t".join([label, *(f"{float(row[key]):.{count}f}" for key, count in digits.items())])
                 for (name, label), row in rows.items()
                 if name == image
             ]
 
-        assert numbers("one") == told("a0") and numbers("all") == told("mean")
-        browser.key("ArrowRight")
-        browser.wait("document.body.dataset.drawn == 2")
-        assert numbers("one") == told("a1")
+        def press(key, drawn):
+            browser.key(key)
+            browser.wait(f"document.body.dataset.drawn == {drawn}")
+
+        assert shows("one", "a0") and shows("all", "mean")
+        press("ArrowRight", 2)
+        assert shows("one", "a1")
         assert browser.value("document.getElementById('image').selectedOptions[0].text") == "a1"
-        browser.key("ArrowLeft")
-        browser.wait("document.body.dataset.drawn == 3")
-        assert numbers("one") == told("a0")
+        press("ArrowLeft", 3)
+        assert shows("one", "a0")
 
         # the border follows the mouse; right of it lies the right result
         box = "document.getElementById('stage').getBoundingClientRect()"
         left, top, wide = (browser.value(f"{box}.{side}") for side in ("left", "top", "width"))
-        browser.mouse("Pressed", left + wide / 2, top + 20)
-        browser.mouse("Moved", left + wide / 4, top + 20)
-        browser.mouse("Released", left + wide / 4, top + 20)
+        for kind, part in (("Pressed", 2), ("Moved", 4), ("Released", 4)):
+            browser.mouse(kind, left + wide / part, top + 20)
         place = float(browser.value("parseFloat(document.getElementById('handle').style.left)"))
         assert place == pytest.approx(25, abs=1)
-        assert browser.value("getComputedStyle(document.getElementById('over')).clipPath").startswith(
-            f"inset(0px 0px 0px {place:g}"[:22]
-        )
+        clip = browser.value("getComputedStyle(document.getElementById('over')).clipPath")
+        assert clip.startswith(f"inset(0px 0px 0px {place:g}"[:22])
 
         # one pixel of the image is one of the screen, or four
         assert wide == 130
-        browser.key("4")
-        browser.wait("document.body.dataset.drawn == 4")
+        press("4", 4)
         assert browser.value(f"{box}.width") == 520
         assert browser.value("getComputedStyle(document.getElementById('over')).imageRendering") == "pixelated"
 
         # the error map has the colours of the errors, the weights those of the trained network's
-        browser.key("w")
-        browser.wait("document.body.dataset.drawn == 5")
-        legend = browser.value("document.getElementById('legend').innerText")
-        assert "weight" in legend
-        browser.key("e")
-        browser.wait("document.body.dataset.drawn == 6")
-        assert "levels of 255" in browser.value("document.getElementById('legend').innerText")
+        for key, drawn, legend in (("w", 5, "weight"), ("e", 6, "levels of 255")):
+            press(key, drawn)
+            assert legend in browser.value("document.getElementById('legend').innerText")
         pixel = "[...document.querySelectorAll('#crops canvas')].map((c) => [...c.getContext('2d').getImageData(9, 9, 1, 1).data])"
         colours = browser.value(pixel)
         assert len(colours) == 4 and colours[-1] == [0, 0, 4, 255]  # HR has no error: magma's darkest

@@ -2,6 +2,7 @@
 
 import math
 import re
+from itertools import product
 
 import numpy as np
 import pytest
@@ -62,17 +63,13 @@ def test_fixed_sum_is_the_formula_has_mean_k_and_keeps_the_order(z, k):
     assert torch.allclose(fixed_sum(out, k), out, atol=2e-6)
 
 
-@pytest.mark.parametrize("k", [1e-6, 0.3, 1 - 1e-6])
-@pytest.mark.parametrize("value", [0.0, 1.0, 0.5, 1e-30, 1 - 2**-24])
-def test_fixed_sum_of_constants_is_k_with_finite_gradients(value, k):
-    z = torch.full((1, 1, 8, 8), value, requires_grad=True)
-    out = fixed_sum(z, k)
-    assert torch.allclose(out, torch.full_like(out, k), atol=1e-6)
-    (out * torch.rand_like(out)).sum().backward()
-    assert torch.isfinite(z.grad).all()
-
-
-def test_fixed_sum_is_exact_on_large_images_near_one():
+def test_fixed_sum_of_constants_and_of_large_images_near_one():
+    for value, k in product((0.0, 1.0, 0.5, 1e-30, 1 - 2**-24), (1e-6, 0.3, 1 - 1e-6)):
+        z = torch.full((1, 1, 8, 8), value, requires_grad=True)
+        out = fixed_sum(z, k)
+        assert torch.allclose(out, torch.full_like(out, k), atol=1e-6)
+        (out * torch.rand_like(out)).sum().backward()
+        assert torch.isfinite(z.grad).all()
     z = 1 - 1e-4 * torch.rand(1, 1, 512, 512)
     assert abs(fixed_sum(z, 0.99999).mean(dtype=torch.float64).item() - 0.99999) < 1e-6
 
@@ -87,12 +84,9 @@ def test_error_weights_are_the_formula(pair, k):
     np.testing.assert_allclose(w.cpu().numpy(), plain_fixed_sum(relative, k), atol=1e-6)
     # the images' range does not matter; a shift may round a tiny error away, so it is only scaled here
     assert torch.allclose(error_weights(torch.from_numpy(sr) / 2, torch.from_numpy(gt) / 2, k), w, atol=1e-6)
-
-
-def test_error_weights_take_no_gradient_and_are_k_without_an_error():
-    sr, gt, _ = images()
-    assert not error_weights(sr.requires_grad_(), gt, 0.4).requires_grad
-    assert torch.allclose(error_weights(gt.half(), gt.half(), 0.4), torch.tensor(0.4), atol=1e-6)
+    leaf, half = torch.from_numpy(sr).requires_grad_(), torch.from_numpy(sr).half()
+    assert not error_weights(leaf, torch.from_numpy(gt), k).requires_grad
+    assert torch.allclose(error_weights(half, half, k), torch.tensor(k), atol=1e-6)  # without an error
 
 
 def test_what_is_outside_its_range_is_refused():
@@ -234,22 +228,18 @@ def test_gradient_of_the_mse_takes_its_divisor_as_constant():
     assert torch.allclose(sr.grad, expected)
 
 
-@pytest.mark.parametrize("stochastic", [True, False])
 @pytest.mark.parametrize("base", ["l1", "mse"])
-@pytest.mark.parametrize("w_value", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("equal", [True, False])
-def test_losses_and_gradients_are_finite_at_the_ends(stochastic, base, w_value, equal):
+def test_losses_and_gradients_are_finite_at_the_ends(base):
     gt = torch.full((2, 3, 8, 8), 0.25)
-    sr = (gt if equal else gt - 0.5).clone().requires_grad_()
-    w = torch.full_like(gt, w_value).requires_grad_()
-    l_w = weight_criterion_loss(squared_distance, sr, gt, w, 1e-3 if stochastic else 0.0)
-    if stochastic:
-        loss = marginal_pixel_loss(squared_distance, sr, gt, w.detach().expand(3, *w.shape), base)
-    else:
+    for stochastic, w_value, error in product((True, False), (0.0, 0.5, 1.0), (0.0, 0.5)):
+        sr, w = (gt - error).requires_grad_(), torch.full_like(gt, w_value).requires_grad_()
+        l_w = weight_criterion_loss(squared_distance, sr, gt, w, 1e-3 if stochastic else 0.0)
         loss = weighted_pixel_loss(sr, gt, w, base)
-    (l_w + loss).backward()
-    assert torch.isfinite(l_w) and torch.isfinite(loss)
-    assert torch.isfinite(sr.grad).all() and torch.isfinite(w.grad).all()
+        if stochastic:
+            loss = marginal_pixel_loss(squared_distance, sr, gt, w.detach().expand(3, *w.shape), base)
+        (l_w + loss).backward()
+        assert torch.isfinite(l_w + loss)
+        assert torch.isfinite(sr.grad).all() and torch.isfinite(w.grad).all()
 
 
 @pytest.mark.parametrize(
@@ -277,23 +267,19 @@ def test_images_in_another_range_or_of_other_shapes_are_refused(equation):
         assert not torch.isfinite(weighted_pixel_loss(sr, gt, w))
 
 
-@pytest.mark.parametrize(
-    ("distance", "got"),
-    [
+def test_a_distance_must_give_one_value_per_sample():
+    sr, gt, w = images()
+    for distance, got in (
         (lambda a, b: (a - b).abs().mean(), "()"),
         (lambda a, b: squared_distance(a, b).mean(0, keepdim=True), "(1,)"),
         (lambda a, b: squared_distance(a, b).view(-1, 1, 1, 1), "(2, 1, 1, 1)"),
         (lambda a, b: squared_distance(a, b).tolist(), "list"),
-    ],
-)
-def test_a_distance_must_give_one_value_per_sample(distance, got):
-    sr, gt, w = images()
-    for equation in (
-        lambda: weight_criterion_loss(distance, sr, gt, w),
-        lambda: marginal_pixel_loss(DistanceTo(distance, gt), sr, gt, w[None]),
     ):
-        with pytest.raises(ValueError, match=f"one value per sample, shape \\(2,\\), got {re.escape(got)}$"):
-            equation()
+        message = f"one value per sample, shape \\(2,\\), got {re.escape(got)}$"
+        with pytest.raises(ValueError, match=message):
+            weight_criterion_loss(distance, sr, gt, w)
+        with pytest.raises(ValueError, match=message):
+            marginal_pixel_loss(DistanceTo(distance, gt), sr, gt, w[None])
 
 
 def test_a_distance_with_its_reference_gets_one_argument():

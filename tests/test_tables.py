@@ -134,7 +134,9 @@ def test_an_interrupted_run_goes_on(folders, photographs, reproduce):
     assert json.loads((folders / "out/cells/EDSR_L1_x4_seed0.json").read_text())["trained"] is True
 
 
-def test_wrong_arguments_are_one_line(folders, reproduce):
+def test_wrong_arguments_are_one_line_before_the_trainings(folders, reproduce):
+    (folders / "data/Tiny").mkdir()
+    cv2.imwrite(str(folders / "data/Tiny/a.png"), photograph(height=30, width=26))
     for arguments, message in (
         (["--losses", "L3"], "--losses: EDSR have no L3; accepted are L1, L1Error, "),
         (["--networks", "EDRS"], "--networks: EDRS; accepted are EDSR, HAT, RCAN, RRDB, VDSR"),
@@ -147,10 +149,11 @@ def test_wrong_arguments_are_one_line(folders, reproduce):
         (["--variant", "a/b", "L1"], "--variant a/b L1: expected NAME LOSS KEY=VALUE"),
         (["--train-data", "nowhere"], "--train-data: nowhere is not a folder"),
         (["--distance", "{type: [}"], "--distance, line 1: not valid YAML"),
+        (["--sets", "Tiny", "--losses", "L1"], "a.png is 30×26"),
     ):
         code, _, error = reproduce("--sets", "Set5", *arguments)
-        assert code == 2 and error.strip().startswith(f"error: {message}") and "\n" not in error.strip(), error
-        assert not (folders / "out").exists()
+        assert code == 2 and message in error and "\n" not in error.strip(), error
+        assert not (folders / "out/experiments").exists()
 
 
 def test_the_options_data_is_found_and_an_option_that_no_training_has_taken_can_be_mended(
@@ -166,21 +169,11 @@ def test_the_options_data_is_found_and_an_option_that_no_training_has_taken_can_
     assert "Trained for 1 iterations on DIV2K" in (folders / "out/table_x4.md").read_text("utf-8")
 
 
-def test_an_unusable_test_set_is_told_before_the_trainings(folders, reproduce):
-    (folders / "data/Tiny").mkdir()
-    cv2.imwrite(str(folders / "data/Tiny/a.png"), photograph(height=30, width=26))
-    code, _, error = reproduce("--sets", "Set5", "Tiny", "--iters", "1", "--losses", "L1")
-    assert code == 2
-    assert "a.png is 30×26" in error
-    assert not (folders / "out/experiments").exists()
-
-
 def test_a_loss_that_a_network_does_not_have_is_left_out(capsys):
     arguments = ["--losses", "L1", "MSE", "L1", "--networks", "EDSR", "HAT", "--scales", "2", "4"]
     cells = choose_cells(parse(arguments))
-    assert [cell.name for cell in cells] == [
-        *("EDSR_L1_x2_seed0", "EDSR_MSE_x2_seed0", "EDSR_L1_x4_seed0", "EDSR_MSE_x4_seed0", "HAT_L1_x4_seed0")
-    ]
+    expected = ["EDSR_L1_x2", "EDSR_MSE_x2", "EDSR_L1_x4", "EDSR_MSE_x4", "HAT_L1_x4"]
+    assert [cell.name for cell in cells] == [f"{name}_seed0" for name in expected]
     assert "Left out, no recipe: HAT ×4 with MSE" in capsys.readouterr().out
     # the paper's comparison: 3 networks × 3 scales × 4 losses, and HAT's 3
     cells = choose_cells(parse([]))
@@ -193,8 +186,8 @@ def processes_of(folder):
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
-            words = path.read_bytes().decode(errors="replace").split("\0")
-            if any(str(folder) in word for word in words) and any(word.endswith("train.py") for word in words):
+            line = path.read_bytes().decode(errors="replace")
+            if str(folder) in line and "train.py\0" in line:
                 found.append(int(path.parent.name))
     return found
 

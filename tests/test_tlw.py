@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from tests.conftest import DEVICE, ROOT, tiny_options
-from tests.helpers import batch, built, real_pairs
+from tests.helpers import batch, built, real_pairs, same
 from tlw_basicsr import (
     TLW,
     LPIPSDistance,
@@ -65,11 +65,11 @@ same_bits = pytest.mark.skipif(DEVICE.type != "cpu", reason="bits of two trainin
 
 
 def copy_numbers(net):
-    return [value.detach().clone() for value in net.state_dict().values()]
+    return copy.deepcopy(net.state_dict())
 
 
 def are_same(net, numbers):
-    return all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), numbers, strict=True))
+    return same(net.state_dict(), numbers)
 
 
 def train_by_hand(tlw, steps, pair, net=None, first=0):
@@ -200,13 +200,16 @@ def test_features_of_gt_are_computed_once_an_iteration(pair):
 
 
 def test_the_halves_make_the_whole(pair):
-    whole, halves = make_tlw(), make_tlw()
+    whole, halves, frames = make_tlw(), make_tlw(), make_tlw()
     torch.manual_seed(3)
     loss = whole(*pair, t=2)
     torch.manual_seed(3)
     l_w = halves.e_step(*pair, t=2)
     assert torch.equal(halves.m_loss(*pair, t=2), loss)
     assert torch.equal(l_w, whole.log["l_w"]) and are_same(halves.net_w, copy_numbers(whole.net_w))
+    torch.manual_seed(3)  # frames of a video are samples
+    assert torch.equal(frames(*(image[None] for image in pair), t=2), loss)
+    assert torch.equal(frames.log["w"], whole.log["w"])
 
 
 def test_without_t_the_calls_are_counted(pair):
@@ -214,15 +217,6 @@ def test_without_t_the_calls_are_counted(pair):
     for t in range(3):
         tlw(*pair)
         assert tlw.log["w"].mean().item() == pytest.approx(k_schedule(t, k_decay=2), abs=1e-5)
-
-
-def test_frames_of_a_video_are_samples(pair):
-    folded, videos = make_tlw(), make_tlw()
-    losses = []
-    for tlw, images in ((folded, pair), (videos, [image[None] for image in pair])):
-        torch.manual_seed(2)
-        losses.append(tlw(*images))
-    assert torch.equal(*losses) and torch.equal(folded.log["w"], videos.log["w"])
 
 
 def test_weights_learn_to_raise_the_criterion(pair):
@@ -285,27 +279,17 @@ def test_an_e_step_on_a_part_sees_the_same_places_of_both_images(options):
 
 def test_parts_are_drawn_anew_and_a_whole_draws_nothing():
     sr, gt = real_pairs()
-    seen = set()
+    seen, losses = set(), set()
     for seed in range(12):
         tlw = make_tlw(weight_batch=1, weight_crop=32, importance=False)
         tlw.net_w.register_forward_pre_hook(lambda _, args: seen.add(args[1].sum().item()))
         torch.manual_seed(seed)
         tlw.e_step(sr, gt, 0)
-    assert len(seen) > 8
-    losses = []
     for options in ({}, {"weight_batch": 5, "weight_crop": 64}, {"weight_batch": 99, "weight_crop": 99}):
         tlw = make_tlw(**options)
         torch.manual_seed(1)
-        losses.append(tlw(sr, gt, 0).item())
-    assert losses[0] == losses[1] == losses[2]
-
-
-def test_without_importance_the_m_step_needs_no_distance(pair):
-    class Unused(nn.Module):
-        def forward(self, a, b):
-            raise AssertionError("called")
-
-    assert torch.isfinite(make_tlw(Unused(), importance=False).m_loss(*pair))
+        losses.add(tlw(sr, gt, 0).item())
+    assert len(seen) > 8 and len(losses) == 1
 
 
 @pytest.mark.parametrize("base", ["l1", "mse"])
@@ -315,16 +299,12 @@ def test_without_importance_the_gradient_keeps_its_direction(base):
     distance = LPIPSDistance("vgg", weights="random")
     w = fixed_sum(nn.functional.avg_pool2d((sr - gt).abs(), 5, 1, 2).clamp(0, 1), 0.5)
 
-    class Fixed(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.unused = nn.Parameter(torch.zeros(1))
-
+    class Fixed(nn.Linear):  # with parameters for the optimiser
         def forward(self, *_):
             return w
 
     def gradient(importance, seed):
-        tlw = TLW(distance, net_w=Fixed(), importance=importance, base=base)
+        tlw = TLW(distance, net_w=Fixed(1, 1), importance=importance, base=base)
         torch.manual_seed(seed)
         leaf = sr.clone().requires_grad_()
         tlw.m_loss(leaf, gt).backward()
@@ -332,6 +312,7 @@ def test_without_importance_the_gradient_keeps_its_direction(base):
 
     exact = gradient(True, 1)
     cosine = nn.functional.cosine_similarity
+    assert torch.isfinite(make_tlw(nn.Identity(), importance=False).m_loss(sr, gt))  # the M step needs no distance
     assert cosine(exact, gradient(False, 1), dim=0) >= 0.999
     assert cosine(exact, gradient(True, 2), dim=0) < 0.99
 
@@ -387,20 +368,10 @@ def test_a_state_a_copy_and_a_pickle_go_on_with_the_same_bits_and_apart(pair):
         _, losses = train_by_hand(each, 3, pair, first=3)
         ends.append((losses, copy_numbers(each.net_w)))
         assert {id(p) for p in each.net_w.parameters()} == {id(p) for p in each.optimizer.param_groups[0]["params"]}
-    assert all(losses == ends[0][0] for losses, _ in ends)
-    assert all(torch.equal(a, b) for _, end in ends for a, b in zip(ends[0][1], end, strict=True))
+    assert all(same(end, ends[0]) for end in ends)
 
 
-def test_to_takes_everything_along(pair):
-    tlw = make_tlw(LPIPSDistance("squeeze", weights="random"))
-    tlw(*pair)
-    tlw.to(torch.float64)
-    moments = [v for state in tlw.optimizer.state.values() for name, v in state.items() if name != "step"]
-    assert moments and all(t.dtype == torch.float64 for t in [*tlw.parameters(), *tlw.distance.parameters(), *moments])
-    tlw(*(image.double() for image in pair))
-
-
-def test_in_a_larger_module_it_saves_and_loads_with_it(pair):
+def test_in_a_larger_module_it_saves_loads_and_moves_with_it(pair):
     class Task(nn.Module):
         def __init__(self):
             super().__init__()
@@ -412,25 +383,23 @@ def test_in_a_larger_module_it_saves_and_loads_with_it(pair):
     assert not any("distance" in name for name in state)
     other.load_state_dict(state)
     assert other.tlw.calls == 1 and are_same(other.tlw.net_w, copy_numbers(task.tlw.net_w))
-    assert sum(p.numel() for p in task.tlw.parameters()) == sum(p.numel() for p in task.tlw.net_w.parameters())
+    assert len(list(task.tlw.parameters())) == len(list(task.tlw.net_w.parameters()))
+    tlw = task.to(torch.float64).tlw
+    moments = [v for state in tlw.optimizer.state.values() for name, v in state.items() if name != "step"]
+    assert moments and all(t.dtype == torch.float64 for t in [*tlw.parameters(), *tlw.distance.parameters(), *moments])
+    tlw(*(image.double() for image in pair))
 
 
-def test_in_eval_mode_nothing_learns(pair):
-    tlw = make_tlw().eval()
-    before = copy_numbers(tlw.net_w)
-    assert torch.isfinite(tlw(*pair)) and tlw.calls == 0
-    assert are_same(tlw.net_w, before)
-
-
-def test_looking_at_weights_changes_nothing(pair):
+def test_looking_at_weights_changes_nothing_and_in_eval_mode_nothing_learns(pair):
     tlw = make_tlw()
     tlw(*pair)
-    before, state = copy_numbers(tlw.net_w), torch.get_rng_state()
+    before, random = copy_numbers(tlw.net_w), torch.get_rng_state()
     w = tlw.weights(*pair, t=0)
     assert w.shape == pair[0].shape and w.mean().item() == pytest.approx(0.3, abs=1e-5)
     tlw.summarize()
-    assert are_same(tlw.net_w, before) and torch.equal(state, torch.get_rng_state())
+    assert are_same(tlw.net_w, before) and torch.equal(random, torch.get_rng_state())
     assert tlw.net_w.training and tlw.net_w.conv[1].training
+    assert torch.isfinite(tlw.eval()(*pair)) and tlw.calls == 1 and are_same(tlw.net_w, before)
 
 
 @pytest.mark.parametrize(("dtype", "own"), [(torch.bfloat16, True), (torch.bfloat16, False), (torch.float16, False)])
@@ -458,6 +427,20 @@ def test_under_a_cached_autocast_the_m_step_sees_the_new_weights(pair):
         assert torch.equal(fresh.net_w(*pair, 0.3), used)
 
 
+WRONG_ARGUMENTS = [
+    ({"base": "l2"}, "base: expected one of l1, mse"),
+    ({"num_samples": 0}, "num_samples: expected a whole number of at least 1"),
+    ({"k_start": 1.0}, r"k_start: expected a number in \(0, 1\)"),
+    ({"weight_interval": 0}, "weight_interval"),
+    ({"weight_crop": 1.5}, "weight_crop"),
+    ({"use_amp": "fp16"}, "use_amp"),
+    ({"distance": "lpips"}, "distance: expected a module"),
+    ({"weights": "errors"}, "weights: expected one of learned, random, error"),
+    ({"weights": "error", "distance": SSIMDistance()}, "not used with weights='error'"),
+    ({"weights": "random", "stochastic": False}, "stochastic must be True"),
+]
+
+
 def test_wrong_images_and_arguments_are_named(pair):
     sr, gt = pair
     tlw = make_tlw()
@@ -470,18 +453,7 @@ def test_wrong_images_and_arguments_are_named(pair):
         for call in (tlw, tlw.e_step, tlw.m_loss):
             with pytest.raises(ValueError, match=message):
                 call(*wrong)
-    for options, message in (
-        ({"base": "l2"}, "base: expected one of l1, mse"),
-        ({"num_samples": 0}, "num_samples: expected a whole number of at least 1"),
-        ({"k_start": 1.0}, r"k_start: expected a number in \(0, 1\)"),
-        ({"weight_interval": 0}, "weight_interval"),
-        ({"weight_crop": 1.5}, "weight_crop"),
-        ({"use_amp": "fp16"}, "use_amp"),
-        ({"distance": "lpips"}, "distance: expected a module"),
-        ({"weights": "errors"}, "weights: expected one of learned, random, error"),
-        ({"weights": "error", "distance": SSIMDistance()}, "not used with weights='error'"),
-        ({"weights": "random", "stochastic": False}, "stochastic must be True"),
-    ):
+    for options, message in WRONG_ARGUMENTS:
         with pytest.raises(ValueError, match=message):
             TLW(**{"distance": None if "weights" in options else SSIMDistance(), **options})
 

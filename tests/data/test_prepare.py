@@ -4,6 +4,7 @@ import signal
 from functools import partial
 from itertools import pairwise
 from shutil import copytree
+from unittest.mock import Mock
 
 import cv2
 import lmdb
@@ -252,13 +253,13 @@ def test_what_is_in_the_way_is_one_line_before_anything_is_made(photographs, tmp
 
 
 def test_a_full_disk_leaves_no_part_of_an_lmdb(photographs, tmp_path, monkeypatch):
-    def full(*_, **__):
-        raise lmdb.DiskError("mdb_txn_commit: No space left on device")
-
+    full = Mock(side_effect=lmdb.DiskError("mdb_txn_commit: No space left on device"))
     monkeypatch.setattr(module.lmdb, "open", full)
     with pytest.raises(UserError, match=r"HR\.lmdb can't be written \(DiskError: mdb_txn_commit: No space"):
         prepare(photographs, tmp_path / "out", lmdb=True)
     assert names(tmp_path / "out") == {"HR", "meta_info.txt", "prepare_data.json"}
+    with pytest.raises(UserError, match="can't be written"):  # so is a name that is too long
+        write_image(np.zeros((4, 4, 3), np.uint8), tmp_path / f"{'x' * 300}.png")
 
 
 def test_workers_are_bounded_and_a_killed_one_is_one_line(tmp_path, monkeypatch):
@@ -272,8 +273,3 @@ def test_workers_are_bounded_and_a_killed_one_is_one_line(tmp_path, monkeypatch)
 
 def end_of_the_process(_):
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_a_name_that_is_too_long_is_one_line(tmp_path):
-    with pytest.raises(UserError, match="can't be written"):
-        write_image(np.zeros((4, 4, 3), np.uint8), tmp_path / f"{'x' * 300}.png")

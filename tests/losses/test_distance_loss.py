@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+from unittest.mock import Mock
 
 import lpips
 import numpy as np
@@ -95,10 +96,10 @@ def test_weights_come_from_the_hubs_cache_or_a_path(pair, tmp_path, monkeypatch)
     assert torch.equal(torch.get_rng_state(), before)
 
     # the cache: the same file under torchvision's name and hash
-    name = f"squeezenet1_1-{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}.pth"
-    cache = tmp_path / "hub" / "checkpoints"
-    cache.mkdir(parents=True)
-    (cache / name).write_bytes(path.read_bytes())
+    content = path.read_bytes()
+    name = f"squeezenet1_1-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    (tmp_path / "hub/checkpoints").mkdir(parents=True)
+    (tmp_path / "hub/checkpoints" / name).write_bytes(content)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     entry = tv.SqueezeNet1_1_Weights.IMAGENET1K_V1
     monkeypatch.setattr(type(entry), "url", f"https://example.invalid/{name}", raising=False)
@@ -106,11 +107,8 @@ def test_weights_come_from_the_hubs_cache_or_a_path(pair, tmp_path, monkeypatch)
 
 
 def test_weights_that_cannot_be_downloaded_are_one_line_with_file_and_place(tmp_path, monkeypatch):
-    def fail(*_, **__):
-        raise OSError("no network")
-
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", Mock(side_effect=OSError("no network")))
     with pytest.raises(ValueError, match="no network") as error:
         LPIPSDistance("vgg")
     message = str(error.value)
