@@ -48,12 +48,15 @@ def test_lr_patches_are_those_of_the_hr_patches(args, tmp_path):
     assert torch.equal(once, again) and not torch.equal(once, other)
 
 
-def test_a_price_is_of_every_part_of_a_training(args, monkeypatch):
+def test_a_price_is_of_every_part_of_a_training_and_gives_cheap_losses_more_iterations(args, monkeypatch):
     args.rounds, args.losses, steps = 2, ["Uncertainty"], []
     monkeypatch.setattr(evidence.Training, "step", lambda training, i: steps.append(i >= training.loss.stage_one_iter))
     evidence.price(args)
     timed = steps[-64:]
     assert len(steps) == 96 and timed == [False] * 32 + [True] * 32  # both stages, alike; a round before warms up
+    (args.out / "price.json").write_text(json.dumps({"seconds": {"TLW": 3.0, "L1": 2.0}}))
+    args.losses, args.equal_time = ["L1", "TLW"], ["L1"]
+    assert [one.iterations for one in evidence.runs(args, [0])] == [12, 8]
 
 
 @pytest.mark.parametrize("loss", ["L1", "TLW", "Uncertainty"])
@@ -109,13 +112,6 @@ def test_a_variant_changes_the_weighting_network_of_any_preset(args, loss, chang
     evidence.train(args, one)
     record = json.loads((args.out / "runs/row_8_seed0.json").read_text())
     assert evidence_report.weighting_network(args.out, one.name, {one.name: record}).prior == prior
-
-
-def test_equal_time_gives_cheap_losses_more_iterations(args):
-    args.out.mkdir()
-    (args.out / "price.json").write_text(json.dumps({"seconds": {"TLW": 3.0, "L1": 2.0}}))
-    args.losses, args.equal_time = ["L1", "TLW"], ["L1"]
-    assert [one.iterations for one in evidence.runs(args, [0])] == [12, 8]
 
 
 def test_differences_are_taken_seed_by_seed_and_marked_outside_twice_their_spread():
