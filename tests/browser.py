@@ -1,6 +1,5 @@
 """A headless Chromium that tests drive through its debugging pipe."""
 
-import base64
 import json
 import os
 import shutil
@@ -12,7 +11,7 @@ PROGRAM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 
 
 class Browser:
-    """One page of ``width`` by ``height`` pixels; ``errors`` are what its console has told."""
+    """One page of ``width`` by ``height`` pixels; ``errors`` are what its console has reported."""
 
     def __init__(self, width, height, folder):
         ours, theirs = os.pipe(), os.pipe()  # (read, write): commands to it, answers from it
@@ -37,18 +36,17 @@ class Browser:
         self.send("Emulation.setDeviceMetricsOverride", **size)
 
     def send(self, method, **arguments):
-        """A command's result; the errors that are told until it comes are kept."""
+        """A command's result; the errors reported until it comes are kept."""
         self._number += 1
         message = {"id": self._number, "method": method, "params": arguments}
         if self._session:
             message["sessionId"] = self._session
         self._write.write(json.dumps(message).encode() + b"\0")
         while (answer := self._next()).get("id") != self._number:
-            kind, told = answer.get("method"), answer.get("params", {})
-            if kind == "Runtime.exceptionThrown" or (kind == "Log.entryAdded" and told["entry"]["level"] == "error"):
-                self.errors.append(told)
-            if kind == "Runtime.consoleAPICalled" and told["type"] in ("error", "warning", "assert"):
-                self.errors.append(told)
+            kind, event = answer.get("method"), answer.get("params", {})
+            level = event.get("type") or event.get("entry", {}).get("level")
+            if kind == "Runtime.exceptionThrown" or level in ("error", "warning", "assert"):
+                self.errors.append(event)
         assert "error" not in answer, answer
         return answer["result"]
 
@@ -89,13 +87,7 @@ class Browser:
         self.send("Input.dispatchKeyEvent", type="keyDown", key=name, **text)
         self.send("Input.dispatchKeyEvent", type="keyUp", key=name)
 
-    def screenshot(self, path):
-        """The whole page as PNG."""
-        shot = self.send("Page.captureScreenshot", captureBeyondViewport=True)
-        Path(path).write_bytes(base64.b64decode(shot["data"]))
-
     def close(self):
-        """End it."""
         self._process.terminate()
         self._process.wait(20)
         self._write.close()

@@ -28,13 +28,8 @@ def test_the_speed_benchmark(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_data_benchmark(tmp_path, photographs):
-    out = run_script("benchmark_data.py", "--gt", photographs, "--gt-size", 16, cwd=tmp_path)
-    assert out.strip()
-
-
-@pytest.mark.slow
-def test_whole_trainings_are_timed_and_leave_nothing(tmp_path, photographs):
+def test_loading_and_whole_trainings_are_timed_and_leave_nothing(tmp_path, photographs):
+    assert run_script("benchmark_data.py", "--gt", photographs, "--gt-size", 16, cwd=tmp_path).strip()
     changes = {"network_w": ..., "train__optim_w": ..., "train__tlw": {"preset": "economy", "k_unit": "iter"}}
     files = {"plain.yml": plain_options(photographs), "economy.yml": tiny_options(photographs, **changes)}
     for name, opt in files.items():

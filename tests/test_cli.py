@@ -42,37 +42,25 @@ def test_the_list_of_commands_and_the_version(monkeypatch, capfd):
     assert call(monkeypatch, capfd, cli.main, "--version")[1] == f"{__version__}\n"
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["trian"], "error: tlw trian: unknown command; did you mean train?\n"),
-        (["xyz"], "error: tlw xyz: unknown command; accepted are quickstart, prepare, "),
-    ],
-)
-def test_an_unknown_command_is_one_line(monkeypatch, capfd, words, message):
-    code, _, err = call(monkeypatch, capfd, cli.main, *words)
-    assert code == 2 and err.startswith(message) and err.count("\n") == 1
+def test_an_unknown_command_is_one_line(monkeypatch, capfd):
+    for word, message in (("trian", "did you mean train?\n"), ("xyz", "accepted are quickstart, prepare, ")):
+        code, _, err = call(monkeypatch, capfd, cli.main, word)
+        assert code == 2 and err.startswith(f"error: tlw {word}: unknown command; {message}") and err.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_a_script_is_a_command(monkeypatch, capfd, name):
-    code, out, _ = call(monkeypatch, capfd, lambda: runpy.run_path(str(SCRIPTS[name]), run_name="__main__"), "--help")
-    assert code == 0 and out.startswith("usage: tlw ")
-
-
-@pytest.mark.parametrize("name", ["", ".train", ".test"])
-def test_a_module_is_run_as_a_program(monkeypatch, capfd, name):
+@pytest.mark.parametrize("name", [*SCRIPTS, "tlw_basicsr", "tlw_basicsr.train", "tlw_basicsr.test"])
+def test_a_script_and_a_module_are_commands(monkeypatch, capfd, name):
     """``python -m tlw_basicsr.train`` is ``tlw train``, and does not end silently."""
-    run = partial(runpy.run_module, f"tlw_basicsr{name}", run_name="__main__", alter_sys=True)
-    code, out, _ = call(monkeypatch, capfd, run, "--help")
+    run = partial(runpy.run_module, name, alter_sys=True)
+    if name in SCRIPTS:
+        run = partial(runpy.run_path, str(SCRIPTS[name]))
+    code, out, _ = call(monkeypatch, capfd, partial(run, run_name="__main__"), "--help")
     assert code == 0 and out.startswith("usage: tlw ")
 
 
 def test_wherever_it_is_started_from(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "tlw_basicsr", "convert", "none.pth", "out.pth", "--net", "hat"],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    command = [sys.executable, "-m", "tlw_basicsr", "convert", "none.pth", "out.pth", "--net", "hat"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: IN.pth: none.pth") and done.stderr.count("\n") == 1
 

@@ -8,11 +8,10 @@ import json
 import cv2
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from tests.browser import PROGRAM, Browser
-from tests.conftest import photograph, tiny_options, write_yaml
+from tests.conftest import as_tensor, photograph, tiny_options, write_yaml
 from tlw_basicsr import SSIMDistance
 from tlw_basicsr.tools.comparison import HR, Shot, data_url, most_different, write_page
 from tlw_basicsr.tools.evaluation import FIELD, Pair, measure
@@ -22,36 +21,24 @@ needs_browser = pytest.mark.skipif(PROGRAM is None, reason="needs Chromium")
 
 @pytest.fixture
 def gt(tmp_path):
-    """Two HR images whose sides are no multiples of the scale."""
-    folder = tmp_path / "gt"
-    folder.mkdir()
+    """Two HR images whose sides are no multiples of the scale; beside them blurred ones, named as BasicSR does."""
     for number, (top, left) in enumerate([(20, 160), (300, 30)]):
-        cv2.imwrite(str(folder / f"a{number}.png"), photograph("astronaut", top, left, 97, 131)[..., ::-1])
-    return folder
+        image = photograph("astronaut", top, left, 97, 131)[..., ::-1]
+        blurred = cv2.GaussianBlur(image, (5, 5), 0)[:96, :130]
+        for folder, name, content in (("gt", f"a{number}", image), ("blurred", f"a{number}_theirs", blurred)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            cv2.imwrite(str(tmp_path / folder / f"{name}.png"), content)
+    return tmp_path / "gt"
 
 
 @pytest.fixture
-def blurred(gt, tmp_path):
-    """A folder of results, with a suffix as BasicSR's tests write it."""
-    folder = tmp_path / "results/blurred"
-    folder.mkdir(parents=True)
-    for path in gt.iterdir():
-        image = cv2.GaussianBlur(cv2.imread(str(path)), (5, 5), 0)[:96, :130]
-        cv2.imwrite(str(folder / f"{path.stem}_theirs.png"), image)
-    return folder
-
-
-@pytest.fixture
-def page(gt, blurred, photographs, train, tmp_path, script):
+def page(gt, photographs, train, tmp_path, script):
     """A page of bicubic, a folder, and a training with its weighting network."""
     opt = tiny_options(photographs, train__total_iter=4)
     train(opt)
-    yaml = write_yaml(tmp_path, opt, "TLW.yml")
-    code, out, err = script(
-        "compare.py", "bicubic", f"Blurred={blurred}", yaml, "--gt", gt, "--distance", "{type: SSIMDistance}"
-    )
-    assert code == 0, err
-    assert "compare.html: 2 images" in out
+    results = ["bicubic", "Blurred=blurred", write_yaml(tmp_path, opt, "TLW.yml")]
+    code, out, err = script("compare.py", *results, "--gt", gt, "--distance", "{type: SSIMDistance}")
+    assert code == 0 and "compare.html: 2 images" in out, err
     return tmp_path / "compare.html"
 
 
@@ -60,14 +47,12 @@ def rows_of(path):
         return {(row["image"], row["result"]): row for row in csv.DictReader(file)}
 
 
-def test_the_numbers_are_those_of_the_images(page, gt, blurred):
+def test_the_numbers_are_those_of_the_images(page, gt):
     rows = rows_of(page)
     assert {image for image, _ in rows} == {"a0", "a1", "mean"}
     assert [label for image, label in rows if image == "a0"] == ["bicubic", "Blurred", "TLW"]
-    sr, hr = (
-        torch.from_numpy(cv2.imread(str(path))[:96, :130, ::-1].copy()).permute(2, 0, 1)[None] / 255
-        for path in (blurred / "a1_theirs.png", gt / "a1.png")
-    )
+    paths = gt.parent / "blurred/a1_theirs.png", gt / "a1.png"
+    sr, hr = (as_tensor(cv2.imread(str(path))[:96, :130, ::-1].copy()) for path in paths)
     values = measure(sr, Pair("", "", sr, hr, 2, FIELD), FIELD.metrics)
     expected = {**values, "d": SSIMDistance()(sr, hr).item()}
     assert {key: float(rows["a1", "Blurred"][key]) for key in expected} == pytest.approx(expected, rel=1e-6)
@@ -86,52 +71,46 @@ def test_the_page_in_a_browser(page, tmp_path, width, height):
         assert browser.value("document.documentElement.scrollWidth") <= width
         rows = rows_of(page)
 
-        def numbers(table):
-            return browser.value(f"[...document.querySelectorAll('#{table} tbody tr')].map((row) => row.innerText)")
-
-        def told(image):
-            return [
-                f"{label}\t{float(row['psnr_y']):.2f}\t{float(row['ssim_y']):.4f}\t{float(row['d']):.4f}"
+        def shows(table, image):
+            shown = browser.value(f"[...document.querySelectorAll('#{table} tbody tr')].map((row) => row.innerText)")
+            digits = {"psnr_y": 2, "ssim_y": 4, "d": 4}
+            return shown == [
+                "\t".join([label, *(f"{float(row[key]):.{count}f}" for key, count in digits.items())])
                 for (name, label), row in rows.items()
                 if name == image
             ]
 
-        assert numbers("one") == told("a0") and numbers("all") == told("mean")
-        browser.key("ArrowRight")
-        browser.wait("document.body.dataset.drawn == 2")
-        assert numbers("one") == told("a1")
+        def press(key, drawn):
+            browser.key(key)
+            browser.wait(f"document.body.dataset.drawn == {drawn}")
+
+        assert shows("one", "a0") and shows("all", "mean")
+        press("ArrowRight", 2)
+        assert shows("one", "a1")
         assert browser.value("document.getElementById('image').selectedOptions[0].text") == "a1"
-        browser.key("ArrowLeft")
-        browser.wait("document.body.dataset.drawn == 3")
-        assert numbers("one") == told("a0")
+        press("ArrowLeft", 3)
+        assert shows("one", "a0")
 
         # the border follows the mouse; right of it lies the right result
         box = "document.getElementById('stage').getBoundingClientRect()"
         left, top, wide = (browser.value(f"{box}.{side}") for side in ("left", "top", "width"))
-        browser.mouse("Pressed", left + wide / 2, top + 20)
-        browser.mouse("Moved", left + wide / 4, top + 20)
-        browser.mouse("Released", left + wide / 4, top + 20)
+        for kind, part in (("Pressed", 2), ("Moved", 4), ("Released", 4)):
+            browser.mouse(kind, left + wide / part, top + 20)
         place = float(browser.value("parseFloat(document.getElementById('handle').style.left)"))
         assert place == pytest.approx(25, abs=1)
-        assert browser.value("getComputedStyle(document.getElementById('over')).clipPath").startswith(
-            f"inset(0px 0px 0px {place:g}"[:22]
-        )
+        clip = browser.value("getComputedStyle(document.getElementById('over')).clipPath")
+        assert clip.startswith(f"inset(0px 0px 0px {place:g}"[:22])
 
         # one pixel of the image is one of the screen, or four
         assert wide == 130
-        browser.key("4")
-        browser.wait("document.body.dataset.drawn == 4")
+        press("4", 4)
         assert browser.value(f"{box}.width") == 520
         assert browser.value("getComputedStyle(document.getElementById('over')).imageRendering") == "pixelated"
 
         # the error map has the colours of the errors, the weights those of the trained network's
-        browser.key("w")
-        browser.wait("document.body.dataset.drawn == 5")
-        legend = browser.value("document.getElementById('legend').innerText")
-        assert "weight" in legend
-        browser.key("e")
-        browser.wait("document.body.dataset.drawn == 6")
-        assert "levels of 255" in browser.value("document.getElementById('legend').innerText")
+        for key, drawn, legend in (("w", 5, "weight"), ("e", 6, "levels of 255")):
+            press(key, drawn)
+            assert legend in browser.value("document.getElementById('legend').innerText")
         pixel = "[...document.querySelectorAll('#crops canvas')].map((c) => [...c.getContext('2d').getImageData(9, 9, 1, 1).data])"
         colours = browser.value(pixel)
         assert len(colours) == 4 and colours[-1] == [0, 0, 4, 255]  # HR has no error: magma's darkest
@@ -178,37 +157,32 @@ def test_what_does_not_fit_is_cut_to_where_the_results_differ_most(tmp_path):
     assert top <= 210 and left <= 310 and top + entry["height"] >= 230 and left + entry["width"] >= 330
 
 
-def test_most_different_is_the_square_with_the_largest_sum():
+def test_images_are_kept_to_the_bit_and_cut_to_the_square_with_the_largest_sum():
+    image = photograph()
+    content = base64.b64decode(data_url(image).partition(",")[2])
+    assert (np.array(Image.open(io.BytesIO(content)).convert("RGB")) == image).all()
     spread = np.zeros((20, 30), np.float32)
     spread[12:16, 20:24] = 1
     top, left = most_different(spread, 6)
-    assert 10 <= top <= 12 and 18 <= left <= 20
-    assert most_different(spread, 100) == (0, 0)
+    assert 10 <= top <= 12 and 18 <= left <= 20 and most_different(spread, 100) == (0, 0)
 
 
-def test_images_are_kept_to_the_bit():
-    image = photograph()
-    url = data_url(image)
-    back = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
-    assert (np.array(back.convert("RGB")) == image).all()
+WRONG = {
+    "bicubic": "--scale: expected one",
+    "nothing --scale 2": "nothing: expected bicubic, a folder of SR images or a YAML",
+    "bicubic bicubic --scale 2": "bicubic: names more than one result",
+    "gt --scale 2 --out page.png": "--out: page.png must end in .html",
+    "empty --scale 2": "empty: no image for a0; accepted names are a0, a0x2 and a0_…",
+    "small --scale 2": "small/a0.png is 40×40; expected 96×130, as HR",
+    "bicubic --scale 9": "--scale: expected 1 to 8, got 9",
+}
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["bicubic"], "--scale: expected one"),
-        (["nothing", "--scale", "2"], "nothing: expected bicubic, a folder of SR images or a YAML"),
-        (["bicubic", "bicubic", "--scale", "2"], "bicubic: names more than one result"),
-        (["gt", "--scale", "2", "--out", "page.png"], "--out: page.png must end in .html"),
-        (["empty", "--scale", "2"], "empty: no image for a0; accepted names are a0, a0x2 and a0_…"),
-        (["small", "--scale", "2"], "small/a0.png is 40×40; expected 96×130, as HR"),
-        (["bicubic", "--scale", "9"], "--scale: expected 1 to 8, got 9"),
-    ],
-)
-def test_wrong_arguments_are_one_line(gt, tmp_path, script, arguments, message):
+def test_wrong_arguments_are_one_line(gt, tmp_path, script):
     (tmp_path / "empty").mkdir()
     (tmp_path / "small").mkdir()
     cv2.imwrite(str(tmp_path / "small/a0.png"), photograph(height=40, width=40))
-    code, _, err = script("compare.py", *arguments, "--gt", "gt")
-    assert code == 2 and err.startswith(f"error: {message}") and err.count("\n") == 1, err
+    for words, message in WRONG.items():
+        code, _, err = script("compare.py", *words.split(), "--gt", "gt")
+        assert code == 2 and err.startswith(f"error: {message}") and err.count("\n") == 1, err
     assert not list(tmp_path.glob("*.html"))

@@ -67,17 +67,15 @@ class RCAN(nn.Module):
         super().__init__()
         self.scale = scale
 
-        def attention():
-            layers = [nn.AdaptiveAvgPool2d(1), nn.Conv2d(64, 4, 1), nn.ReLU(), nn.Conv2d(4, 64, 1), nn.Sigmoid()]
+        def module(*layers):
             return named(module=nn.Sequential(*layers))
 
         def block():
-            return named(module=nn.Sequential(conv3(64, 64), nn.ReLU(), conv3(64, 64), attention()))
+            squeeze = [nn.AdaptiveAvgPool2d(1), nn.Conv2d(64, 4, 1), nn.ReLU(), nn.Conv2d(4, 64, 1), nn.Sigmoid()]
+            return module(conv3(64, 64), nn.ReLU(), conv3(64, 64), module(*squeeze))
 
         self.sf = conv3(3, 64)
-        self.rgs = nn.Sequential(
-            *(named(module=nn.Sequential(*(block() for _ in range(20)), conv3(64, 64))) for _ in range(10))
-        )
+        self.rgs = nn.Sequential(*(module(*(block() for _ in range(20)), conv3(64, 64)) for _ in range(10)))
         self.conv1 = conv3(64, 64)
         self.upscale = nn.Sequential(conv3(64, 64 * scale**2), nn.PixelShuffle(scale))
         self.conv2 = conv3(64, 3)
@@ -97,9 +95,7 @@ class PublishedHAT(nn.Module):
     def __init__(self, _):
         super().__init__()
         self.net = HAT(upscale=4, overlap_ratio=0)  # in the BGR order and the range of its input
-
-    def forward(self, x):
-        return self.net(x)
+        self.forward = self.net.forward
 
 
 class WeightNet(nn.Module):
@@ -128,10 +124,6 @@ def published(net, scale):
     return model
 
 
-def bgr_signed(image):
-    return 2 * image.flip(-3) - 1
-
-
 @pytest.mark.parametrize(("net", "scale"), CASES)
 @torch.no_grad()
 def test_gives_on_rgb_what_the_original_gives_on_bgr(tmp_path, net, scale):
@@ -144,14 +136,12 @@ def test_gives_on_rgb_what_the_original_gives_on_bgr(tmp_path, net, scale):
     assert content["path"] == {f"pretrain_{PUBLISHED[net].section}": str(tmp_path / "out.pth")}
     ours = build_network(section).eval()
     ours.load_state_dict(load_file(tmp_path / "out.pth", "")["params"])
-    image = torch.rand(1, 3, 12, 14)
+    image, sr = torch.rand(2, 1, 3, 12, 14)
+    bgr, bgr_sr = (2 * x.flip(-3) - 1 for x in (image, sr))
     if net == "weight":
-        sr = torch.rand_like(image)
-        expected = original(bgr_signed(image), bgr_signed(sr)).flip(-3)
-        result = ours(sr, image, 0.4)
+        expected, result = original(bgr, bgr_sr).flip(-3), ours(sr, image, 0.4)
     else:
-        expected = (original(bgr_signed(image)).flip(-3) + 1) / 2
-        result = ours(image)
+        expected, result = (original(bgr).flip(-3) + 1) / 2, ours(image)
     assert expected.std() > 1e-3
     assert (expected - expected.flip(-3)).abs().max() > 1e-3  # the channels' order matters
     torch.testing.assert_close(result, expected, atol=1e-5, rtol=0)
@@ -169,22 +159,25 @@ def test_the_formulations_have_the_published_names(net, scale):
 
 
 @pytest.fixture(scope="module")
-def vdsr_state():
+def wrong_files(tmp_path_factory):
+    """A folder of a good checkpoint of VDSR and of others."""
+    folder = tmp_path_factory.mktemp("checkpoints")
     with torch.random.fork_rng():
-        return VDSR(4).state_dict()
-
-
-def wrong_files(state, folder):
-    torch.save(state, folder / "good.pth")
+        state = VDSR(4).state_dict()
+    for name, content in {
+        "good": state,
+        "list": [1, 2],
+        "less": dict(list(state.items())[1:]),
+        "basicsr": {"params": state},
+        "lightning": {"state_dict": state, "epoch": 3},
+        "more": {**state, "more.weight": torch.zeros(1)},
+        "shape": {**state, "conv2.weight": torch.zeros(3, 32, 3, 3)},
+    }.items():
+        torch.save(content, folder / f"{name}.pth")
     content = (folder / "good.pth").read_bytes()
     (folder / "cut.pth").write_bytes(content[: len(content) // 2])
     (folder / "text.pth").write_text("not a checkpoint")
-    torch.save([1, 2], folder / "list.pth")
-    torch.save(dict(list(state.items())[1:]), folder / "less.pth")
-    torch.save({"params": state}, folder / "basicsr.pth")
-    torch.save({"state_dict": state, "epoch": 3}, folder / "lightning.pth")
-    torch.save({**state, "more.weight": torch.zeros(1)}, folder / "more.pth")
-    torch.save({**state, "conv2.weight": torch.zeros(3, 32, 3, 3)}, folder / "shape.pth")
+    return folder
 
 
 WRONG = [
@@ -201,32 +194,27 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("name", "net", "message"), WRONG)
-def test_another_file_is_one_clear_line_and_nothing_is_written(tmp_path, vdsr_state, name, net, message):
-    wrong_files(vdsr_state, tmp_path)
-    before = set(tmp_path.iterdir())
-    with pytest.raises(UserError, match=message) as error:
-        convert_file(tmp_path / name, tmp_path / "out.pth", net, 4)
-    assert "\n" not in str(error.value)
-    assert set(tmp_path.iterdir()) == before
+def test_another_file_is_one_clear_line_and_nothing_is_written(tmp_path, wrong_files):
+    for name, net, message in WRONG:
+        with pytest.raises(UserError, match=message) as error:
+            convert_file(wrong_files / name, tmp_path / "out.pth", net, 4)
+        assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("net", "scale", "message"),
-    [
+def test_another_scale_is_refused(tmp_path):
+    torch.save(EDSR(4).state_dict(), tmp_path / "in.pth")
+    for net, scale, message in (
         ("edsr", 2, r"IN.pth as edsr ×2: .*in.pth is of another network.*; check --net and --scale$"),
         ("edsr", 5, "--scale: 5; published for edsr are 2, 3, 4"),
         *((net, None, f"--scale: missing; published for {net} are 2, 3, 4") for net in ("edsr", "vdsr", "rcan")),
         ("hat", 2, "--scale: 2; published for hat are 4"),
-    ],
-)
-def test_another_scale_is_refused(tmp_path, net, scale, message):
-    torch.save(EDSR(4).state_dict(), tmp_path / "in.pth")
-    with pytest.raises(UserError, match=message):
-        convert_file(tmp_path / "in.pth", tmp_path / "out.pth", net, scale)
+    ):
+        with pytest.raises(UserError, match=message):
+            convert_file(tmp_path / "in.pth", tmp_path / "out.pth", net, scale)
 
 
-def test_a_bad_number_is_not_told_as_another_network(tmp_path):
+def test_a_bad_number_is_not_reported_as_another_network(tmp_path):
     state = WeightNet(None).state_dict()
     torch.save({**state, "conv.0.bias": torch.full((64,), torch.nan)}, tmp_path / "in.pth")
     with pytest.raises(UserError, match=r"IN.pth as weight: .*not finite[^;]*$"):
@@ -236,11 +224,12 @@ def test_a_bad_number_is_not_told_as_another_network(tmp_path):
     assert "scale" not in options.read_text("utf-8")
 
 
-def test_the_program(tmp_path, script, vdsr_state):
-    wrong_files(vdsr_state, tmp_path)
-    code, out, err = script("convert_official_checkpoint.py", "good.pth", "o.pth", "--net", "vdsr", "--scale", 4)
-    assert code == 0 and out == "Written: o.pth, o.yml\n", err
-    code, _, err = script("convert_official_checkpoint.py", "good.pth", "good.pth", "--net", "vdsr", "--scale", 4)
-    assert code == 2 and err == "error: OUT.pth: good.pth is IN.pth; name another file\n"
-    code, _, err = script("convert_official_checkpoint.py", "good.pth", "x.pt", "--net", "vdsr", "--scale", 4)
-    assert code == 2 and err == "error: OUT.pth: x.pt must end in .pth\n"
+def test_the_program(script, wrong_files):
+    good = wrong_files / "good.pth"
+    for target, code, message in (
+        ("o.pth", 0, "Written: o.pth, o.yml\n"),
+        (good, 2, f"error: OUT.pth: {good} is IN.pth; name another file\n"),
+        ("x.pt", 2, "error: OUT.pth: x.pt must end in .pth\n"),
+    ):
+        found, out, err = script("convert_official_checkpoint.py", good, target, "--net", "vdsr", "--scale", 4)
+        assert (found, out + err) == (code, message)

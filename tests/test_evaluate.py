@@ -2,6 +2,7 @@
 
 import csv
 import json
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -10,11 +11,10 @@ import torch
 from basicsr.archs import build_network
 from basicsr.metrics import calculate_psnr, calculate_ssim
 from basicsr.utils.matlab_functions import imresize as basicsr_imresize
-from PIL import Image
 
-from tests.conftest import photograph, write_yaml
+from tests.conftest import as_tensor, photograph, write_yaml
 from tlw_basicsr import UserError
-from tlw_basicsr.data.images import is_grey
+from tlw_basicsr.metrics.paper_metrics import lpips_model
 from tlw_basicsr.tools import evaluation
 from tlw_basicsr.tools.evaluation import FIELD, METRICS, Pair, bicubic, evaluate, means, measure
 
@@ -24,11 +24,24 @@ EDSR = {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 4, "num_blo
 @pytest.fixture
 def gt_folder(tmp_path):
     """Two photographs, whose sides are no multiples of 28 nor of the scale."""
-    folder = tmp_path / "gt"
-    folder.mkdir()
     for number, shape in enumerate([(59, 75), (64, 57)]):
-        cv2.imwrite(str(folder / f"p{number}.png"), photograph("coffee", 100, 150 + 60 * number, *shape)[..., ::-1])
-    return folder
+        write(tmp_path / f"gt/p{number}.png", photograph("coffee", 100, 150 + 60 * number, *shape)[..., ::-1])
+    return tmp_path / "gt"
+
+
+def write(path, image):
+    path.parent.mkdir(exist_ok=True)
+    assert cv2.imwrite(str(path), image)
+
+
+def as_levels(sr):
+    """(1, 3, H, W) in [0, 1] to the 8-bit image that OpenCV reads."""
+    return (sr[0].permute(1, 2, 0).numpy()[..., ::-1] * 255).round().clip(0, 255).astype(np.uint8)
+
+
+def read_csv(path, column="psnr_y"):
+    with open(path) as file:
+        return {(row["image"], row["protocol"]): float(row[column]) for row in csv.DictReader(file)}
 
 
 def test_the_paper_protocol_by_hand(gt_folder):
@@ -44,15 +57,9 @@ def test_the_paper_protocol_by_hand(gt_folder):
 
 
 def test_at_3_the_paper_protocol_crops_to_84(tmp_path):
-    cv2.imwrite(str(tmp_path / "a.png"), photograph("coffee", 0, 0, 100, 170))
-    seen = []
-
-    def upscale(lq):
-        seen.append(tuple(lq.shape))
-        return bicubic(3, quantize=False)(lq)
-
-    evaluate({"paper": upscale}, tmp_path, 3)
-    assert seen == [(1, 3, 28, 56)]
+    write(tmp_path / "a.png", photograph("coffee", 0, 0, 100, 170))
+    (pair, *_) = evaluation.pairs(tmp_path, 3, evaluation.PAPER)
+    assert pair.lq.shape == (1, 3, 28, 56)
 
 
 def test_the_field_protocol_rounds_lr_and_sr_and_cuts_the_border(gt_folder):
@@ -67,36 +74,23 @@ def test_the_field_protocol_rounds_lr_and_sr_and_cuts_the_border(gt_folder):
         assert torch.equal(lq * 255, (lq * 255).round())
         gt = cv2.imread(str(gt_folder / f"{row['image']}.png"))
         gt = gt[: gt.shape[0] // 2 * 2, : gt.shape[1] // 2 * 2]
-        sr = (bicubic(2)(lq)[0].permute(1, 2, 0).numpy()[..., ::-1] * 255).round().clip(0, 255).astype(np.uint8)
+        sr = as_levels(bicubic(2)(lq))
         assert row["psnr_y"] == pytest.approx(calculate_psnr(sr, gt, 2, test_y_channel=True))
         assert row["ssim_y"] == pytest.approx(calculate_ssim(sr, gt, 2, test_y_channel=True))
 
 
-def test_grey_levels_as_y():
-    """Y of RGB has 219 levels for 255 of grey: 1.32 dB more."""
-    grey = torch.from_numpy(photograph("coffee", 50, 80, 48, 48)[..., :1].copy()).permute(2, 0, 1)[None].float() / 255
-    gt = grey.expand(-1, 3, -1, -1)
+def test_grey_levels_as_y(tmp_path):
+    """Y of RGB has 219 levels for 255 of grey: 1.32 dB more. It is asked of what holds grey levels alone."""
+    gt = as_tensor(photograph("coffee", 50, 80, 48, 48))[:, :1].expand(-1, 3, -1, -1)
     sr = (gt + 0.1 * torch.rand(1, 1, 48, 48)).clamp(0, 1)
     as_rgb, as_y = (measure(sr, Pair("", "", sr, gt, 2, FIELD, grey), FIELD.metrics) for grey in (False, True))
     assert as_rgb["psnr_y"] - as_y["psnr_y"] == pytest.approx(20 * np.log10(255 / 219), abs=0.03)
     assert as_rgb["ssim_y"] != as_y["ssim_y"]
-
-
-def test_grey_is_what_holds_grey_levels_only(tmp_path):
-    """By what is stored, not by how: 1, 8 and 16 bits, with alpha, a palette of greys; three equal channels are not."""
-    grey = Image.fromarray(photograph("astronaut", 30, 180, 60, 60)).convert("L").point(lambda v: 255 * (v > 120))
-    kinds = {"8": grey, "1": grey.convert("1"), "alpha": grey.convert("LA"), "palette": grey.convert("P")}
-    kinds |= {"16": Image.fromarray(np.array(grey).astype(np.uint16) * 257), "three": grey.convert("RGB")}
-    colours = Image.fromarray(photograph("coffee", 0, 0, 60, 60))
-    for name, image in (kinds | {"colours": colours, "colour palette": colours.quantize(16)}).items():
-        image.save(tmp_path / f"{name}.png")
-        assert is_grey(tmp_path / f"{name}.png") == (name in ("8", "1", "alpha", "palette", "16")), name
-    values = {}
-    for flag in (False, True):
-        rows = evaluate({"field": bicubic(2)}, tmp_path, 2, grey_as_y=flag)
-        values[flag] = {row["image"]: row["psnr_y"] for row in rows}
-    assert values[True]["three"] == values[False]["three"] == values[False]["8"]
-    assert values[True]["1"] == values[True]["8"] == values[True]["palette"] < values[False]["8"] - 1
+    write(tmp_path / "grey.png", as_levels(gt)[..., 0])
+    write(tmp_path / "three.png", as_levels(gt))
+    rows = (evaluate({"field": bicubic(2)}, tmp_path, 2, grey_as_y=flag) for flag in (False, True))
+    before, after = ({row["image"]: row["psnr_y"] for row in each} for each in rows)
+    assert after["three"] == before["three"] == before["grey"] > after["grey"] + 1
 
 
 def test_a_network_by_the_program_with_csv_and_json(gt_folder, tmp_path, script):
@@ -110,16 +104,11 @@ def test_a_network_by_the_program_with_csv_and_json(gt_folder, tmp_path, script)
     written = json.loads((tmp_path / "a.json").read_text())
     assert written["field"].keys() == {"psnr_y", "ssim_y", "gmsd", "haarpsi", "vif"}
     assert written["paper"].keys() == {"psnr_y", "l1", "mse", "gmsd", "haarpsi", "vif"}
-    with open(tmp_path / "a.csv") as file:
-        lines = list(csv.DictReader(file))
-    assert [(line["image"], line["protocol"]) for line in lines] == [
-        (image, protocol) for image in ("p0", "p1") for protocol in ("field", "paper")
-    ]
-    upscale = {"paper": lambda lq: net(lq)}
-    expected = means(evaluate(upscale, gt_folder, 2))["paper"]["psnr_y"]
+    rows = read_csv(tmp_path / "a.csv")
+    assert list(rows) == [(image, protocol) for image in ("p0", "p1") for protocol in ("field", "paper")]
+    expected = means(evaluate({"paper": lambda lq: net(lq)}, gt_folder, 2))["paper"]["psnr_y"]
     assert written["paper"]["psnr_y"] == pytest.approx(expected, abs=1e-4)
-    from_csv = np.mean([float(line["psnr_y"]) for line in lines if line["protocol"] == "paper"])
-    assert from_csv == pytest.approx(written["paper"]["psnr_y"])
+    assert np.mean([rows[image, "paper"] for image in ("p0", "p1")]) == pytest.approx(written["paper"]["psnr_y"])
 
     _, _, error = script("evaluate.py", "--gt", gt_folder, "--scale", 3, *network)
     assert error == "error: --scale: 3, but the network of net.yml is of scale 2\n"
@@ -135,27 +124,23 @@ def test_every_number_says_whose_it_is(gt_folder, tmp_path, script, iteration, e
     name, entries = f"net_g_{iteration}.pth", ["params", "params_ema"][: 1 + ema]
     torch.save(dict.fromkeys(entries, build_network(EDSR).state_dict()), tmp_path / name)
     write_yaml(tmp_path, {"network_g": EDSR, "train": {"ema_decay": 0.999, "total_iter": 9000}}, "net.yml")
-    code, out, _ = script(
-        "evaluate.py", "--gt", gt_folder, "--scale", 2, "--opt", "net.yml", "--checkpoint", name, "--protocol", "field"
-    )
-    assert code == 0 and f"{name} {expected}" in out
+    arguments = ["--opt", "net.yml", "--checkpoint", name, "--protocol", "field"]
+    assert f"{name} {expected}" in script("evaluate.py", "--gt", gt_folder, "--scale", 2, *arguments)[1]
     checkpoint = ["--network", EDSR, "--checkpoint", name]
     assert f"by {name} ({entries[-1]})" in script("inference.py", gt_folder, *checkpoint, "--out", "o")[1]
 
 
 def test_sr_images_of_a_folder(gt_folder, tmp_path, script):
     """They are compared as if a network had made them; what is larger than HR is cut as HR is."""
-    (tmp_path / "sr").mkdir()
     for number, name in enumerate(("p0_mine.png", "p1x2.png")):
         image = cv2.imread(str(gt_folder / f"p{number}.png"))
-        cv2.imwrite(str(tmp_path / "sr" / name), cv2.GaussianBlur(image, (5, 5), 0))
+        write(tmp_path / "sr" / name, cv2.GaussianBlur(image, (5, 5), 0))
     arguments = ["evaluate.py", "--gt", "gt", "--scale", 2, "--sr", "sr"]
     code, out, err = script(*arguments, "--csv", "a.csv")
     assert code == 0 and "gt, ×2, sr, mean of 2 images" in out and "paper" not in out, err
-    with open(tmp_path / "a.csv") as file:
-        rows = {row["image"]: float(row["psnr_y"]) for row in csv.DictReader(file)}
     sr, gt = (cv2.imread(str(tmp_path / name))[:64, :56] for name in ("sr/p1x2.png", "gt/p1.png"))
-    assert rows["p1"] == pytest.approx(calculate_psnr(sr, gt, 2, test_y_channel=True))
+    expected = calculate_psnr(sr, gt, 2, test_y_channel=True)
+    assert read_csv(tmp_path / "a.csv")["p1", "field"] == pytest.approx(expected)
     (tmp_path / "sr/p1x2.png").unlink()
     assert "sr: no image for p1; accepted names are p1, p1x2 and p1_…" in script(*arguments)[2]
 
@@ -172,18 +157,16 @@ def test_published_sr_images_have_their_published_values(benchmark_images, tmp_p
 
 def test_lr_images_of_a_folder(gt_folder, tmp_path):
     """LR images as they are on disk; HR is cut to their size."""
-    lq_folder = tmp_path / "lq"
-    lq_folder.mkdir()
-    for number, name in enumerate(("p0.png", "p1x2.png")):
+    files = ("p0.png", "p1x2.png")
+    for number, name in enumerate(files):
         gt = cv2.imread(str(gt_folder / f"p{number}.png"))
-        cv2.imwrite(str(lq_folder / name), cv2.resize(gt[:50, :40], (20, 25), interpolation=cv2.INTER_AREA))
-    rows = evaluate({"field": bicubic(2)}, gt_folder, 2, lq_folder=lq_folder)
-    for row, name in zip(rows, ("p0.png", "p1x2.png"), strict=True):
-        lq = cv2.imread(str(lq_folder / name))[..., ::-1].copy()
-        sr = bicubic(2)(torch.from_numpy(lq).permute(2, 0, 1)[None] / 255)
+        write(tmp_path / "lq" / name, cv2.resize(gt[:50, :40], (20, 25), interpolation=cv2.INTER_AREA))
+    rows = evaluate({"field": bicubic(2)}, gt_folder, 2, lq_folder=tmp_path / "lq")
+    for row, name in zip(rows, files, strict=True):
+        lq = cv2.imread(str(tmp_path / "lq" / name))[..., ::-1].copy()
         gt = cv2.imread(str(gt_folder / f"{row['image']}.png"))[:50, :40]
-        sr = (sr[0].permute(1, 2, 0).numpy()[..., ::-1] * 255).round().clip(0, 255).astype(np.uint8)
-        assert row["psnr_y"] == pytest.approx(calculate_psnr(sr, gt, 2, test_y_channel=True))
+        expected = calculate_psnr(as_levels(bicubic(2)(as_tensor(lq))), gt, 2, test_y_channel=True)
+        assert row["psnr_y"] == pytest.approx(expected)
 
 
 WRONG = {
@@ -209,57 +192,49 @@ WRONG = {f"--bicubic {words}": message for words, message in WRONG.items()} | {
 }
 
 
-def test_wrong_arguments_are_one_line(gt_folder, tmp_path, script):
-    for folder, sides in (("other/q", (96, 96)), ("other/s", (7, 24)), ("small/s", (41, 47))):
-        path = tmp_path / f"{folder}.png"
-        path.parent.mkdir(exist_ok=True)
-        cv2.imwrite(str(path), photograph(height=sides[0], width=sides[1]))
+def test_wrong_arguments_are_one_line_before_measuring(gt_folder, tmp_path, script, monkeypatch):
+    monkeypatch.setattr(evaluation, "measure", lambda *_: pytest.fail("has measured"))
+    for name, height, width in (("other/q", 96, 96), ("other/s", 7, 24), ("small/s", 41, 47)):
+        write(tmp_path / f"{name}.png", photograph(height=height, width=width))
     for words, message in WRONG.items():
         code, _, error = script("evaluate.py", "--gt", "gt", "--scale", 2, *words.split())
         assert code == 2 and error.startswith(f"error: {message}") and "\n" not in error.strip(), error
 
 
-def test_the_folders_to_write_to_are_looked_for_before_measuring(gt_folder, script, monkeypatch):
-    monkeypatch.setattr(evaluation, "pairs", lambda *_, **__: pytest.fail("has measured"))
-    assert script("evaluate.py", "--gt", gt_folder, "--scale", 2, "--bicubic", "--csv", "no/x.csv")[0] == 2
-
-
 def test_small_values_are_printed_with_six_digits(gt_folder, script):
-    code, out, err = script("evaluate.py", "--gt", gt_folder, "--scale", 2, "--bicubic", "--protocol", "paper")
-    assert code == 0, err
+    out = script("evaluate.py", "--gt", gt_folder, "--scale", 2, "--bicubic", "--protocol", "paper")[1]
     expected = means(evaluate({"paper": bicubic(2, quantize=False)}, gt_folder, 2))["paper"]["mse"]
     assert f"mse {expected:.6g}" in out and float(out.rpartition("mse ")[2]) == pytest.approx(expected, rel=1e-5)
 
 
 def test_lpips_without_the_weights_says_where_to_put_them(gt_folder, script, tmp_path, monkeypatch):
-    from tlw_basicsr.metrics.paper_metrics import lpips_model
-
-    def offline(*_, **__):
-        raise OSError("no connection")
-
     lpips_model.cache_clear()
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", Mock(side_effect=OSError("no connection")))
     code, _, err = script("evaluate.py", "--gt", gt_folder, "--scale", 2, "--bicubic", "--lpips")
     assert code == 2 and err.startswith("error: --lpips: ") and "OSError: no connection" in err
     assert str(tmp_path / "checkpoints/vgg16-") in err
 
 
-def test_what_is_not_finite_is_not_measured(gt_folder):
+def test_what_is_not_finite_or_of_another_scale_is_not_measured(gt_folder):
     with pytest.raises(UserError, match=r"not finite on .*p0.png"):
         evaluate({"field": lambda lq: bicubic(2)(lq) / 0}, gt_folder, 2, with_perceptual=True)
-
-
-def test_a_network_of_another_scale_is_named(gt_folder):
     with pytest.raises(UserError, match="--scale 2 does not fit"):
         evaluate({"paper": lambda lq: lq}, gt_folder, 2)
 
 
-@pytest.mark.parametrize(("name", "published"), [("Set5", [33.66, 30.39, 28.42]), ("Set14", [30.24, 27.55, 26.00])])
-def test_bicubic_rows_are_the_published_ones(benchmark_images, name, published):
-    """Y-PSNR in dB at ×2, ×3, ×4; of Set14 with the grey image's levels as Y."""
+@pytest.mark.parametrize(
+    ("name", "grey_as_y", "published"),
+    [
+        ("Set5", True, [33.66, 30.39, 28.42]),
+        ("Set14", True, [30.24, 27.55, 26.00]),
+        ("Set14", False, [30.33, 27.63, 26.09]),
+    ],
+)
+def test_bicubic_rows_are_the_published_ones(benchmark_images, name, grey_as_y, published):
+    """Y-PSNR in dB at ×2, ×3, ×4."""
     for scale, value in enumerate(published, 2):
-        rows = evaluate({"field": bicubic(scale)}, benchmark_images(name), scale, grey_as_y=True)
+        rows = evaluate({"field": bicubic(scale)}, benchmark_images(name), scale, grey_as_y=grey_as_y)
         assert means(rows)["field"]["psnr_y"] == pytest.approx(value, abs=0.02)
 
 
@@ -289,18 +264,17 @@ def test_every_metric_is_best_for_equal_images_and_knows_its_direction(gt_folder
 
 def test_images_of_one_name_are_measured_against_their_own_lr(tmp_path, script):
     """a.png and a.bmp are two images; equal images have no finite PSNR, and JSON no infinity."""
-    for folder in ("gt", "lq"):
-        (tmp_path / folder).mkdir()
-    for number, suffix in enumerate(("png", "bmp")):
-        image = photograph("coffee", 100 * number, 100 + 90 * number, 48, 48)
-        image = image if number else np.full_like(image, 128)
-        cv2.imwrite(str(tmp_path / f"gt/a.{suffix}"), image)
-        cv2.imwrite(str(tmp_path / f"lq/a.{suffix}"), image[::2, ::2])
+    for name, image in (
+        ("a.png", np.full((48, 48, 3), 128, np.uint8)),
+        ("a.bmp", photograph("coffee", 100, 190, 48, 48)),
+    ):
+        write(tmp_path / "gt" / name, image)
+        write(tmp_path / "lq" / name, image[::2, ::2])
     arguments = ["--gt", "gt", "--scale", 2, "--bicubic", "--lq", "lq", "--csv", "a.csv", "--json", "a.json"]
     code, _, error = script("evaluate.py", *arguments)
     assert code == 0, error
-    with open(tmp_path / "a.csv") as file:
-        rows = {row["image"]: float(row["psnr_y"]) for row in csv.DictReader(file)}
-    assert rows.keys() == {"a_png", "a_bmp"} and rows["a_png"] == np.inf and 20 < rows["a_bmp"] < 40
+    rows = read_csv(tmp_path / "a.csv")
+    assert rows.keys() == {("a_png", "field"), ("a_bmp", "field")}
+    assert rows["a_png", "field"] == np.inf and 20 < rows["a_bmp", "field"] < 40
     text = (tmp_path / "a.json").read_text()
     assert json.loads(text, parse_constant=pytest.fail)["field"]["psnr_y"] is None

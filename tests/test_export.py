@@ -11,7 +11,7 @@ from basicsr.archs import build_network
 from safetensors import safe_open
 
 from tests.conftest import as_tensor, photograph
-from tests.helpers import EDSR, SHUFFLED, SWINIR
+from tests.helpers import EDSR, SHUFFLED, SWINIR, same
 from tlw_basicsr import UserError
 from tlw_basicsr.tools import export
 from tlw_basicsr.util.files import load_file
@@ -32,11 +32,9 @@ def results(path, image):
 @pytest.mark.parametrize("options", [EDSR, SHUFFLED, SWINIR], ids=lambda o: o["type"])
 def test_onnx_gives_the_networks_results_for_any_size_and_batch(tmp_path, script, options):
     net = saved(tmp_path, options)
-    code, out, err = script(
-        "export.py", "net.onnx", "--network", options, "--checkpoint", "net_g.pth", "--param_key", "params"
-    )
-    assert code == 0, err
-    assert "for any batch and size" in out
+    arguments = ("--network", options, "--checkpoint", "net_g.pth", "--param_key", "params")
+    code, out, err = script("export.py", "net.onnx", *arguments)
+    assert code == 0 and "for any batch and size" in out, err
     for size in ((40, 56), (16, 16)):  # neither is one of those that it was traced with
         image = torch.cat([as_tensor(photograph(top=top, height=size[0], width=size[1])) for top in (0, 200)])
         assert (results(tmp_path / "net.onnx", image) - net(image)).abs().max() < 1e-4
@@ -66,51 +64,47 @@ def test_onnx_for_one_size_alone(tmp_path, script):
 def test_safetensors_holds_the_weights_and_says_what_they_are(tmp_path, script):
     saved(tmp_path, EDSR)
     for key in ("params", "params_ema"):
-        code, _, err = script(
-            "export.py", "net.SafeTensors", "--network", EDSR, "--checkpoint", "net_g.pth", "--param_key", key
-        )
+        arguments = ("--network", EDSR, "--checkpoint", "net_g.pth", "--param_key", key)
+        code, _, err = script("export.py", "net.SafeTensors", *arguments)
         assert code == 0, err
         with safe_open(tmp_path / "net.SafeTensors", "pt") as file:
             about = file.metadata()
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, a file is no dict
-        expected = load_file(tmp_path / "net_g.pth", "")[key]
-        assert state.keys() == expected.keys()
-        assert all(torch.equal(state[name], expected[name]) for name in state)
+        assert same(state, dict(load_file(tmp_path / "net_g.pth", "")[key]))
         assert about["architecture"] == "EDSR" and json.loads(about["options"])["num_block"] == EDSR["num_block"]
 
 
-class SizeInItsWeights(torch.nn.Module):
+class SizeInItsWeights(torch.nn.Upsample):
     """Can't be exported for any size."""
 
     def forward(self, x):
-        big = torch.nn.functional.interpolate(x, scale_factor=2)
+        big = super().forward(x)
         return big * float(np.prod([int(side) for side in big.shape[2:]])) if x.shape[2] > 16 else big
 
 
-class RandomResult(torch.nn.Module):
+class RandomResult(torch.nn.Upsample):
     def forward(self, x):
-        return torch.nn.functional.interpolate(x, scale_factor=2) + torch.rand(()).item()
+        return super().forward(x) + torch.rand(()).item()
 
 
-@pytest.mark.parametrize("net", [SizeInItsWeights(), RandomResult()], ids=lambda n: type(n).__name__)
-def test_a_file_whose_results_differ_is_not_written(tmp_path, net):
-    options = {"type": type(net).__name__}
+@pytest.mark.parametrize("kind", [SizeInItsWeights, RandomResult])
+def test_a_file_whose_results_differ_is_not_written(tmp_path, kind):
     with pytest.raises(UserError, match="--size HEIGHT WIDTH"):
-        export.export_onnx(net, options, tmp_path / "net.onnx")
+        export.export_onnx(kind(scale_factor=2), {"type": kind.__name__}, tmp_path / "net.onnx")
     assert not list(tmp_path.iterdir())
 
 
 def test_wrong_usage_is_one_line(tmp_path, script, monkeypatch):
     saved(tmp_path, EDSR)
     arguments = ("--network", EDSR, "--checkpoint", "net_g.pth")
-    for out, message in (
-        ("net.pt", "accepted are names that end in .onnx or .safetensors"),
-        ("no/a.safetensors", "can't be written"),
+    lacking = "need {}, not installed here: pip install 'tlw_basicsr[export]'"
+    for out, missing, message in (
+        ("net.pt", "", "accepted are names that end in .onnx or .safetensors"),
+        ("no/a.safetensors", "", "can't be written"),
+        ("a.onnx", "onnxscript", lacking.format("onnxscript")),
+        ("a.safetensors", "safetensors", lacking.format("safetensors")),
     ):
+        monkeypatch.setattr(export, "find_spec", lambda name, missing=missing: None if name == missing else name)
         code, _, err = script("export.py", out, *arguments)
         assert code == 2 and message in err and err.strip().count("\n") == 0, err
-    monkeypatch.setattr(export, "find_spec", lambda name: None if name in ("onnxscript", "safetensors") else name)
-    for out, missing in (("a.onnx", "onnxscript"), ("a.safetensors", "safetensors")):
-        code, _, err = script("export.py", out, *arguments)
-        assert code == 2 and f"need {missing}, not installed here: pip install 'tlw_basicsr[export]'" in err
     assert {p.name for p in tmp_path.iterdir()} == {"net_g.pth"}

@@ -2,6 +2,7 @@
 
 import math
 import re
+from itertools import product
 
 import numpy as np
 import pytest
@@ -39,10 +40,6 @@ def images(n=2, size=6, seed=0, dtype=torch.float64):  # drawn on the CPU, so th
     return tuple(t.to(DEVICE) for t in (sr, gt, torch.rand(n, 3, size, size, generator=g, dtype=dtype)))
 
 
-def on_paper_range(image):
-    return 2 * image.cpu().numpy() - 1
-
-
 def plain_fixed_sum(z, k):
     out = np.array(z, dtype=np.float64)
     n, c, h, w = out.shape
@@ -56,36 +53,23 @@ def plain_fixed_sum(z, k):
 
 
 @given(MAPS, KS)
-def test_fixed_sum_is_the_formula(z, k):
-    np.testing.assert_allclose(fixed_sum(torch.from_numpy(z), k).cpu().numpy(), plain_fixed_sum(z, k), atol=2e-6)
-
-
-@given(MAPS, KS)
-def test_fixed_sum_has_mean_k_stays_in_bounds_and_keeps_the_order(z, k):
+def test_fixed_sum_is_the_formula_has_mean_k_and_keeps_the_order(z, k):
     out = fixed_sum(torch.from_numpy(z), k)
+    np.testing.assert_allclose(out.cpu().numpy(), plain_fixed_sum(z, k), atol=2e-6)
     assert torch.allclose(out.mean((2, 3)), torch.tensor(k), atol=2e-6)
     assert out.min() >= 0 and out.max() <= 1
     for before, after in zip(z.reshape(2, -1), out.reshape(2, -1).cpu().numpy(), strict=True):
         assert (np.diff(after[np.argsort(before, kind="stable")]) >= -1e-6).all()
+    assert torch.allclose(fixed_sum(out, k), out, atol=2e-6)
 
 
-@given(MAPS)
-def test_fixed_sum_is_the_identity_where_the_mean_is_k(z):
-    z = fixed_sum(torch.from_numpy(z), 0.4)
-    assert torch.allclose(fixed_sum(z, 0.4), z, atol=2e-6)
-
-
-@pytest.mark.parametrize("k", [1e-6, 0.3, 1 - 1e-6])
-@pytest.mark.parametrize("value", [0.0, 1.0, 0.5, 1e-30, 1 - 2**-24])
-def test_fixed_sum_of_constants_is_k_with_finite_gradients(value, k):
-    z = torch.full((1, 1, 8, 8), value, requires_grad=True)
-    out = fixed_sum(z, k)
-    assert torch.allclose(out, torch.full_like(out, k), atol=1e-6)
-    (out * torch.rand_like(out)).sum().backward()
-    assert torch.isfinite(z.grad).all()
-
-
-def test_fixed_sum_is_exact_on_large_images_near_one():
+def test_fixed_sum_of_constants_and_of_large_images_near_one():
+    for value, k in product((0.0, 1.0, 0.5, 1e-30, 1 - 2**-24), (1e-6, 0.3, 1 - 1e-6)):
+        z = torch.full((1, 1, 8, 8), value, requires_grad=True)
+        out = fixed_sum(z, k)
+        assert torch.allclose(out, torch.full_like(out, k), atol=1e-6)
+        (out * torch.rand_like(out)).sum().backward()
+        assert torch.isfinite(z.grad).all()
     z = 1 - 1e-4 * torch.rand(1, 1, 512, 512)
     assert abs(fixed_sum(z, 0.99999).mean(dtype=torch.float64).item() - 0.99999) < 1e-6
 
@@ -94,40 +78,41 @@ def test_fixed_sum_is_exact_on_large_images_near_one():
 def test_error_weights_are_the_formula(pair, k):
     sr, gt = pair.astype(np.float64)
     error = abs(sr - gt)
-    relative = np.zeros_like(error)
-    for n in range(2):
-        for c in range(2):
-            if error[n, c].max() > 0:
-                relative[n, c] = error[n, c] / error[n, c].max()
+    largest = error.max((2, 3), keepdims=True)
+    relative = np.divide(error, largest, out=np.zeros_like(error), where=largest > 0)
     w = error_weights(torch.from_numpy(sr), torch.from_numpy(gt), k)
     np.testing.assert_allclose(w.cpu().numpy(), plain_fixed_sum(relative, k), atol=1e-6)
     # the images' range does not matter; a shift may round a tiny error away, so it is only scaled here
     assert torch.allclose(error_weights(torch.from_numpy(sr) / 2, torch.from_numpy(gt) / 2, k), w, atol=1e-6)
+    leaf, half = torch.from_numpy(sr).requires_grad_(), torch.from_numpy(sr).half()
+    assert not error_weights(leaf, torch.from_numpy(gt), k).requires_grad
+    assert torch.allclose(error_weights(half, half, k), torch.tensor(k), atol=1e-6)  # without an error
 
 
-def test_error_weights_take_no_gradient_and_are_k_without_an_error():
-    sr, gt, _ = images()
-    assert not error_weights(sr.requires_grad_(), gt, 0.4).requires_grad
-    assert torch.allclose(error_weights(gt.half(), gt.half(), 0.4), torch.tensor(0.4), atol=1e-6)
+def test_what_is_outside_its_range_is_refused():
+    sr, gt, w = images()
+    for k in (0, 1, -0.1, 1.1, math.nan):
+        with pytest.raises(ValueError, match="k must be in"):
+            fixed_sum(w, k)
+    with pytest.raises(ValueError, match="temperature"):
+        relaxed_bernoulli(w, temperature=0)
+    with pytest.raises(ValueError, match="l1, mse"):
+        weighted_pixel_loss(sr, gt, w, "l2")
 
 
-@pytest.mark.parametrize("k", [0, 1, -0.1, 1.1, float("nan")])
-def test_fixed_sum_refuses_k_outside_the_unit_interval(k):
-    with pytest.raises(ValueError, match="k must be in"):
-        fixed_sum(torch.rand(1, 1, 2, 2), k)
-
-
-def test_fixed_sum_is_float32_under_autocast_and_for_half():
-    z = torch.rand(1, 1, 16, 16).bfloat16()
+def test_equations_are_float32_under_autocast():
+    sr, gt, w = images(dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
-        out = fixed_sum(z, 0.7)
-    assert out.dtype == torch.float32
+        low = marginal_pixel_loss(squared_distance, sr.bfloat16(), gt, w[None])
+        full = marginal_pixel_loss(squared_distance, sr.bfloat16().float(), gt, w[None])
+        out = fixed_sum(w.bfloat16(), 0.7)
+    assert low.dtype == out.dtype == torch.float32
+    assert torch.equal(low, full)
     assert abs(out.mean().item() - 0.7) < 1e-6
 
 
 @given(
-    arrays(np.float64, 8, elements=st.floats(0, 1)),
-    arrays(np.float64, 8, elements=st.floats(0, 1, exclude_max=True)),
+    arrays(np.float64, 8, elements=st.floats(0, 1)), arrays(np.float64, 8, elements=st.floats(0, 1, exclude_max=True))
 )
 def test_relaxed_bernoulli_is_the_formula(p, u):
     ours = relaxed_bernoulli(torch.from_numpy(p), torch.from_numpy(u)).cpu().numpy()
@@ -150,19 +135,11 @@ def test_relaxed_bernoulli_is_finite_at_the_ends():
     assert torch.isfinite(b).all() and torch.isfinite(p.grad).all()
 
 
-def test_relaxed_bernoulli_refuses_a_temperature_of_zero():
-    with pytest.raises(ValueError, match="temperature"):
-        relaxed_bernoulli(torch.rand(3), temperature=0)
-
-
 def test_sample_weights_draws_independent_samples_of_the_same_map():
     w = torch.rand(2, 3, 8, 8)
-    ws = sample_weights(w, 4)
-    assert ws.shape == (4, 2, 3, 8, 8)
-    assert not torch.equal(ws[0], ws[1])
-    assert torch.equal(
-        sample_weights(w, 1, noise=torch.full((1, 2, 3, 8, 8), 0.3))[0], relaxed_bernoulli(w, torch.full_like(w, 0.3))
-    )
+    ws, noise = sample_weights(w, 4), torch.full_like(w, 0.3)
+    assert ws.shape == (4, 2, 3, 8, 8) and not torch.equal(ws[0], ws[1])
+    assert torch.equal(sample_weights(w, 1, noise=noise[None])[0], relaxed_bernoulli(w, noise))
 
 
 @pytest.mark.parametrize("eps", [1e-3, 0.0])
@@ -177,19 +154,22 @@ def test_weight_criterion_loss_is_the_formula(eps):
     assert weight_criterion_loss(squared_distance, sr, gt, w, eps).item() == pytest.approx(total, rel=1e-9)
 
 
-def test_weight_criterion_loss_gives_no_gradient_to_the_image():
+def test_the_e_step_gives_the_image_no_gradient_and_the_m_step_the_weights_none():
     sr, gt, w = images()
     sr.requires_grad_()
     w.requires_grad_()
     weight_criterion_loss(squared_distance, sr, gt, w).backward()
-    assert sr.grad is None
-    assert w.grad.abs().sum() > 0
+    assert sr.grad is None and w.grad.abs().sum() > 0
+    w.grad = None
+    weighted_pixel_loss(sr, gt, w).backward()
+    marginal_pixel_loss(squared_distance, sr, gt, w[None]).backward()
+    assert w.grad is None
 
 
 @pytest.mark.parametrize("base", ["l1", "mse"])
 def test_weighted_pixel_loss_is_the_formula(base):
     sr, gt, w = images()
-    error = np.abs(on_paper_range(sr) - on_paper_range(gt))
+    error = 2 * (sr - gt).abs().cpu().numpy()
     pixel = error if base == "l1" else error**2 / (error + 0.1)
     expected = np.mean(w.cpu().numpy() * pixel)
     assert weighted_pixel_loss(sr, gt, w, base).item() == pytest.approx(expected, rel=1e-12)
@@ -225,8 +205,7 @@ def test_marginal_pixel_loss_holds_for_errors_of_any_size():
     assert loss.item() == pytest.approx((e.min(0).values + math.log(3)).mean().item(), rel=1e-3)
 
 
-@pytest.mark.parametrize("base", ["l1", "mse"])
-def test_gradients_in_double(base):
+def test_gradients_in_double():
     sr, gt, w = images(n=2, size=3)
     ws = torch.rand(3, 2, 3, 3, 3, dtype=torch.float64, device=DEVICE)
     leaf = w.clone().requires_grad_()
@@ -235,10 +214,9 @@ def test_gradients_in_double(base):
     assert torch.autograd.gradcheck(lambda z: fixed_sum(z, 0.8), leaf)
     assert torch.autograd.gradcheck(lambda z: relaxed_bernoulli(z, noise), leaf)
     assert torch.autograd.gradcheck(lambda z: weight_criterion_loss(squared_distance, sr, gt, z), leaf)
-    if base == "l1":  # the mse holds a stop-gradient, which finite differences do not see
-        y = sr.clone().requires_grad_()
-        assert torch.autograd.gradcheck(lambda z: weighted_pixel_loss(z, gt, w), y)
-        assert torch.autograd.gradcheck(lambda z: marginal_pixel_loss(None, z, gt, ws), y)
+    y = sr.clone().requires_grad_()  # not of the mse, which holds a stop-gradient that finite differences do not see
+    assert torch.autograd.gradcheck(lambda z: weighted_pixel_loss(z, gt, w), y)
+    assert torch.autograd.gradcheck(lambda z: marginal_pixel_loss(None, z, gt, ws), y)
 
 
 def test_gradient_of_the_mse_takes_its_divisor_as_constant():
@@ -250,46 +228,18 @@ def test_gradient_of_the_mse_takes_its_divisor_as_constant():
     assert torch.allclose(sr.grad, expected)
 
 
-def test_no_gradient_reaches_the_weights_in_the_m_step():
-    sr, gt, w = images()
-    w.requires_grad_()
-    sr.requires_grad_()
-    weighted_pixel_loss(sr, gt, w).backward()
-    marginal_pixel_loss(squared_distance, sr, gt, w[None]).backward()
-    assert w.grad is None
-
-
-@pytest.mark.parametrize("stochastic", [True, False])
 @pytest.mark.parametrize("base", ["l1", "mse"])
-@pytest.mark.parametrize("w_value", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("equal", [True, False])
-def test_losses_and_gradients_are_finite_at_the_ends(stochastic, base, w_value, equal):
+def test_losses_and_gradients_are_finite_at_the_ends(base):
     gt = torch.full((2, 3, 8, 8), 0.25)
-    sr = (gt if equal else gt - 0.5).clone().requires_grad_()
-    w = torch.full_like(gt, w_value).requires_grad_()
-    l_w = weight_criterion_loss(squared_distance, sr, gt, w, 1e-3 if stochastic else 0.0)
-    if stochastic:
-        loss = marginal_pixel_loss(squared_distance, sr, gt, w.detach().expand(3, *w.shape), base)
-    else:
+    for stochastic, w_value, error in product((True, False), (0.0, 0.5, 1.0), (0.0, 0.5)):
+        sr, w = (gt - error).requires_grad_(), torch.full_like(gt, w_value).requires_grad_()
+        l_w = weight_criterion_loss(squared_distance, sr, gt, w, 1e-3 if stochastic else 0.0)
         loss = weighted_pixel_loss(sr, gt, w, base)
-    (l_w + loss).backward()
-    assert torch.isfinite(l_w) and torch.isfinite(loss)
-    assert torch.isfinite(sr.grad).all() and torch.isfinite(w.grad).all()
-
-
-def test_losses_are_float32_under_autocast():
-    sr, gt, w = images(dtype=torch.float32)
-    with torch.autocast("cpu", torch.bfloat16):
-        low = marginal_pixel_loss(squared_distance, sr.bfloat16(), gt, w[None])
-        full = marginal_pixel_loss(squared_distance, sr.bfloat16().float(), gt, w[None])
-    assert low.dtype == torch.float32
-    assert torch.equal(low, full)
-
-
-def test_an_unknown_base_is_refused():
-    sr, gt, w = images()
-    with pytest.raises(ValueError, match="l1, mse"):
-        weighted_pixel_loss(sr, gt, w, "l2")
+        if stochastic:
+            loss = marginal_pixel_loss(squared_distance, sr, gt, w.detach().expand(3, *w.shape), base)
+        (l_w + loss).backward()
+        assert torch.isfinite(l_w + loss)
+        assert torch.isfinite(sr.grad).all() and torch.isfinite(w.grad).all()
 
 
 @pytest.mark.parametrize(
@@ -312,32 +262,24 @@ def test_images_in_another_range_or_of_other_shapes_are_refused(equation):
     for shapes in ((sr[:1], gt), (sr[0], gt[0])):
         with pytest.raises(ValueError, match="must both be"):
             equation(*shapes, w)
-
-
-def test_what_is_not_finite_is_not_reported_as_a_range():
-    sr, gt, w = images()
-    for value in (math.nan, math.inf):
+    for value in (math.nan, math.inf):  # is not reported as a range
         gt[0, 0, 0, 0] = value
         assert not torch.isfinite(weighted_pixel_loss(sr, gt, w))
 
 
-@pytest.mark.parametrize(
-    ("distance", "got"),
-    [
+def test_a_distance_must_give_one_value_per_sample():
+    sr, gt, w = images()
+    for distance, got in (
         (lambda a, b: (a - b).abs().mean(), "()"),
         (lambda a, b: squared_distance(a, b).mean(0, keepdim=True), "(1,)"),
         (lambda a, b: squared_distance(a, b).view(-1, 1, 1, 1), "(2, 1, 1, 1)"),
         (lambda a, b: squared_distance(a, b).tolist(), "list"),
-    ],
-)
-def test_a_distance_must_give_one_value_per_sample(distance, got):
-    sr, gt, w = images()
-    for equation in (
-        lambda: weight_criterion_loss(distance, sr, gt, w),
-        lambda: marginal_pixel_loss(DistanceTo(distance, gt), sr, gt, w[None]),
     ):
-        with pytest.raises(ValueError, match=f"one value per sample, shape \\(2,\\), got {re.escape(got)}$"):
-            equation()
+        message = f"one value per sample, shape \\(2,\\), got {re.escape(got)}$"
+        with pytest.raises(ValueError, match=message):
+            weight_criterion_loss(distance, sr, gt, w)
+        with pytest.raises(ValueError, match=message):
+            marginal_pixel_loss(DistanceTo(distance, gt), sr, gt, w[None])
 
 
 def test_a_distance_with_its_reference_gets_one_argument():
@@ -355,7 +297,4 @@ def test_k_schedule_goes_from_start_to_end(t, start, end, decay):
     assert min(start, end) - 1e-12 <= k <= max(start, end) + 1e-12  # but for rounding
     assert k_schedule(0, start, end, decay) == start
     assert k_schedule(1e9, start, end, decay) == pytest.approx(end)
-
-
-def test_k_schedule_is_the_published_one():
-    assert k_schedule(50) == pytest.approx(0.3 + 0.6 * (1 - math.exp(-0.5)))
+    assert k_schedule(50) == pytest.approx(0.3 + 0.6 * (1 - math.exp(-0.5)))  # the published one

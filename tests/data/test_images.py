@@ -2,6 +2,7 @@
 
 import io
 import struct
+import warnings
 import zlib
 
 import cv2
@@ -17,6 +18,7 @@ from tlw_basicsr.data import images
 from tlw_basicsr.data.images import image_size, is_grey, read_8bit, read_picture
 from tlw_basicsr.engine.preflight import check_images
 from tlw_basicsr.tools.evaluation import bicubic, evaluate
+from tlw_basicsr.tools.inference import png_chunk
 from tlw_basicsr.tools.prepare import prepare
 
 KINDS = ["PNG", "late PNG", "TIFF", "JPEG", "WEBP", "AVIF", "JPEG2000"]
@@ -63,8 +65,9 @@ def test_every_program_reads_the_size_that_is_told(tmp_path, kind, orientation):
     path = write_oriented(tmp_path / f"gt/a.{suffix}", kind, orientation)
     whole = read_8bit(path)
     height, width = image_size(path, "--gt")
-    assert (height, width) == whole.shape[:2]
-    assert tuple(read_picture(path).image.shape[-2:]) == (height, width)
+    picture = (read_picture(path).image[0].permute(1, 2, 0).numpy()[..., ::-1] * 255).round()
+    assert (height, width) == whole.shape[:2] == picture.shape[:2]
+    assert abs(picture - whole).max() <= (12 if kind in ("JPEG", "AVIF", "JPEG2000") else 0)  # two decoders
 
     prepare(tmp_path / "gt", tmp_path / "out", scales=[2])
     assert np.array_equal(cv2.imread(str(tmp_path / "out/HR/a.png")), whole)
@@ -99,24 +102,58 @@ def test_alpha_lies_as_the_colours_do(tmp_path, kind, orientation):
 
 def test_huge_images_and_broken_ones(tmp_path, monkeypatch):
     cv2.imwrite(str(tmp_path / "a.png"), photograph(height=20, width=30))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # Pillow refuses twice as many
-    assert image_size(tmp_path / "a.png", "x") == (20, 30)
+    for limit in (400, 10):  # Pillow warns, and it refuses twice as many
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert image_size(tmp_path / "a.png", "x") == read_picture(tmp_path / "a.png").image.shape[-2:] == (20, 30)
+        assert limit == Image.MAX_IMAGE_PIXELS
     (tmp_path / "b.png").write_bytes(b"nothing")
     for name, message in (("b.png", "x: .*b.png is not an image that can be read"), ("c.png", "c.png does not exist")):
         with pytest.raises(UserError, match=message):
             image_size(tmp_path / name, "x")
 
 
+@pytest.mark.parametrize(
+    ("bits", "rows"),
+    [(1, [b"\x7f"]), (2, [b"\x6f"]), (4, [b"\x12", b"\x0f"]), (8, [b"\1\2\3"]), (16, [b"\0\1\0\2\1\0"])],
+)
+def test_one_transparent_level_of_grey_is_alpha(tmp_path, bits, rows):
+    """Level 1 of 2^bits is transparent: where it is in the rows, from the left or the top, no other is."""
+    write_png(tmp_path / "a.png", rows, len(rows[0]) * 8 // bits, 0, bits, transparent=1)
+    picture = read_picture(tmp_path / "a.png")
+    level = 1 / (2**bits - 1)
+    assert picture.image.shape[1] == 1 and picture.levels == (65535 if bits == 16 else 255)
+    assert np.array_equal(picture.alpha == 0, abs(picture.image[0, 0].numpy() - level) < level / 2)
+    assert set(picture.alpha.ravel()) == {0, 1}
+
+
+def test_cmyk_of_a_tiff_becomes_rgb(tmp_path):
+    cmyk = Image.fromarray(photograph(height=12, width=10)).convert("CMYK")
+    cmyk.save(tmp_path / "a.tif")
+    picture = read_picture(tmp_path / "a.tif")
+    assert picture.alpha is None
+    assert abs(picture.image[0].permute(1, 2, 0).numpy() * 255 - np.array(cmyk.convert("RGB"))).max() < 1e-3
+
+
+def test_of_several_images_in_a_file_none_is_lost_without_a_word(tmp_path):
+    first, *others = [Image.fromarray(np.full((8, 9, 3), level, np.uint8)) for level in (10, 90, 170)]
+    for name, kind in (("a.tif", "TIFF"), ("a.png", "PNG"), ("a.webp", "WEBP"), ("a.jpg", "MPO")):
+        first.save(tmp_path / name, kind, save_all=True, append_images=others)
+    for name in ("a.tif", "a.png", "a.webp"):
+        with pytest.raises(UserError, match=f"{name}: holds 3 images; accepted are files of one"):
+            read_picture(tmp_path / name)
+    assert abs(read_picture(tmp_path / "a.jpg").image * 255 - 10).max() < 3  # an ordinary photograph
+
+
 def test_filter2d_is_a_convolution_for_any_batch_and_layout():
     """BasicSR's own fails where torch pads to another layout."""
     torch.manual_seed(0)
     image, kernels = torch.rand(2, 3, 9, 11), torch.rand(2, 5, 5)
-    expected = np.stack(
-        [
-            cv2.filter2D(one.permute(1, 2, 0).numpy(), -1, kernel.numpy(), borderType=cv2.BORDER_REFLECT_101)
-            for one, kernel in zip(image, kernels, strict=True)
-        ]
-    )
+    expected = [
+        cv2.filter2D(one.permute(1, 2, 0).numpy(), -1, kernel.numpy(), borderType=cv2.BORDER_REFLECT_101)
+        for one, kernel in zip(image, kernels, strict=True)
+    ]
     for layout in (torch.contiguous_format, torch.channels_last):
         got = compat.filter2D(image.contiguous(memory_format=layout), kernels)
         assert np.allclose(got.permute(0, 2, 3, 1).numpy(), expected, atol=1e-5)
@@ -138,24 +175,26 @@ def test_grey_is_what_holds_grey_levels_alone(tmp_path, mode):
     levels = np.where(photograph(height=20, width=30)[..., :1] > 120, 255, 0).astype(np.uint8)
     rgb, path = Image.fromarray(levels.repeat(3, axis=2)), tmp_path / "a.png"
     if mode.startswith("16"):  # the kind of a PNG is a byte of its head
-        channels = np.dstack([levels, levels]) if mode.endswith("alpha") else levels
-        write_png(path, channels.astype(">u2") * 257, 16, 4 if mode.endswith("alpha") else 0)
+        kind = 4 if mode.endswith("alpha") else 0
+        channels = np.dstack([levels, levels // 2]) if kind else levels
+        write_png(path, [row.tobytes() for row in channels.astype(">u2") * 257], 30, kind, 16)
     else:
         rgb.convert(mode).save(path)
     assert is_grey(path) and read_picture(path).image.shape[1] == 1
-    assert np.array_equal(read_picture(path).image[0, 0], levels[..., 0] / 255)
+    picture = read_picture(path)
+    assert np.array_equal(picture.image[0, 0], levels[..., 0] / 255)
+    assert not mode.startswith("16") or picture.levels == 65535
+    assert mode != "16 bits and alpha" or np.array_equal((picture.alpha * 255).round(), levels[..., 0] // 2)
     rgb.putpixel((3, 4), (255, 0, 0))
     for colour in (rgb.convert("P"), rgb, Image.fromarray(levels.repeat(3, axis=2))):
         colour.save(path)
         assert not is_grey(path) and read_picture(path).image.shape[1] == 3
 
 
-def write_png(path, image, depth, kind):
-    """A PNG of 16 bits, which Pillow can't write with alpha."""
-    height, width = image.shape[:2]
-    rows = b"".join(b"\0" + row.tobytes() for row in image)
-    content = b"\x89PNG\r\n\x1a\n"
-    head = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
-    for name, data in ((b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")):
-        content += struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-    path.write_bytes(content)
+def write_png(path, rows, width, kind, bits, transparent=None):
+    """A PNG by hand, of kinds that OpenCV and Pillow don't write."""
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, len(rows), bits, kind, 0, 0, 0))]
+    if transparent is not None:
+        chunks.append((b"tRNS", struct.pack(">H", transparent)))
+    chunks += [(b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows))), (b"IEND", b"")]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks))

@@ -1,8 +1,10 @@
 import json
 import os
 import signal
+from functools import partial
 from itertools import pairwise
 from shutil import copytree
+from unittest.mock import Mock
 
 import cv2
 import lmdb
@@ -50,11 +52,9 @@ def test_tiles_lr_folders_lmdb_and_meta_info(photographs, tmp_path):
     assert made == {"images": 6, "tiles": tiles, "images_lq": 2 * tiles, "deleted": 0, "left_out": 0}
     folders = {"HR", "LRbicx2", "LRbicx3"}
     assert names(out) == {*folders, *(f"{f}.lmdb" for f in folders), "meta_info.txt", "prepare_data.json"}
-    image = cv2.imread(str(photographs / "photo0.png"))
-    assert np.array_equal(cv2.imread(str(out / "HR/photo0_s004.png")), image[24:48, 24:48])
-    tile = cv2.imread(str(out / "HR/photo0_s004.png"))
-    lq = cv2.imread(str(out / "LRbicx3/photo0_s004.png"))
-    assert np.array_equal(lq, imresize(tile, 1 / 3))
+    files = photographs / "photo0.png", out / "HR/photo0_s004.png", out / "LRbicx3/photo0_s004.png"
+    image, tile, lq = (cv2.imread(str(path)) for path in files)
+    assert np.array_equal(tile, image[24:48, 24:48]) and np.array_equal(lq, imresize(tile, 1 / 3))
     assert (out / "meta_info.txt").read_text().splitlines()[0] == "photo0_s001.png (24,24,3)"
 
     item = build_dataset(lmdb_pairs(out))[3]
@@ -89,12 +89,6 @@ def test_a_stopped_run_is_continued(photographs, tmp_path, monkeypatch):
     assert sum(path.stat().st_mtime_ns == t for path, t in before.items()) >= 4  # only a torn image is cut again
 
 
-def test_other_settings_than_before_are_refused(photographs, tmp_path):
-    prepare(photographs, tmp_path / "out", crop_size=24)
-    with pytest.raises(UserError, match="made with other settings"):
-        prepare(photographs, tmp_path / "out", crop_size=32)
-
-
 def test_the_program(photographs, tmp_path, script):
     folder = copytree(photographs, tmp_path / "gt")
     copytree(photographs, folder / "more/still_more")
@@ -107,16 +101,6 @@ def test_the_program(photographs, tmp_path, script):
     assert err == "error: --crop-size: 33 is not a multiple of 4, the least common one of the scales\n"
     code, _, err = script("prepare_data.py", "--gt", folder / "more", "--out", "none")
     assert code == 2 and "more has no image, but its subfolders have 6, which are not read; read are .png" in err
-
-
-def test_photographs_turned_by_their_camera(tmp_path):
-    (tmp_path / "in").mkdir()
-    exif = Image.Exif()
-    exif[274] = 6  # a quarter turn
-    Image.fromarray(photograph(height=40, width=120)).save(tmp_path / "in/a.jpg", exif=exif)
-    prepare(tmp_path / "in", tmp_path / "out", crop_size=40)
-    assert len(list((tmp_path / "out/HR").iterdir())) == 3
-    assert cv2.imread(str(tmp_path / "in/a.jpg")).shape[:2] == (120, 40)
 
 
 def write_photos(folder, **tops):
@@ -141,10 +125,8 @@ def test_a_second_run_follows_the_images(tmp_path):
     assert listing(out) == listing(tmp_path / "fresh")
     assert (out / "HR/a_s001.png").stat().st_mtime_ns == kept
     for folder in ("HR", "LRbicx2"):
-        keys = {
-            entry.path for entry in list_images({"d": str(out / f"{folder}.lmdb"), "io_backend": {"type": "lmdb"}}, "d")
-        }
-        assert keys == {path.stem for path in (out / folder).iterdir()}
+        entries = list_images({"d": str(out / f"{folder}.lmdb"), "io_backend": {"type": "lmdb"}}, "d")
+        assert {entry.path for entry in entries} == {path.stem for path in (out / folder).iterdir()}
     assert prepare(gt, out, **options)["deleted"] == 0
     (out / "own.lmdb").mkdir()  # only what this program makes is deleted
     record = json.loads((out / "prepare_data.json").read_text())
@@ -183,6 +165,8 @@ def test_a_folder_of_other_images_is_refused_and_a_moved_one_is_not(tmp_path):
     before = listing(out)
     with pytest.raises(UserError, match=f"made from other images, those of {gt}; choose another folder"):
         prepare(other, out)
+    with pytest.raises(UserError, match="made with other settings"):
+        prepare(gt, out, crop_size=32)
     assert listing(out) == before
     gt.rename(tmp_path / "moved")
     assert prepare(tmp_path / "moved", out)["deleted"] == 0
@@ -217,16 +201,13 @@ def test_every_image_is_read_by_a_check(tmp_path, script):
     (folder / "cut.jpg").write_bytes(jpeg[: len(jpeg) // 2])  # OpenCV makes a grey half of it
     (folder / "empty.png").touch()
     (folder / "Thumbs.db").write_bytes(b"x")
+    broken = ["b.png", "cut.jpg", "empty.png"]
     images, faults = check_folder(folder, 2)
-    assert images == 6 and [fault.split(": ")[0].rsplit("/")[-1] for fault in faults] == [
-        "b.png",
-        "cut.jpg",
-        "empty.png",
-    ]
+    assert images == 6 and [fault.split(": ")[0].rsplit("/")[-1] for fault in faults] == broken
     code, out, err = script("prepare_data.py", "--check", folder, "--workers", 1)
     assert code == 1 and "6 images, 3 can't be read" in out
     assert sum(str(folder) in line for line in err.splitlines()) == 3
-    for name in ("b.png", "cut.jpg", "empty.png"):
+    for name in broken:
         (folder / name).unlink()
     prepare(folder, tmp_path / "out", lmdb=True)
     assert check_folder(tmp_path / "out/HR.lmdb") == (3, [])
@@ -234,56 +215,51 @@ def test_every_image_is_read_by_a_check(tmp_path, script):
     assert code == 2 and err == "error: --out: missing; needed are --gt and --out, or --check\n"
 
 
-def record(**changes):
+def write_record(out, changes):
     """A record of an earlier run that is malformed."""
-    entry = {"sha256": "x", "tiles": ["a.png"]}
-    content = {"settings": {}, "gt": "x", "images": {"a.png": entry | changes.pop("entry", {})}} | changes
-    return lambda out: (out / "prepare_data.json").write_text(json.dumps(content))
+    entry = {"sha256": "x", "tiles": ["a.png"], **changes.pop("entry", {})}
+    content = {"settings": {}, "gt": "x", "images": {"a.png": entry}, **changes}
+    (out / "prepare_data.json").write_text(json.dumps(content))
 
 
+RECORDS = [{"images": []}, {"settings": None}, {"gt": 5}, {"images": {"a.png": "x"}}]
+ENTRIES = [{"sha256": 5}, {"tiles": "a.png"}, {"tiles": [5]}, {"tiles": ["../../a.png"]}]  # which would be deleted
 NO_RECORD = "does not say from which images the tiles are made"
+UNREADABLE = "prepare_data.json can't be read"
+IN_THE_WAY = [
+    *((partial(write_record, changes=changes), {}, NO_RECORD) for changes in RECORDS),
+    *((partial(write_record, changes={"entry": entry}), {}, NO_RECORD) for entry in ENTRIES),
+    (lambda out: (out / "prepare_data.json").write_text("5"), {}, NO_RECORD),
+    (lambda out: (out / "prepare_data.json").write_text('{"crop_size": 2'), {}, UNREADABLE),
+    (lambda out: (out / "prepare_data.json").write_text("[" * 10**5), {}, UNREADABLE),
+    (lambda out: (out / "prepare_data.json").mkdir(), {}, UNREADABLE),
+    (lambda out: (out / "HR").write_text("x"), {}, "HR is not a folder"),
+    (lambda out: (out / "LRbicx2").write_text("x"), {"scales": [2]}, "LRbicx2 is not a folder"),
+    (lambda out: (out / "meta_info.txt").mkdir(), {}, "meta_info.txt is a folder"),
+    (lambda out: None, {"scales": [40]}, "photo0.png, 48×64 pixels, have a side of 40 as a multiple of 40; needed"),
+    (lambda out: None, {"multiple": 50}, "have a side of 0 as a multiple of 50"),
+]
 
 
-@pytest.mark.parametrize(
-    ("prepared", "options", "message"),
-    [
-        (lambda out: (out / "prepare_data.json").write_text('{"crop_size": 2'), {}, "prepare_data.json can't be read"),
-        (lambda out: (out / "prepare_data.json").mkdir(), {}, "prepare_data.json can't be read"),
-        (lambda out: (out / "prepare_data.json").write_text("[" * 10**5), {}, "prepare_data.json can't be read"),
-        (lambda out: (out / "prepare_data.json").write_text("5"), {}, NO_RECORD),
-        (record(images=[]), {}, NO_RECORD),
-        (record(settings=None), {}, NO_RECORD),
-        (record(gt=5), {}, NO_RECORD),
-        (record(images={"a.png": "x"}), {}, NO_RECORD),
-        (record(entry={"sha256": 5}), {}, NO_RECORD),
-        (record(entry={"tiles": "a.png"}), {}, NO_RECORD),
-        (record(entry={"tiles": [5]}), {}, NO_RECORD),
-        (record(entry={"tiles": ["../../a.png"]}), {}, NO_RECORD),  # which would be deleted
-        (lambda out: (out / "HR").write_text("x"), {}, "HR is not a folder"),
-        (lambda out: (out / "LRbicx2").write_text("x"), {"scales": [2]}, "LRbicx2 is not a folder"),
-        (lambda out: (out / "meta_info.txt").mkdir(), {}, "meta_info.txt is a folder"),
-        (lambda out: None, {"scales": [40]}, "photo0.png, 48×64 pixels, have a side of 40 as a multiple of 40; needed"),
-        (lambda out: None, {"multiple": 50}, "have a side of 0 as a multiple of 50"),
-    ],
-)
-def test_what_is_in_the_way_is_one_line_before_anything_is_made(photographs, tmp_path, prepared, options, message):
-    out = tmp_path / "out"
-    out.mkdir()
-    prepared(out)
-    before = names(out)
-    with pytest.raises(UserError, match=message) as error:
-        prepare(photographs, out, **options)
-    assert "\n" not in str(error.value) and names(out) == before
+def test_what_is_in_the_way_is_one_line_before_anything_is_made(photographs, tmp_path):
+    for number, (put_there, options, message) in enumerate(IN_THE_WAY):
+        out = tmp_path / str(number)
+        out.mkdir()
+        put_there(out)
+        before = names(out)
+        with pytest.raises(UserError, match=message) as error:
+            prepare(photographs, out, **options)
+        assert "\n" not in str(error.value) and names(out) == before
 
 
 def test_a_full_disk_leaves_no_part_of_an_lmdb(photographs, tmp_path, monkeypatch):
-    def full(*_, **__):
-        raise lmdb.DiskError("mdb_txn_commit: No space left on device")
-
+    full = Mock(side_effect=lmdb.DiskError("mdb_txn_commit: No space left on device"))
     monkeypatch.setattr(module.lmdb, "open", full)
     with pytest.raises(UserError, match=r"HR\.lmdb can't be written \(DiskError: mdb_txn_commit: No space"):
         prepare(photographs, tmp_path / "out", lmdb=True)
     assert names(tmp_path / "out") == {"HR", "meta_info.txt", "prepare_data.json"}
+    with pytest.raises(UserError, match="can't be written"):  # so is a name that is too long
+        write_image(np.zeros((4, 4, 3), np.uint8), tmp_path / f"{'x' * 300}.png")
 
 
 def test_workers_are_bounded_and_a_killed_one_is_one_line(tmp_path, monkeypatch):
@@ -297,8 +273,3 @@ def test_workers_are_bounded_and_a_killed_one_is_one_line(tmp_path, monkeypatch)
 
 def end_of_the_process(_):
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_a_name_that_is_too_long_is_one_line(tmp_path):
-    with pytest.raises(UserError, match="can't be written"):
-        write_image(np.zeros((4, 4, 3), np.uint8), tmp_path / f"{'x' * 300}.png")
