@@ -1,10 +1,11 @@
 """Figures of learned weights: viridis for weights, magma for errors, both readable by the colour-blind."""
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import matplotlib
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -13,13 +14,23 @@ from tlw_basicsr.core.functional import Distance, at_least_fp32, fix_reference, 
 from tlw_basicsr.core.tlw import NEARLY_CONSTANT
 from tlw_basicsr.util.errors import UserError
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 ERROR, WEIGHT = "magma", "viridis"
 ALL = (slice(None), slice(None))
+
+
+@cache
+def pyplot() -> ModuleType:
+    """matplotlib's pyplot, which draws without a screen. It takes half a second to import, and few trainings draw."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
 
 
 def shown(image: Tensor) -> np.ndarray:
@@ -32,17 +43,17 @@ def levels(a: Tensor, b: Tensor) -> np.ndarray:
     return 255 * (a - b).abs().mean(0).cpu().numpy()
 
 
-def draw_error(axis: Axes, error: np.ndarray, limit: float) -> Any:
+def draw_error(axis: "Axes", error: np.ndarray, limit: float) -> Any:
     """An error map in levels of 255, on a scale from 0 to ``limit``."""
     return axis.imshow(error, cmap=ERROR, vmin=0, vmax=max(limit, 1e-6))
 
 
-def draw_weights(axis: Axes, w: Tensor) -> Any:
+def draw_weights(axis: "Axes", w: Tensor) -> Any:
     """Weights (C, H, W), mean of the channels, on a scale from 0 to 1."""
     return axis.imshow(w.mean(0).cpu().numpy(), cmap=WEIGHT, vmin=0, vmax=1)
 
 
-def save(figure: Figure, path: Path, dpi: int = 80) -> None:
+def save(figure: "Figure", path: Path, dpi: int = 80) -> None:
     """Write the figure in the format of the name's suffix, make its folder, and close it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,7 +61,7 @@ def save(figure: Figure, path: Path, dpi: int = 80) -> None:
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: the figure can't be written ({error})") from error
     finally:
-        plt.close(figure)
+        pyplot().close(figure)
 
 
 def weights_beside(gt: Tensor, sr: Tensor, w: Tensor) -> Tensor:
@@ -61,7 +72,7 @@ def weights_beside(gt: Tensor, sr: Tensor, w: Tensor) -> Tensor:
     """
     height, width = gt.shape[-2:]
     factor, dpi, below = -(-160 // width), 100, 56
-    figure = plt.figure(figsize=(3 * width * factor / dpi, (height * factor + below) / dpi), dpi=dpi)
+    figure = pyplot().figure(figsize=(3 * width * factor / dpi, (height * factor + below) / dpi), dpi=dpi)
     total = height * factor + below
     names = ("HR image x", "SR image x̂", f"weights w, mean {w.mean():.2f}")
     for number, (name, image) in enumerate(zip(names, (shown(gt), shown(sr), w), strict=True)):
@@ -75,7 +86,7 @@ def weights_beside(gt: Tensor, sr: Tensor, w: Tensor) -> Tensor:
     bar.tick_params(labelsize=7, length=2, pad=1)
     figure.canvas.draw()
     pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()  # type: ignore[attr-defined]
-    plt.close(figure)
+    pyplot().close(figure)
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
@@ -127,7 +138,7 @@ def method_figure(
     limit = float(np.percentile(levels(sr[part][0], gt[part][0]), 99))
     height, width = gt[part].shape[-2:]
     cell = 3.5 * min(height / width, 1.3)  # inches
-    figure, axes = plt.subplots(
+    figure, axes = pyplot().subplots(
         4, 3, figsize=(14.5, 3 * (cell + 0.3) + 3.6), height_ratios=[cell] * 3 + [2.2], layout="constrained"
     )
     criterion = rf"$WC = D(x_{{1-w}}, x)\;/\;D(x_w, x)$ = {wc:.2f}, {values['wc_gain']:.2f} times that of w = k"
@@ -152,7 +163,7 @@ def method_figure(
         "weights $w$, after FixedSum": w,
         "a sample of $w$ (relaxed Bernoulli)": sample_weights(w, 1),
     }
-    colour = matplotlib.colormaps[WEIGHT](0.35)
+    colour = pyplot().colormaps[WEIGHT](0.35)
     for axis, (name, values_of) in zip(axes[3], histograms.items(), strict=True):
         flat = values_of.flatten().float().cpu().numpy()
         axis.hist(flat, bins=50, range=(0, 1), weights=np.full(flat.shape, 100 / flat.size), color=colour)
@@ -182,7 +193,7 @@ def strip_figure(gt: Tensor, frames: Sequence[Frame], path: Path, title: str = "
     errors = [levels(frame.sr.clamp(0, 1), gt) for frame in frames]
     limit = float(np.percentile(errors[-1], 99))
     cell = 2.8 * min(gt.shape[1] / gt.shape[2], 1.5)
-    figure, axes = plt.subplots(
+    figure, axes = pyplot().subplots(
         2, len(frames) + 1, figsize=(2.8 * (len(frames) + 1) + 1, 2 * (cell + 0.3) + 0.6), layout="constrained"
     )
     figure.suptitle(title, fontsize=14)
@@ -214,7 +225,7 @@ def spread_figure(
     """
     down = -(-len(panels) // across)
     size = (1.5 + 3.4 * across, 0.8 + down * (0.9 + 0.3 * len(rows)))
-    figure, axes = plt.subplots(down, across, figsize=size, sharey=True, squeeze=False, layout="constrained")
+    figure, axes = pyplot().subplots(down, across, figsize=size, sharey=True, squeeze=False, layout="constrained")
     # as wide as the title at least
     needed = figure.suptitle(title).get_window_extent().width / figure.dpi + 0.4
     figure.set_figwidth(max(size[0], needed))

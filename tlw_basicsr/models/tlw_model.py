@@ -17,6 +17,7 @@ from tlw_basicsr.core.tlw import NEARLY_CONSTANT
 from tlw_basicsr.data.images import undo_normalization
 from tlw_basicsr.losses.tlw_loss import TLWLoss, complete_economy, split_options
 from tlw_basicsr.models.training import TrainingMixin, channels_last
+from tlw_basicsr.pictures import weights_beside
 from tlw_basicsr.util.errors import UserError
 
 
@@ -158,8 +159,6 @@ class TLWMixin(TrainingMixin):
             sr: x̂ (…, C, H, W) in [0, 1].
             gt: x, likewise.
         """
-        from tlw_basicsr.pictures import weights_beside  # matplotlib is slow to import, and few runs need it
-
         sr, gt = (cut_middle(image.flatten(0, -4)[:1], 512).to(self.device) for image in (sr.clamp(0, 1), gt))
         w = self.tlw.weights(sr, gt, getattr(self, "t", None))
         tb_logger.add_image(f"weights/{name}", weights_beside(gt[0], sr[0], w[0]), current_iter)
