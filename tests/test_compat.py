@@ -75,7 +75,14 @@ def run(fork, folder, *command):
 
 
 def fork_options(folder):
-    opt = tiny_options("", name="fork", num_gpu=0, network_g={"type": "Own", "scale": 2}, train__total_iter=2)
+    opt = tiny_options(
+        "",
+        name="fork",
+        num_gpu=0,
+        network_g={"type": "Own", "scale": 2},
+        train__total_iter=2,
+        train__tlw__k_unit="iter",
+    )
     for section in opt["datasets"].values():
         section.update(write_pairs(folder))
     opt["val"] |= {"val_freq": 2, "metrics": {"psnr": {"type": "calculate_psnr", "crop_border": 2}}}

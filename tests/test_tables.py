@@ -142,7 +142,7 @@ def test_wrong_arguments_are_one_line_before_the_trainings(folders, reproduce):
         (["--networks", "EDRS"], "--networks: EDRS; accepted are EDSR, HAT, RCAN, RRDB, VDSR"),
         (["--scales", "4", "0"], "--scales: no recipe of EDSR is for ×0"),
         (["--networks", "EDSR", "HAT", "--scales", "4", "6"], "--scales: no recipe of EDSR, HAT is for ×6"),
-        (["--force_yml", "train:optim_g:foo=1"], "EDSR_L1_x4_seed0: train.optim_g.foo: unknown option"),
+        (["--force_yml", "train:optim_g:foo=1"], "train.optim_g.foo: unknown option"),
         (["--iters", "3", "--force_yml", "datasets:train:dataroot_gt=no"], "EDSR_L1_x4_seed0: datasets.train.datar"),
         (["--sets", "Set6"], "--data: data has none of the test sets Set6"),
         (["--iters", "0"], "--iters: expected a number of at least 1, got 0"),
