@@ -83,8 +83,8 @@ class RecordedLoss:
 
     Inputs are tensors, numbers above 0, which the recorded function gets as 0-dim float64 tensors, and None. The
     gradient goes to the inputs that require one; if none does, to the ``modules``' parameters. It is recorded when
-    inputs of the same shapes come for the second time in a row. The function itself is called for others, where modules have hooks, are
-    compiled or wait for other processes, and where a recording has failed.
+    inputs of the same shapes come for the second time in a row. The function itself is called for others, where modules
+    have hooks, are compiled or wait for other processes, and where a recording has failed.
 
     ``others`` are overwritten by the next call. A loss keeps its gradient as long as it lives.
 
