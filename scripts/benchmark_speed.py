@@ -104,7 +104,7 @@ class Bench:
                 net.to(memory_format=torch.channels_last)
         self.low = torch.autocast(self.device.type, torch.bfloat16, enabled=args.dtype == "bf16", cache_enabled=False)
         self.use_amp = "bf16" if args.dtype == "bf16" else False
-        self.chunk = args.chunk
+        self.chunk, self.use_graphs = args.chunk, False if args.no_graphs else None
 
     def step_g(self, loss: Tensor) -> None:
         """One step on θ."""
@@ -123,7 +123,8 @@ class Bench:
 
     def tlw(self, **options: Any) -> Kind:
         """The iterations of a TLW object."""
-        tlw = TLW.from_preset(distance=self.distance, use_amp=self.use_amp, distance_chunk=self.chunk, **options)
+        tlw = TLW.from_preset(distance=self.distance, use_amp=self.use_amp, distance_chunk=self.chunk,
+                              use_graphs=self.use_graphs, **options)  # fmt: skip
         tlw.to(self.device)
         return Kind(lambda: self.step_g(tlw(self.forward(), self.gt, t=0)), tlw.weight_interval)
 
@@ -165,7 +166,7 @@ class Bench:
 
     def control(self, weights: Any) -> Work:
         """An iteration of a control without learning."""
-        tlw = TLW(weights=weights)
+        tlw = TLW(weights=weights, use_graphs=self.use_graphs)
         return lambda: self.step_g(tlw(self.forward(), self.gt, t=0))
 
 
@@ -274,6 +275,7 @@ def main() -> None:
     parser.add_argument("--tf32", action="store_true", help="TensorFloat-32 in matrix products and convolutions")
     parser.add_argument("--channels-last", action="store_true", help="weights of all networks in channels-last order")
     parser.add_argument("--chunk", type=int, help="samples that go through the distance at a time")
+    parser.add_argument("--no-graphs", action="store_true", help="TLW without CUDA graphs")
     parser.add_argument("--rounds", type=int, default=3)
     choices = ["l1", "error", "random", "published", *PRESETS]
     default = ["l1", "published", *PRESETS]

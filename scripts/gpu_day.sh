@@ -8,7 +8,7 @@
 # DISTANCE is the file of scripts/make_hed_vgg.py. Further variables: DEVICE (cuda), SETTING (paper: EDSR 16/64),
 # ITERATIONS, BATCH (16) and PATCH (HR 96; 192 fills a large GPU better) of a TLW training (the others get as much
 # time), SEEDS ("0 1 2"), PROCESSES (5: one training of this size does not fill a large GPU), ROUNDS of price (4), IMAGES
-# of each test set, PYTHON, and STAGES ("tests price train measure").
+# of each test set, PYTHON, and STAGES ("tests graphs price train measure"), and LIMIT, the seconds of a test run or a table of "graphs".
 # At toy size: DEVICE=cpu SETTING=toy PROCESSES=1 ROUNDS=1 IMAGES=1 SEEDS=0.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
@@ -27,10 +27,23 @@ evidence() { # command, arguments
 }
 
 # words of PHOTOGRAPHS and SEEDS are split on purpose
-for stage in ${STAGES:-tests price train measure}; do
+for stage in ${STAGES:-tests graphs price train measure}; do
     echo "== $stage"
     case $stage in
-    tests) (cd "$here" && TLW_TEST_DEVICE=$DEVICE "$PYTHON" -m pytest tests/test_tlw.py -q) ;;
+    tests)
+        (cd "$here" && TLW_TEST_DEVICE=$DEVICE timeout "${LIMIT:-240}" "$PYTHON" -m pytest tests/test_launches.py \
+            tests/test_tlw.py tests/models/test_guard.py -q) || echo "tests: failed, or stopped"
+        ;;
+    graphs) # with and without CUDA graphs, in fp32, TF32 and bf16; the most important first, each with its own limit
+        for network in "edsr --patch 192" "edsr --patch 96" "rrdb --patch 128"; do
+            for way in "" --no-graphs --tf32 "--dtype bf16"; do
+                echo "-- $network $way"
+                timeout "${LIMIT:-60}" "$PYTHON" "$here/scripts/benchmark_speed.py" --network $network $way \
+                    --device "$DEVICE" --batch "${BATCH:-16}" --rounds "${ROUNDS:-4}" --kinds l1 error economy exact ||
+                    echo "stopped"
+            done
+        done
+        ;;
     price)
         evidence price --setting "$SETTING" --photographs $PHOTOGRAPHS --losses $losses Exact "${size[@]}" \
             --rounds "${ROUNDS:-4}"
@@ -41,6 +54,6 @@ for stage in ${STAGES:-tests price train measure}; do
         evidence train --setting "$SETTING" --photographs $PHOTOGRAPHS --losses Exact "${size[@]}" # one seed
         ;;
     measure) evidence measure --data "$DATA" --processes "${PROCESSES:-5}" ${IMAGES:+--images "$IMAGES"} ;;
-    *) echo "error: STAGES: $stage is unknown; accepted are tests, price, train, measure" >&2 && exit 2 ;;
+    *) echo "error: STAGES: $stage is unknown; accepted are tests, graphs, price, train, measure" >&2 && exit 2 ;;
     esac
 done

@@ -170,7 +170,7 @@ def test_no_nan_reaches_a_saved_network(photographs, train, tmp_path):
 def test_a_loss_that_refuses_nan_ends_no_training(photographs, tmp_path, pair):
     model = built(photographs, tmp_path)
 
-    def refuse(*_):
+    def refuse(*_, **__):
         raise AssertionError("expected values in [0, 1]")
 
     model.tlw.forward = refuse

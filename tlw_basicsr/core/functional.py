@@ -2,7 +2,8 @@
 
 Notation: ``gt`` is the HR image x, ``sr`` the SR image x̂ = f_θ(y), ``w`` the weights g_φ(x, x̂) in [0, 1].
 Images and weights are (N, C, H, W). Images are in [0, 1] everywhere; the equations and their constants belong to
-[-1, 1], and :func:`to_paper_range` is where each of them goes there. A ``gt`` in another range is a ValueError.
+[-1, 1], and :func:`to_paper_range` is where each of them goes there. A ``gt`` in another range is a ValueError on the
+CPU; on other devices the equations don't read values, and :func:`check_range` does.
 
 A *distance* D is any callable ``distance(a, b)`` on images in [0, 1] that returns one value per sample, shape (N,);
 or a :class:`DistanceTo`, which has b = x already. A D of another shape is a ValueError.
@@ -28,13 +29,28 @@ def at_least_fp32(x: Tensor) -> Tensor:
 
 
 def check_images(sr: Tensor, gt: Tensor) -> None:
-    """Check that both images are (N, C, H, W) and that x is in [0, 1]; NaN and Inf pass.
+    """Check that both images are (N, C, H, W) and, on the CPU, that x is in [0, 1]; elsewhere that would be a wait.
 
     Raises:
         ValueError: names the shapes or the range.
     """
     if sr.shape != gt.shape or sr.ndim != 4:
         raise ValueError(f"sr and gt must both be (N, C, H, W), got {tuple(sr.shape)} and {tuple(gt.shape)}")
+    if is_at_hand(gt):
+        check_range(gt)
+
+
+def is_at_hand(x: Tensor) -> bool:
+    """Whether the values of ``x`` can be read without waiting for a device."""
+    return x.device.type == "cpu"
+
+
+def check_range(gt: Tensor) -> None:
+    """Check that the smallest and largest values of x are in [0, 1]; NaN and Inf pass.
+
+    Raises:
+        ValueError: names the range.
+    """
     low, high = torch.stack(gt.detach().aminmax()).tolist()
     if (low < -OVERSHOOT or high > 1 + OVERSHOOT) and math.isfinite(low) and math.isfinite(high):
         raise ValueError(f"gt must be an image in [0, 1], got values from {low:.3g} to {high:.3g}")
@@ -84,7 +100,7 @@ def fix_reference(distance: Distance, gt: Tensor) -> DistanceTo:
     return distance if isinstance(distance, DistanceTo) else DistanceTo(distance, gt)
 
 
-def fixed_sum(x: Tensor, k: float) -> Tensor:
+def fixed_sum(x: Tensor, k: float | Tensor) -> Tensor:
     r"""Move the mean of every channel to exactly ``k``, keeping [0, 1] and the order of the pixels (FixedSum).
 
     With S = Σz over the H·W pixels of a channel and T = k·H·W::
@@ -96,7 +112,7 @@ def fixed_sum(x: Tensor, k: float) -> Tensor:
 
     Args:
         x: weights z in [0, 1], shape (N, C, H, W) or any (..., H, W).
-        k: the mean of the result, in (0, 1).
+        k: the mean of the result, in (0, 1); a 0-dim tensor is not checked, which would be a wait for its device.
 
     Returns:
         Tensor of ``x``'s shape, at least float32.
@@ -104,7 +120,7 @@ def fixed_sum(x: Tensor, k: float) -> Tensor:
     Raises:
         ValueError: ``k`` is not in (0, 1).
     """
-    if not 0.0 < k < 1.0:
+    if not torch.is_tensor(k) and not 0.0 < k < 1.0:
         raise ValueError(f"fixed_sum: k must be in (0, 1), got {k}")
     z = at_least_fp32(x)
     mean = z.mean(dim=(-2, -1), keepdim=True)
@@ -160,7 +176,7 @@ def relative_error(sr: Tensor, gt: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def error_weights(sr: Tensor, gt: Tensor, k: float) -> Tensor:
+def error_weights(sr: Tensor, gt: Tensor, k: float | Tensor) -> Tensor:
     r"""Weights in proportion to the error, without learning: w = FixedSum_k(|x̂ - x| / max_{h,w} |x̂ - x|).
 
     Args:

@@ -11,16 +11,20 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from tlw_basicsr.core.arguments import FRACTION, POSITIVE, Accepted, checked, or_none, whole
-from tlw_basicsr.core.distances import CachedDistanceTo, LPIPSDistance
+from tlw_basicsr.core.distances import CachedDistanceTo, LPIPSDistance, SSIMDistance
 from tlw_basicsr.core.functional import (
     EPS_DISTANCE,
+    at_least_fp32,
+    check_range,
     error_weights,
+    is_at_hand,
     k_schedule,
     marginal_pixel_loss,
     sample_weights,
     weight_criterion_loss,
     weighted_pixel_loss,
 )
+from tlw_basicsr.core.graphs import RECORDERS, RecordedLoss, copy_all
 from tlw_basicsr.core.weight_net import TLWWeightNet
 
 EXACT: dict[str, Any] = {"importance": True, "weight_interval": 1}
@@ -36,6 +40,7 @@ k; both are the defaults today. ``fast`` and ``economy`` have cheaper E steps.""
 # what the economy preset has besides: arguments of the weighting network and of its Adam
 ECONOMY_NET_W: dict[str, Any] = {"num_feat": 16, "prior": "error"}
 ECONOMY_OPTIM_W: dict[str, Any] = {"lr": 1e-3, "betas": (0.5, 0.999)}
+FIRST_LOOKS = 3  # calls in which the range of x is read at once, on a device that has to be waited for
 NEARLY_CONSTANT = 0.01  # standard deviation of weights that hardly tell pixels apart
 
 # the arguments that a YAML has in pixel_opt
@@ -45,6 +50,7 @@ Stochastic = Annotated[bool, "relaxed Bernoulli samples of the weights, the vari
 NumSamples = Annotated[int, whole(1, 1000), "samples in one M step"]
 LossWeight = Annotated[float, "factor of the loss of the SR network"]
 
+BOOL_OR_NONE = Accepted("true, false or ~", lambda v: v is None or isinstance(v, bool))
 MODULE = or_none(Accepted("a module, such as SSIMDistance()", lambda v: isinstance(v, nn.Module)))
 MakeOptimizer = Callable[[Iterator[nn.Parameter]], Optimizer]
 
@@ -96,6 +102,9 @@ class TLW(nn.Module):
         weight_crop: side of the square of x and x̂ in an E step, at a place drawn anew each time; all if None.
         distance_chunk: samples that go through D at a time, all if None: less memory for more time.
         use_amp: ``'bf16'`` runs D, and on a GPU g_φ, under autocast; FixedSum and the losses stay in float32.
+        use_graphs: replay both steps as CUDA graphs, see :class:`tlw_basicsr.core.graphs.RecordedLoss`; then
+            ``log["w"]`` and ``log["l_w"]`` are overwritten by later calls. None does so on a GPU without importance,
+            with this package's own g_φ and D; True with any whose forward does nothing but compute.
 
     Raises:
         ValueError: an argument is not what is accepted, or does not go with another.
@@ -122,6 +131,7 @@ class TLW(nn.Module):
         weight_crop: Annotated[int | None, or_none(whole(1)), "side of a random crop in an E step; ~ for all"] = None,
         distance_chunk: Annotated[int | None, or_none(whole(1)), "samples that go through D at a time"] = None,
         use_amp: Annotated[Literal[False, "bf16"], "autocast of D and the weighting network"] = False,
+        use_graphs: Annotated[bool | None, BOOL_OR_NONE, "CUDA graphs of both steps; ~ where it is safe"] = None,
     ) -> None:
         super().__init__()
         learned = weights == "learned"
@@ -134,7 +144,7 @@ class TLW(nn.Module):
         self.k_start, self.k_end, self.k_decay = k_start, k_end, k_decay
         self.importance = importance and learned
         self.weight_interval, self.weight_batch, self.weight_crop = weight_interval, weight_batch, weight_crop
-        self.distance_chunk, self.use_amp = distance_chunk, use_amp
+        self.distance_chunk, self.use_amp, self.use_graphs = distance_chunk, use_amp, use_graphs
         self.net_w = (net_w or TLWWeightNet()) if learned else None
         # in a list, so that D's parameters are not among the module's, nor in its state
         self._distance = [(distance or LPIPSDistance("vgg")).requires_grad_(False)] if learned else []
@@ -145,6 +155,8 @@ class TLW(nn.Module):
         self._e_sample: tuple[Tensor, Tensor, float, Tensor | None] | None = None
         self._to_gt: CachedDistanceTo | None = None
         self._shared = False
+        self._looks, self._extremes = 0, torch.zeros(2)
+        self._recorded: dict[str, RecordedLoss] = {}
 
     @classmethod
     def from_preset(cls, preset: str, distance: nn.Module | None = None, **changes: Any) -> "TLW":
@@ -198,9 +210,7 @@ class TLW(nn.Module):
         k = self.k(t)
         sr, gt = self._draw_part(*fold_frames(sr.detach(), gt))
         noise = torch.rand((1, *gt.shape), device=gt.device) if self.stochastic else None
-        with self._autocast(gt.device, self.net_w):
-            w = self.net_w(sr, gt, k)
-        l_w = self._criterion_loss(sr, gt, w, noise)
+        (l_w,) = self._loss("_e_loss", sr, gt, k, noise)
         self.optimizer.zero_grad()
         l_w.backward()
         self._average_gradients()
@@ -217,14 +227,9 @@ class TLW(nn.Module):
         """
         self._share_start_values()
         sr, gt = fold_frames(sr, gt)
-        with torch.no_grad():
-            w = self.log["w"] = self._map(sr.detach(), gt, self.k(t))
-        if self.stochastic:
-            ws = sample_weights(w, self.num_samples)
-            with self._autocast(gt.device, self.distance):
-                loss = marginal_pixel_loss(self._distance_to(gt) if self.importance else None, sr, gt, ws, self.base)
-        else:
-            loss = weighted_pixel_loss(sr, gt, w, self.base)
+        if not is_at_hand(gt):
+            self._look_at(gt)
+        loss, self.log["w"] = self._loss("_m_loss", sr, gt, self.k(t), None)
         self._to_gt = None  # its features of x are large
         return self.loss_weight * loss
 
@@ -254,7 +259,13 @@ class TLW(nn.Module):
         ``w_mean``, ``w_std`` of the weights; ``l_w`` = L_φ; ``wc`` = exp(-L_φ), the geometric mean of the weight
         criterion; and ``wc_gain``, how many times that of the constant map k for the same images and noise it is. WC
         grows with k whatever is learned, the gain does not. It costs two more D, here and nowhere else.
+
+        Raises:
+            ValueError: the x of a call since the last summary was not in [0, 1].
         """
+        extremes = self._extremes.clone()
+        self._extremes.zero_()
+        check_range(extremes)
         summary = {}
         if self._e_sample is not None:
             sr, gt, k, noise = self._e_sample
@@ -266,11 +277,66 @@ class TLW(nn.Module):
             summary.update(w_mean=self.log["w"].mean(), w_std=self.log["w"].std())
         return summary
 
+    @property
+    def graphs_failure(self) -> str | None:
+        """Why a step is not replayed as a graph though it should be, or None."""
+        return next((each.failure for each in self._recorded.values() if each.failure), None)
+
     # ------------------------------------------------------------------------------------------------- parts
 
-    def _map(self, sr: Tensor, gt: Tensor, k: float) -> Tensor:
+    def _loss(self, name: str, sr: Tensor, gt: Tensor, k: float, noise: Tensor | None) -> tuple[Tensor, ...]:
+        """What the method ``name`` returns, replayed where ``use_graphs`` and the device have it."""
+        function, known = getattr(self, name), (TLWWeightNet, LPIPSDistance, SSIMDistance, type(None))
+        safe = not self.importance and type(self.net_w) in known and type(self.distance) in known
+        if gt.device.type not in RECORDERS or not (safe if self.use_graphs is None else self.use_graphs):
+            return function(sr, gt, k, noise)
+        if not self.training or not torch.is_grad_enabled() or (name == "_m_loss" and not sr.requires_grad):
+            return function(sr, gt, k, noise)
+        if name == "_m_loss":
+            sr = at_least_fp32(sr)  # its gradient is not yet scaled for half precision
+            noise = torch.rand((self.num_samples, *gt.shape), device=gt.device) if self.stochastic else None
+        nets = [net for net in (self.net_w, self.distance) if net is not None]
+        if name not in self._recorded:
+            self._recorded[name] = RecordedLoss(function, lambda: nets)
+        return self._recorded[name](sr, gt, k, noise)
+
+    def _e_loss(self, sr: Tensor, gt: Tensor, k: Any, noise: Tensor | None) -> tuple[Tensor]:
+        """L_φ, with gradient to φ."""
+        self._forget_features(k)
+        assert self.net_w is not None
+        with self._autocast(gt.device, self.net_w):
+            w = self.net_w(sr, gt, k)
+        return (self._criterion_loss(sr, gt, w, noise),)
+
+    def _m_loss(self, sr: Tensor, gt: Tensor, k: Any, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+        """L_θ, with gradient to x̂, and the weights."""
+        self._forget_features(k)
+        with torch.no_grad():
+            if not is_at_hand(gt):  # the smallest and largest values of x that are finite
+                low, high = (value.float().nan_to_num(0.0, 0.0, 0.0) for value in gt.aminmax())
+                self._extremes.copy_(torch.stack([low.minimum(self._extremes[0]), high.maximum(self._extremes[1])]))
+            w = self._map(sr.detach(), gt, k)
+        if not self.stochastic:
+            return weighted_pixel_loss(sr, gt, w, self.base), w
+        ws = sample_weights(w, self.num_samples, noise)
+        with self._autocast(gt.device, self.distance):
+            return marginal_pixel_loss(self._distance_to(gt) if self.importance else None, sr, gt, ws, self.base), w
+
+    def _forget_features(self, k: Any) -> None:
+        """Where a step is recorded, which k as a tensor shows, it computes D's features of x: the next x has others."""
+        if torch.is_tensor(k):
+            self._to_gt = None
+
+    def _look_at(self, gt: Tensor) -> None:
+        """Check the range of x in the first calls; later ones are checked by :meth:`summarize`."""
+        if self._looks < FIRST_LOOKS:
+            check_range(gt)
+        self._looks += 1
+        self._extremes = self._extremes.to(gt.device)
+
+    def _map(self, sr: Tensor, gt: Tensor, k: Any) -> Tensor:
         if self.weighting == "random":
-            return torch.full_like(gt, k)
+            return torch.zeros_like(gt) + k
         if self.weighting == "error":
             return error_weights(sr, gt, k)
         assert self.net_w is not None
@@ -292,13 +358,14 @@ class TLW(nn.Module):
     def _draw_part(self, sr: Tensor, gt: Tensor) -> tuple[Tensor, Tensor]:
         """``weight_batch`` random samples, each cut to the same random square; no random number if all is taken."""
         if self.weight_batch and self.weight_batch < len(gt):
-            chosen = torch.randperm(len(gt))[: self.weight_batch].to(gt.device)
-            sr, gt = sr[chosen], gt[chosen]
+            chosen = torch.randperm(len(gt))[: self.weight_batch].tolist()  # indices on the CPU need no upload
+        else:
+            chosen = []
         side = self.weight_crop
         if side and (side < gt.shape[-2] or side < gt.shape[-1]):
             top, left = (int(torch.randint(max(length - side, 0) + 1, ())) for length in gt.shape[-2:])
             sr, gt = (image[..., top : top + side, left : left + side] for image in (sr, gt))
-        return sr, gt
+        return (torch.stack([sr[i] for i in chosen]), torch.stack([gt[i] for i in chosen])) if chosen else (sr, gt)
 
     @contextmanager
     def _autocast(self, device: torch.device, part: nn.Module | None) -> Iterator[None]:
@@ -331,8 +398,8 @@ class TLW(nn.Module):
         gradients = [p.grad for p in self.net_w.parameters() if p.grad is not None]
         joined = torch.cat([g.flatten() for g in gradients]) / dist.get_world_size()
         dist.all_reduce(joined)
-        for gradient, mean in zip(gradients, joined.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(mean.view_as(gradient))
+        means = joined.split([g.numel() for g in gradients])
+        copy_all(gradients, [mean.view_as(g) for g, mean in zip(gradients, means, strict=True)])
 
     # ------------------------------------------------------------------------------------------------- states
 
@@ -359,10 +426,11 @@ class TLW(nn.Module):
             distance._apply(fn)
         for moments in self.optimizer.state.values() if self.optimizer is not None else ():
             moments.update({k: fn(v) for k, v in moments.items() if torch.is_tensor(v) and k != "step"})
+        self._recorded = {}
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_to_gt": None}
+        return {**self.__dict__, "_to_gt": None, "_recorded": {}}
 
     def extra_repr(self) -> str:
         """The main options, for ``print(tlw)``."""

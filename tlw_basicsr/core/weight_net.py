@@ -66,7 +66,7 @@ class TLWWeightNet(nn.Module):
             logits = logits + relative_error(sr, gt).clamp(PRIOR_FLOOR, 1 - PRIOR_FLOOR).logit()
         return logits.sigmoid()
 
-    def forward(self, sr: Tensor, gt: Tensor, k: float) -> Tensor:
+    def forward(self, sr: Tensor, gt: Tensor, k: float | Tensor) -> Tensor:
         """Weights w in [0, 1] of mean ``k`` for x̂ = ``sr`` and x = ``gt`` in [0, 1]: (N, C, H, W), float32."""
         return fixed_sum(self.probabilities(sr, gt), k)
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
+
+from tlw_basicsr.core.graphs import copy_all
 
 LARGEST = 1e18  # norm of a gradient whose square, which Adam keeps, fits into float32
 
@@ -79,8 +80,8 @@ class StepGuard:
         if not self.active:
             return True
         if not self.refused:
-            flags = [is_small(optimizer), are_finite([*self.losses, *self.looked_at(), *(self.buffers or ())])]
-            self.refused = not self.agree(torch.stack([f.to(flags[0].device) for f in flags]).all()).item()
+            values = [*self.losses, *self.looked_at(), *(self.buffers or ())]
+            self.refused = not self.agree(is_sound(values, optimizer)).item()
         if self.refused:
             return False
         self.stepped.append(optimizer)
@@ -117,18 +118,14 @@ class Snapshot:
         self.state = {p: dict(state) for p, state in optimizer.state.items()}
         held = [value for state in self.state.values() for value in state.values() if torch.is_tensor(value)]
         self.tensors = [t.detach() for t in [*list_parameters(optimizer), *held]]
-        self.copies = [tensor.clone() for tensor in self.tensors]
+        self.copies = [torch.empty_like(tensor) for tensor in self.tensors]
+        copy_all(self.copies, self.tensors)
 
     def restore(self) -> None:
         """Put everything back."""
         copy_all(self.tensors, self.copies)
         self.optimizer.state.clear()
         self.optimizer.state.update(self.state)
-
-
-def copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
-    """Copy the values of tensors into others, with as few launches as there can be."""
-    torch._foreach_copy_(targets, sources)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def list_parameters(optimizer: Optimizer) -> list[Tensor]:
@@ -138,16 +135,36 @@ def list_parameters(optimizer: Optimizer) -> list[Tensor]:
 
 def are_finite(values: Iterable[Any]) -> Tensor:
     """Return a flag: whether all floating-point tensors among ``values`` are finite."""
-    tensors = [value.detach() for value in values if torch.is_tensor(value) and value.is_floating_point()]
-    if not tensors:
-        return torch.tensor(True)
-    return torch.stack([torch.isfinite(t).all().to(tensors[0].device) for t in tensors]).all()
+    return is_sound(values)
 
 
 def is_small(optimizer: Optimizer) -> Tensor:
     """Return a flag: whether gradient and learning rate are so small that no step of theirs leaves float32."""
-    gradients = [p.grad for p in list_parameters(optimizer) if p.grad is not None]
-    largest = max((float(group["lr"]) for group in optimizer.param_groups), default=0.0)
-    if not gradients:
+    return is_sound((), optimizer)
+
+
+def is_sound(values: Iterable[Any], optimizer: Optimizer | None = None) -> Tensor:
+    """Return :func:`are_finite` of ``values`` and :func:`is_small` of ``optimizer`` as one flag, in eight launches."""
+    tensors = [v.detach() for v in values if torch.is_tensor(v) and v.is_floating_point() and v.numel()]
+    parameters = [] if optimizer is None else list_parameters(optimizer)
+    norms = list_norms([p.grad for p in parameters if p.grad is not None], 2)
+    count = len(norms)
+    norms += list_norms(tensors, torch.inf)  # the largest magnitude, NaN where one value is
+    if not norms:
         return torch.tensor(True)
-    return get_total_norm(gradients) < LARGEST / max(1.0, 1e3 * largest)
+    joined = torch.stack([norm.to(norms[0].device) for norm in norms])
+    flags = []
+    if optimizer is not None and count:
+        largest = max((float(group["lr"]) for group in optimizer.param_groups), default=0.0)
+        flags.append(torch.linalg.vector_norm(joined[:count]) < LARGEST / max(1.0, 1e3 * largest))
+    if tensors:
+        flags.append(joined[count:].amax() < torch.inf)
+    return flags[0] & flags[-1]
+
+
+def list_norms(tensors: list[Tensor], kind: float) -> list[Tensor]:
+    """Return the norm of each tensor, in an order of its own."""
+    groups: dict[Any, list[Tensor]] = {}
+    for tensor in tensors:
+        groups.setdefault((tensor.device, tensor.dtype), []).append(tensor)
+    return [norm for group in groups.values() for norm in torch._foreach_norm(group, kind)]  # pyright: ignore[reportPrivateImportUsage]

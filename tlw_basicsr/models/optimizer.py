@@ -66,17 +66,23 @@ class TrainingOptimizer(Optimizer):
             return
         self.before = self.accumulated, self.sums
         parameters = list_parameters(self)
+        both = []
         for p, total in zip(parameters, self.sums or (), strict=False):
-            if total is not None:
-                p.grad = total if p.grad is None else total + p.grad
+            if total is not None and p.grad is not None:
+                both.append((p, total))
+            elif total is not None:
+                p.grad = total
+        if both:
+            sums = torch._foreach_add([total for _, total in both], [p.grad for p, _ in both])  # pyright: ignore[reportPrivateImportUsage]
+            for (p, _), total in zip(both, sums, strict=True):
+                p.grad = total
         self.sums = None
         self.accumulated = (self.accumulated + 1) % self.every
         if self.accumulated:
             return
-        if self.every > 1:
-            for p in parameters:
-                if p.grad is not None:
-                    p.grad.div_(self.every)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if self.every > 1 and gradients:
+            torch._foreach_div_(gradients, self.every)  # pyright: ignore[reportPrivateImportUsage]
         if self.limit:
             clip_grad_norm_(parameters, self.limit)
         self.precision.take_step(self.inner, closure)

@@ -34,6 +34,7 @@ class TLWMixin(TrainingMixin):
     """
 
     first_visuals: dict[str, Tensor] | None = None
+    graphs_failure: str | None = None
 
     def init_training_settings(self) -> None:
         """Build the weighting network and what the base model builds; replace the base model's pixel loss."""
@@ -166,10 +167,17 @@ class TLWMixin(TrainingMixin):
 
     def get_current_log(self) -> OrderedDict[str, float]:
         """Return the base model's log, k, and :meth:`tlw_basicsr.TLW.summarize` of its last pixel loss."""
-        log, summary = OrderedDict(super().get_current_log()), self.tlw.summarize()
+        log = super().get_current_log()
+        try:
+            summary = self.tlw.summarize()
+        except ValueError as error:  # the gt of an iteration since the last log
+            raise UserError(str(error)) from error
+        if self.tlw.graphs_failure not in (None, self.graphs_failure):
+            self.graphs_failure = self.tlw.graphs_failure
+            get_root_logger().info(f"train.tlw.use_graphs: steps run without CUDA graphs ({self.graphs_failure}).")
         if summary:
             log["k"] = self.k
-            log.update(self.reduce_loss_dict(OrderedDict(summary)))
+            log.update(self.read_losses(summary))
             if log["w_std"] < NEARLY_CONSTANT:
                 get_root_logger().info(f"The weights are nearly constant (standard deviation {log['w_std']:.4f}).")
         return log

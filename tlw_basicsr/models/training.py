@@ -17,9 +17,10 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from tlw_basicsr.compat import CudaMeans
+from tlw_basicsr.core.graphs import copy_all
 from tlw_basicsr.core.weight_net import paper_start_values
 from tlw_basicsr.models import states
-from tlw_basicsr.models.guard import StepGuard, are_finite, copy_all, is_small, list_parameters
+from tlw_basicsr.models.guard import StepGuard, are_finite, is_small, list_parameters
 from tlw_basicsr.models.optimizer import MixedPrecision, TrainingOptimizer
 from tlw_basicsr.models.optimizers import build_optimizer, build_schedulers
 from tlw_basicsr.models.validation import validate_alone
@@ -237,9 +238,18 @@ class TrainingMixin(BaseModel):
             f"{current_iter:,}: {text}; its batch and the networks before it are in {path}"
         )
 
+    def reduce_loss_dict(self, loss_dict: dict[str, Tensor]) -> OrderedDict[str, Any]:
+        """Return the losses as they are: :meth:`read_losses` averages and reads them when the log is written."""
+        return OrderedDict((name, value.detach()) for name, value in loss_dict.items())
+
+    def read_losses(self, losses: dict[str, Any]) -> OrderedDict[str, float]:
+        """Return numbers as they are, and tensors as BasicSR's ``reduce_loss_dict`` does, averaged over processes."""
+        tensors = OrderedDict((name, value) for name, value in losses.items() if torch.is_tensor(value))
+        return OrderedDict(losses) | super().reduce_loss_dict(tensors) if tensors else OrderedDict(losses)
+
     def get_current_log(self) -> OrderedDict[str, float]:
         """Return the model's own log and the number of refused steps, if there are any, or in mixed precision."""
-        log = OrderedDict(super().get_current_log())
+        log = self.read_losses(super().get_current_log())
         if self.guard.skipped or self.amp.dtype is not None:
             log["skipped"] = self.guard.skipped
         return log
@@ -248,11 +258,17 @@ class TrainingMixin(BaseModel):
         """As BasicSR's, and a copy of the buffers; not in iterations that are refused or only add to the gradient."""
         if decay and (self.guard.refused or getattr(self.optimizers[0], "accumulated", 0)):
             return
-        super().model_ema(decay)
-        buffers = dict(self.get_bare_model(self.net_g).named_buffers())
-        pairs = [(ours, buffers[name]) for name, ours in self.net_g_ema.named_buffers() if name in buffers]
-        if pairs:
-            copy_all([ours for ours, _ in pairs], [theirs for _, theirs in pairs])
+        net_g = self.get_bare_model(self.net_g)
+        theirs: dict[str, Tensor] = {**dict(net_g.named_parameters()), **dict(net_g.named_buffers())}
+        if super().model_ema.__func__ is not BaseModel.model_ema:  # a model with an average of its own
+            super().model_ema(decay)
+        else:
+            names, ours = zip(*self.net_g_ema.named_parameters(), strict=True)
+            with torch.no_grad():
+                torch._foreach_mul_(ours, decay)  # pyright: ignore[reportPrivateImportUsage]
+                torch._foreach_add_(ours, [theirs[name] for name in names], alpha=1 - decay)  # pyright: ignore[reportPrivateImportUsage]
+        buffers = {name: ours for name, ours in self.net_g_ema.named_buffers() if name in theirs}
+        copy_all(buffers.values(), [theirs[name] for name in buffers])
 
     # ------------------------------------------------------------------------------------------------- validation
 

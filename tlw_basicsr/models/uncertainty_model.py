@@ -10,6 +10,7 @@ from basicsr.utils import get_root_logger
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, nn
 
+from tlw_basicsr.core.functional import check_range
 from tlw_basicsr.losses.uncertainty_loss import UncertaintyLoss
 from tlw_basicsr.models.training import TrainingMixin
 from tlw_basicsr.networks import check_fit, read_network
@@ -108,6 +109,8 @@ class UncertaintyModel(TrainingMixin, SRModel):
 
     def uncertainty_pixel_loss(self, sr: Tensor, gt: Tensor) -> Tensor:
         """Return L_ESU or L_UDL, a scalar, of the SR image (N, C, H, W) in [0, 1] that SRModel has computed."""
+        if not hasattr(self, "s_log"):
+            check_range(gt)  # of the first batch alone, since it waits for the device
         if self.stage_one is None:
             s, stage = self.net_u(self.tap.take()), 1
         else:
@@ -123,7 +126,7 @@ class UncertaintyModel(TrainingMixin, SRModel):
         """Return SRModel's log, the stage, and mean and spread of s."""
         log = super().get_current_log()
         log["stage"] = 1 if self.stage_one is None else 2
-        log.update(self.reduce_loss_dict(OrderedDict(getattr(self, "s_log", {}))))
+        log.update(self.read_losses(getattr(self, "s_log", {})))
         return log
 
     def save(self, epoch: int, current_iter: int) -> None:
