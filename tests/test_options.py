@@ -434,7 +434,6 @@ def test_an_option_of_a_third_party_that_nothing_reads_is_noted(photographs, tmp
     assert sorted(check_all(tmp_path, opt)) == [
         "datasets.train.cuda: nothing in NotedDataset reads this option",
         "train.noted_too: nothing in NotedModel reads this option",
-        "datasets.train.cuda: nothing in NotedDataset reads this option",
     ]
     opt["train"]["noted_strenth"] = opt["train"].pop("noted_strength")
     with pytest.raises(UserError, match=r"train\.noted_strenth: unknown option \(did you mean noted_strength\?\)"):
