@@ -100,6 +100,7 @@ def test_a_forks_own_train_program(fork, tmp_path):
 NAMES = [
     "basicsr.utils.matlab_functions.rgb2ycbcr", "basicsr.utils.color_util.rgb2ycbcr", "basicsr.losses.losses.L1Loss",
     "basicsr.losses.losses.GANLoss", "basicsr.losses.basic_loss.L1Loss", "basicsr.models.losses.PerceptualLoss",
+    "basicsr.losses.losses.weighted_loss",
 ]  # fmt: skip
 
 
@@ -107,6 +108,7 @@ NAMES = [
 def test_names_of_all_versions(name):
     """Plugins are written for one version's modules, and used with another's."""
     assert callable(pkgutil.resolve_name(name))
+    assert pkgutil.resolve_name("basicsr.losses.losses._reduction_modes") == ["none", "mean", "sum"]
 
 
 def test_a_part_that_is_missing_is_named_where_it_is_used(monkeypatch):

@@ -88,7 +88,9 @@ def mend_imports_of_others() -> None:
 def mend_imports_of_basicsr() -> None:
     """Give BasicSR's modules of :data:`MOVED_INSIDE` each other's content; after BasicSR is imported."""
     for group in MOVED_INSIDE:
-        content = {key: value for name in group for key, value in vars(_find(name) or object).items() if key[0] != "_"}
+        content = {
+            key: value for name in group for key, value in vars(_find(name) or object).items() if key[:2] != "__"
+        }
         for name in group:
             _complete(name, content)
 

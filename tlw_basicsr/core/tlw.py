@@ -318,8 +318,9 @@ class TLW(nn.Module):
 
     def _copy_buffers(self) -> list[tuple[Tensor, Tensor]]:
         """The buffers of φ with copies, unless φ's optimiser comes with a guard, which copies them itself."""
-        guarded = self.net_w is None or not self.net_w.training or hasattr(self.optimizer, "guard")
-        return [] if guarded else [(buffer, buffer.clone()) for buffer in self.net_w.buffers()]
+        if self.net_w is None or not self.net_w.training or hasattr(self.optimizer, "guard"):
+            return []
+        return [(buffer, buffer.clone()) for buffer in self.net_w.buffers()]
 
     @torch.no_grad()
     def _is_finite(self, l_w: Tensor) -> bool:
