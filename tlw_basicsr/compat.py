@@ -39,6 +39,8 @@ MOVED_INSIDE = [
 REPLACED = {
     "basicsr.utils.img_util.imwrite": "tlw_basicsr.data.images.imwrite",  # files whole or not at all
     "basicsr.utils.img_process_util.filter2D": "tlw_basicsr.compat.filter2D",  # today's torch pads to other strides
+    # OpenCV 5 takes whole numbers alone
+    "basicsr.data.degradations.add_jpg_compression": "tlw_basicsr.data.images.add_jpg_compression",
     "basicsr.metrics.calculate_metric": "tlw_basicsr.models.validation.calculate_metric",  # refuses NaN
     # one rule for images, names and pairs, see tlw_basicsr.data.listing
     "basicsr.data.data_util.paired_paths_from_folder": "tlw_basicsr.data.listing.paired_paths_from_folder",
