@@ -215,6 +215,13 @@ def test_none_is_left_out():
             assert not {n for n in own if n[0] != "_"} - called.keys() - ELSEWHERE, module.__name__
 
 
+def test_a_jpeg_is_that_of_opencv():
+    for quality, whole in ((73.9, 73), (10, 10)):
+        content = cv2.imencode(".jpg", np.rint(255 * IMAGE).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, whole])[1]
+        result = degradations.add_jpg_compression(1.0 * IMAGE, quality)
+        assert result.dtype == np.float32 and np.array_equal(result, cv2.imdecode(content, 1) / np.float32(255))
+
+
 def test_classes_of_images(folder):
     from basicsr.utils import DiffJPEG, FileClient, USMSharp
 
