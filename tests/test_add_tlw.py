@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tlw_basicsr import UserError
 from tlw_basicsr.core.functional import k_schedule
 from tlw_basicsr.engine.options import check_options
-from tlw_basicsr.tools.add_tlw import add_tlw, describe_changes
+from tlw_basicsr.tools.add_tlw import DISTANCE, add_tlw, describe_changes
 from tlw_basicsr.util.yaml_options import load_yaml
 
 PSNR = """\
@@ -76,6 +76,7 @@ train:
   gan_opt: {type: GANLoss, gan_type: vanilla, loss_weight: !!float 5e-3}
 """
 
+YAMLS_PIXEL_OPT = "{type: L1Loss, loss_weight: !!float 1e-2, reduction: mean}"
 VIDEO = """\
 name: video
 model_type: EDVRModel
@@ -246,6 +247,26 @@ def test_refusals():
         with pytest.raises(UserError) as error:
             add_tlw(PSNR.replace(old, new), "my.yml")
         assert message in str(error.value) and "my.yml" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "base"),
+    [
+        ("{type: CharbonnierLossColor, eps: 1.0e-6, loss_weight: 2.0, reduction: mean}", None),
+        ("{type: PSNRLoss, loss_weight: 2.0, reduction: mean, toY: false}", None),
+        ("{type: FocalLoss, alpha: 3, loss_weight: 2.0}", "mse"),
+    ],
+)
+def test_pixel_losses_of_others(section, base):
+    new = load_yaml(add_tlw(GAN.replace(YAMLS_PIXEL_OPT, section), "x", base=base), "x")
+    given = load_yaml(section, "x")
+    expected = base or {"CharbonnierLossColor": "l1", "PSNRLoss": "mse"}[given["type"]]
+    kept = {key: given[key] for key in ("loss_weight", "reduction") if key in given}
+    assert new["train"]["pixel_opt"] == {"type": "TLWLoss", "base": expected, **kept, "distance": DISTANCE}
+    for wrong, message in (("toY: true", "pixel_opt.toY"), ("x: 1", "any with --base l1 or --base mse")):
+        kind = "PSNRLoss" if "toY" in wrong else "FocalLoss"
+        with pytest.raises(UserError, match=message):
+            add_tlw(GAN.replace(YAMLS_PIXEL_OPT, f"{{type: {kind}, {wrong}}}"), "x")
 
 
 def test_the_program(tmp_path, script):

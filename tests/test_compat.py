@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import basicsr
 import pytest
+import torch
 from basicsr.utils import img_process_util
 
 from tests.conftest import ROOT, tiny_options, write_yaml
@@ -107,6 +108,7 @@ def test_a_forks_own_train_program(fork, tmp_path):
 NAMES = [
     "basicsr.utils.matlab_functions.rgb2ycbcr", "basicsr.utils.color_util.rgb2ycbcr", "basicsr.losses.losses.L1Loss",
     "basicsr.losses.losses.GANLoss", "basicsr.losses.basic_loss.L1Loss", "basicsr.models.losses.PerceptualLoss",
+    "basicsr.losses.losses.weighted_loss",
 ]  # fmt: skip
 
 
@@ -114,6 +116,16 @@ NAMES = [
 def test_names_of_all_versions(name):
     """Plugins are written for one version's modules, and used with another's."""
     assert callable(pkgutil.resolve_name(name))
+    assert pkgutil.resolve_name("basicsr.losses.losses._reduction_modes") == ["none", "mean", "sum"]
+
+
+def test_stylegan2_runs_without_its_extension():
+    activation = pkgutil.resolve_name("basicsr.ops.fused_act.FusedLeakyReLU")(3)
+    activation.bias.data = torch.tensor([0.5, 0.0, -0.5])
+    for shape in ((2, 3), (2, 3, 4, 5)):
+        x = torch.randn(shape, requires_grad=True)
+        shifted = x + activation.bias.view(1, 3, *[1] * (len(shape) - 2))
+        assert torch.allclose(activation(x), 2**0.5 * torch.where(shifted > 0, shifted, 0.2 * shifted))
 
 
 def test_a_part_that_is_missing_is_named_where_it_is_used(monkeypatch):

@@ -256,7 +256,8 @@ def test_losses_and_gradients_are_finite_at_the_ends(base):
 def test_images_in_another_range_or_of_other_shapes_are_refused(equation):
     sr, gt, w = images()
     assert torch.isfinite(equation(3 * sr - 1, gt, w))  # an SR image may be anything
-    for wrong in (2 * gt - 1, 255 * gt):
+    assert torch.isfinite(equation(sr, gt + 0.009, w)) and gt.max() > 0.97 > 0.03 > gt.min()
+    for wrong in (2 * gt - 1, 255 * gt, gt + 0.05, gt - 0.05):
         with pytest.raises(ValueError, match=r"gt must be an image in \[0, 1\], got values from"):
             equation(wrong, wrong, w)
     for shapes in ((sr[:1], gt), (sr[0], gt[0])):

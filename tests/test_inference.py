@@ -17,6 +17,7 @@ from tlw_basicsr import UserError, imresize
 from tlw_basicsr.data.images import Picture, read_picture
 from tlw_basicsr.networks import count_input_channels, get_size_multiple
 from tlw_basicsr.tools.inference import DTYPES, NetworkUpscaler, blend_weights, png_chunk, upscale_picture, write_result
+from tlw_basicsr.util.yaml_options import load_yaml
 
 
 def network(options):
@@ -290,6 +291,44 @@ def test_any_tiling_of_a_local_network_is_the_whole(tile, overlap, length, multi
     image = torch.rand(1, 3, length, 3, generator=torch.Generator().manual_seed(0))
     upscale = NetworkUpscaler(double, {"type": "D", "window_size": multiple}, tile, overlap)
     assert torch.allclose(upscale(image), double(image), atol=1e-6)
+
+
+class OfOneSize(torch.nn.Upsample):
+    """A network that takes one size alone, and returns more than the image."""
+
+    def forward(self, x):
+        assert x.shape[-2:] == (24, 24)
+        return super().forward(x), []
+
+
+@pytest.mark.parametrize("size", [(24, 24), (10, 70), (61, 47)])
+@pytest.mark.parametrize("tile", [None, 512])
+def test_a_network_of_one_size_gets_tiles_of_it(size, tile):
+    net, image = OfOneSize(scale_factor=2), torch.rand(1, 3, *size)
+    upscale = NetworkUpscaler(net, {"type": "D", "patch_size": 20, "out_size": 24}, tile)
+    assert torch.allclose(upscale(image), torch.nn.Upsample(scale_factor=2)(image), atol=1e-6)
+    with pytest.raises(UserError, match="D fails on an image of 3 channels and 16×16 pixels"):
+        NetworkUpscaler(net, {"type": "D", "out_size": 32}, tile)
+
+
+def test_images_are_normalised_as_those_of_the_data_set(trained, photographs, tmp_path, script):
+    path, _, net = trained
+    image = photograph(height=40, width=30)
+    write(tmp_path / "a.png", image[..., ::-1])
+    opt = load_yaml(path.read_text(), "o")
+    opt["datasets"]["train"] |= {"mean": [0.5, 0.4, 0.3], "std": [0.5, 0.25, 1.0]}
+    code, _, err = script(
+        "inference.py", tmp_path / "a.png", "--opt", write_yaml(tmp_path, opt), "--out", tmp_path, "--suffix", "_sr"
+    )
+    assert code == 0, err
+    mean, std = (torch.tensor(opt["datasets"]["train"][key]).view(3, 1, 1) for key in ("mean", "std"))
+    averaged = network(EDSR)
+    averaged.load_state_dict({key: value * 0.9 for key, value in net.state_dict().items()})
+    expected = (averaged((as_tensor(image) - mean) / std) * std + mean).clamp(0, 1)
+    made = as_tensor(cv2.imread(str(tmp_path / "a_sr.png"))).flip(1)
+    assert (made - expected).abs().max() < 0.6 / 255
+    plain = averaged(as_tensor(image)).clamp(0, 1)
+    assert (plain - expected).abs().max() > 2 / 255
 
 
 def test_weights_of_neighbours_add_up_to_one():

@@ -281,6 +281,8 @@ RIGHT = [
     {"train__scheduler": cosine([4, 4], [1, 0.5])},
     # what BasicSR takes
     {"train__perceptual_opt": None, "val__suffix": "", "manual_seed": None},
+    {"train__optim_g": {"type": "Adam", "lr": 1e-3, "betas": [0, 0.99]}, "path__ignore_resume_networks": "network_w"},
+    {"datasets__val__scale": 2},
     {"path": {"strict_load_g": None, "resume_state": None}, "dist_params": {"backend": "nccl", "port": 29500}},
 ]
 

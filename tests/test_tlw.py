@@ -292,6 +292,81 @@ def test_parts_are_drawn_anew_and_a_whole_draws_nothing():
     assert len(seen) > 8 and len(losses) == 1
 
 
+def test_an_e_step_draws_every_sample_and_reaches_every_edge():
+    count, size, side = 3, 12, 8
+    gt = torch.linspace(0, 1, count * size * size).view(count, 1, size, size).expand(-1, 3, -1, -1)
+    corners = set()
+    tlw = make_tlw(SSIMDistance(3), weight_batch=1, weight_crop=side, importance=False)
+    tlw.net_w.register_forward_pre_hook(lambda _, args: corners.add(round(args[1][0, 0, 0, 0].item() * 431)))
+    for _ in range(150):
+        tlw.e_step(gt / 2, gt, 0)
+    samples, tops, lefts = (
+        set(each) for each in zip(*((c // 144, c % 144 // 12, c % 12) for c in corners), strict=True)
+    )
+    assert samples == {0, 1, 2} and tops == lefts == set(range(size - side + 1))
+
+
+@pytest.mark.parametrize("options", [{"importance": True}, {"importance": False, "weight_batch": 1, "weight_crop": 32}])
+def test_an_overflow_costs_an_e_step_and_nothing_else(pair, options):
+    sr, gt = pair
+    tlw = make_tlw(**options)
+    tlw(sr, gt, t=0)
+    adam, phi, l_w = copy.deepcopy(tlw.optimizer.state_dict()["state"]), copy_numbers(tlw.net_w), tlw.log["l_w"]
+    for value in (math.inf, math.nan):
+        bad = sr.detach().clone()
+        bad[:, :, ::2, ::2] = value
+        assert not tlw(bad, gt, t=1).isfinite()
+    assert are_same(tlw.net_w, phi) and tlw.log["l_w"] is l_w
+    assert all(same(state, adam[n]) for n, state in tlw.optimizer.state_dict()["state"].items())
+    assert tlw.summarize()["skipped"] == 2 and tlw.last_e_step == 0
+    assert tlw(sr, gt, t=2).isfinite() and tlw.last_e_step == 3 and not are_same(tlw.net_w, phi)
+    assert all(value.isfinite() for value in tlw.summarize().values())
+
+
+def test_a_gradient_that_overflows_costs_an_e_step_too(pair):
+    tlw = make_tlw()
+    phi = copy_numbers(tlw.net_w)
+    tlw.net_w.conv[0].bias.register_hook(lambda gradient: gradient + math.inf)
+    assert tlw.e_step(*pair, 0).isfinite()
+    assert are_same(tlw.net_w, phi) and tlw.skipped == 1 and not tlw.optimizer.state
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("preset", ["exact", "economy"])
+def test_images_of_any_precision_are_taken_in_that_of_phi(pair, dtype, preset):
+    images = [image.detach().to(dtype) for image in pair]
+    losses = []
+    for sr, gt in (images, [image.float() for image in images]):
+        torch.manual_seed(0)
+        tlw = TLW.from_preset(preset, SSIMDistance(5), net_w=TLWWeightNet(num_feat=4)).to(DEVICE)
+        sr.requires_grad_()
+        losses.append(tlw(sr, gt, t=0))
+        losses[-1].backward()
+        assert sr.grad.dtype == sr.dtype and sr.grad.abs().sum() > 0
+    assert losses[0].item() == losses[1].item()
+    tlw.to(dtype)  # half precision is left to autocast
+    expected = torch.float64 if dtype == torch.float64 else torch.float32
+    assert {t.dtype for t in tlw.state_dict().values() if torch.is_tensor(t) and t.is_floating_point()} == {expected}
+    assert tlw.weights(*images).dtype == expected and tlw(*images, t=9).isfinite()
+
+
+def test_without_gradients_there_is_no_e_step(pair):
+    for preset in ("exact", "economy"):
+        tlw = TLW.from_preset(preset, SSIMDistance(5), net_w=TLWWeightNet(num_feat=4)).to(DEVICE)
+        for mode in (torch.no_grad, torch.inference_mode):
+            with mode():
+                assert tlw(pair[0] * 1, pair[1] * 1, t=0).isfinite()
+        assert tlw.last_e_step is None and tlw(*pair, t=1).isfinite() and tlw.last_e_step is not None
+
+
+def test_under_fp16_autocast_phi_stays_in_float32(pair):
+    tlw, kinds = make_tlw(), set()
+    tlw.net_w.conv[0].register_forward_hook(lambda _, args, out: kinds.add(out.dtype))
+    with torch.autocast(DEVICE.type, torch.float16):
+        tlw(*pair, t=0)
+    assert kinds == {torch.float32}
+
+
 @pytest.mark.parametrize("base", ["l1", "mse"])
 def test_without_importance_the_gradient_keeps_its_direction(base):
     """Cosine of at least 0.999 over photographs, for the same noise; other noise changes it far more."""
@@ -452,6 +527,13 @@ def test_wrong_images_and_arguments_are_named(pair):
         for call in (tlw, tlw.e_step, tlw.m_loss):
             with pytest.raises(ValueError, match=message):
                 call(*wrong)
+    with pytest.raises(ValueError, match=r"floating-point images in \[0, 1\], got torch.float32 and torch.uint8"):
+        tlw(sr, (255 * gt).byte())
+    for number in (1, 4):
+        with pytest.raises(ValueError, match=f"num_in_ch is 3, the images have {number} channels"):
+            tlw(*(image[:, :1].expand(-1, number, -1, -1) for image in pair))
+    with pytest.raises(ValueError, match="must have 3 channels, or 1, got 4"):
+        LPIPSDistance(weights="random")(torch.rand(1, 4, 32, 32), torch.rand(1, 4, 32, 32))
     for options, message in WRONG_ARGUMENTS:
         with pytest.raises(ValueError, match=message):
             TLW(**{"distance": None if "weights" in options else SSIMDistance(), **options})

@@ -39,6 +39,9 @@ MOVED_INSIDE = [
 REPLACED = {
     "basicsr.utils.img_util.imwrite": "tlw_basicsr.data.images.imwrite",  # files whole or not at all
     "basicsr.utils.img_process_util.filter2D": "tlw_basicsr.compat.filter2D",  # today's torch pads to other strides
+    "basicsr.ops.fused_act.fused_act.fused_leaky_relu": "tlw_basicsr.compat.fused_leaky_relu",  # without extension, too
+    # OpenCV 5 takes whole numbers alone
+    "basicsr.data.degradations.add_jpg_compression": "tlw_basicsr.data.images.add_jpg_compression",
     "basicsr.metrics.calculate_metric": "tlw_basicsr.models.validation.calculate_metric",  # refuses NaN
     # one rule for images, names and pairs, see tlw_basicsr.data.listing
     "basicsr.data.data_util.paired_paths_from_folder": "tlw_basicsr.data.listing.paired_paths_from_folder",
@@ -88,7 +91,9 @@ def mend_imports_of_others() -> None:
 def mend_imports_of_basicsr() -> None:
     """Give BasicSR's modules of :data:`MOVED_INSIDE` each other's content; after BasicSR is imported."""
     for group in MOVED_INSIDE:
-        content = {key: value for name in group for key, value in vars(_find(name) or object).items() if key[0] != "_"}
+        content = {
+            key: value for name in group for key, value in vars(_find(name) or object).items() if key[:2] != "__"
+        }
         for name in group:
             _complete(name, content)
 
@@ -152,6 +157,14 @@ def filter2D(img: Tensor, kernel: Tensor) -> Tensor:
     padded = F.pad(img, [size // 2] * 4, mode="reflect").reshape(1, n * c, h + size - 1, w + size - 1)
     kernels = kernel.reshape(-1, 1, 1, size, size).expand(n, c, 1, size, size).reshape(n * c, 1, size, size)
     return F.conv2d(padded, kernels, groups=n * c).reshape(n, c, h, w)
+
+
+def fused_leaky_relu(input: Tensor, bias: Tensor, negative_slope: float = 0.2, scale: float = 2**0.5) -> Tensor:
+    """BasicSR's, of StyleGAN2: scale·leaky_relu(input + bias), by its CUDA extension where that is compiled."""
+    module = importlib.import_module("basicsr.ops.fused_act.fused_act")
+    if hasattr(module, "fused_act_ext") and input.is_cuda:
+        return module.FusedLeakyReLUFunction.apply(input, bias, negative_slope, scale)
+    return scale * F.leaky_relu(input + bias.view(1, -1, *[1] * (input.ndim - 2)), negative_slope)
 
 
 class CudaMeans(TorchFunctionMode):

@@ -1,8 +1,8 @@
 """Turn a BasicSR training YAML into its TLW version: ``tlw add IN.yml OUT.yml``.
 
-Comments and order stay, and a file that has TLW already stays as it is. The pixel loss (L1Loss, MSELoss or
-CharbonnierLoss) becomes TLWLoss, with the paper's distance, preset: economy and a schedule of k over the whole
-training. Every change is printed.
+Comments and order stay, and a file that has TLW already stays as it is. The pixel loss (L1Loss, MSELoss,
+CharbonnierLoss, NAFNet's PSNRLoss, SwinFIR's CharbonnierLossColor, or any other with --base) becomes TLWLoss, with the
+paper's distance, preset: economy and a schedule of k over the whole training. Every change is printed.
 """
 
 from collections.abc import Sequence
@@ -22,12 +22,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--name", help="name of the experiment (default: the old name with _TLW)")
     balance = "change loss_weight so that the pixel loss weighs against GAN and other losses as before"
     parser.add_argument("--keep-balance", action="store_true", help=balance)
+    base = "what TLW weights, for a pixel loss that is not known here: |x̂ − x| or its square"
+    parser.add_argument("--base", choices=("l1", "mse"), help=base)
     args = parser.parse_args(argv)
     try:
         text = args.input.read_bytes().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{args.input}: can't be read as text ({type(error).__name__})") from error
-    new = add_tlw(text, str(args.input), keep_balance=args.keep_balance, new_name=args.name)
+    new = add_tlw(text, str(args.input), keep_balance=args.keep_balance, new_name=args.name, base=args.base)
     if args.output.exists() and not args.output.is_file():
         raise UserError(f"{args.output}: is not a file that can be written")
     write_text(new, args.output.resolve())  # a link stays a link

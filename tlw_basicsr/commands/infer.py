@@ -74,7 +74,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--suffix: expected a part of a file name, at most 100 characters, got {args.suffix!r}")
     trained = load_sr_network(args)
     upscale = NetworkUpscaler(
-        trained.net, trained.options, args.tile or None, args.overlap, find_device(args.device), DTYPES[args.dtype]
+        trained.net,
+        trained.options,
+        args.tile or None,
+        args.overlap,
+        find_device(args.device),
+        DTYPES[args.dtype],
+        trained.normalization,
     )
 
     skipped, images = 0, {}

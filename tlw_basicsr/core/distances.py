@@ -66,11 +66,12 @@ class CachedDistanceTo(DistanceTo):
     def __init__(self, distance: nn.Module, gt: Tensor, chunk: int | None = None) -> None:
         super().__init__(distance, gt.detach())
         self.chunk = chunk or len(gt)
-        self._source, self._version = gt, gt._version
+        # a tensor of inference mode has no version
+        self._source, self._version = gt, None if gt.is_inference() else gt._version
 
     def is_of(self, gt: Tensor) -> bool:
         """Whether ``gt`` is the tensor that this was made of, unchanged since."""
-        return self._source is gt and self._version == gt._version
+        return self._source is gt and self._version is not None and self._version == gt._version
 
     def __call__(self, a: Tensor) -> Tensor:
         """D(a, x) of images in [0, 1]: (N,)."""
@@ -179,7 +180,13 @@ class LPIPSDistance(FeatureDistance):
         self.trunk.compile(*args, **kwargs)
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """Unit-length feature maps of every layer."""
+        """Unit-length feature maps of every layer; one channel is taken for three equal ones.
+
+        Raises:
+            ValueError: another number of channels.
+        """
+        if x.shape[1] not in (1, 3):
+            raise ValueError(f"LPIPSDistance: images must have 3 channels, or 1, got {x.shape[1]}")
         maps = [at_least_fp32(f) for f in self.trunk((2 * x - 1 - self.shift) / self.scale)]
         norms = [torch.linalg.vector_norm(f, dim=1, keepdim=True) + 1e-10 for f in maps]
         # in place where autograd allows: maps are large, and writing them anew takes a tenth of the time

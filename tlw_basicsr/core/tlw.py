@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 from torch.optim import Adam, Optimizer
 
 from tlw_basicsr.core.arguments import FRACTION, POSITIVE, Accepted, checked, or_none, whole
@@ -79,8 +80,11 @@ class TLW(nn.Module):
 
     Images are (N, C, H, W), or (N, T, C, H, W) of a video, whose frames count as samples; x is in [0, 1].
     ``state_dict()`` holds φ, its optimiser, the number of calls and of the last E step; D is not in it. In eval mode
-    there is no E step. With torch.distributed the gradients of φ are averaged over the processes, and its start values
-    are the first one's.
+    and without gradients there is no E step. One whose loss or gradient is not finite changes nothing and is due again;
+    unless the optimiser has a ``guard`` of its own, that is looked at in each E step. Images of any floating-point type
+    are taken in that of φ, which with D stays in at least float32: half precision is autocast's affair, not
+    ``.half()``'s. With torch.distributed the gradients of φ are averaged over the processes, and its start values are
+    the first one's.
 
     Args:
         distance: D, a module ``distance(a, b)`` on images in [0, 1] with one value per sample, which depends on that
@@ -151,6 +155,7 @@ class TLW(nn.Module):
         self.optimizer = (optimizer or make_adam)(self.net_w.parameters()) if self.net_w is not None else None
         self.calls = 0
         self.last_e_step: int | None = None
+        self.skipped = 0
         self.log: dict[str, Tensor] = {}
         self._e_sample: tuple[Tensor, Tensor, float, Tensor | None] | None = None
         self._to_gt: CachedDistanceTo | None = None
@@ -187,13 +192,14 @@ class TLW(nn.Module):
             Scalar.
 
         Raises:
-            ValueError: the shapes are others, x is not in [0, 1], or D does not give one value per sample.
+            ValueError: the shapes are others, x is not in [0, 1], an image has no floating-point numbers or a number of
+                channels that φ or D does not take, or D does not give one value per sample.
         """
         self.calls = self.calls if iteration is None else iteration
         t = self.calls if t is None else t
-        sr, gt = fold_frames(sr, gt)
+        sr, gt = self._take_images(sr, gt)
         due = self.last_e_step is None or self.calls - self.last_e_step >= self.weight_interval
-        if self.net_w is not None and self.training and due:
+        if self.net_w is not None and self.training and due and torch.is_grad_enabled():
             self.e_step(sr, gt, t)
         loss = self.m_loss(sr, gt, t)
         self.calls += self.training
@@ -207,13 +213,19 @@ class TLW(nn.Module):
         if self.net_w is None or self.optimizer is None:
             raise ValueError(f"TLW: there is no E step with weights='{self.weighting}'")
         self._share_start_values()
+        before = self._copy_buffers()
         k = self.k(t)
-        sr, gt = self._draw_part(*fold_frames(sr.detach(), gt))
+        sr, gt = self._draw_part(*self._take_images(sr.detach(), gt))
         noise = torch.rand((1, *gt.shape), device=gt.device) if self.stochastic else None
         (l_w,) = self._loss("_e_loss", sr, gt, k, noise)
         self.optimizer.zero_grad()
         l_w.backward()
         self._average_gradients()
+        if not hasattr(self.optimizer, "guard") and not self._is_finite(l_w.detach()):
+            for buffer, value in before:
+                buffer.copy_(value)
+            self.skipped += 1
+            return l_w.detach()
         self.optimizer.step()
         self.last_e_step = self.calls
         self.log["l_w"] = l_w.detach()
@@ -226,7 +238,7 @@ class TLW(nn.Module):
         Arguments and errors as :meth:`forward`.
         """
         self._share_start_values()
-        sr, gt = fold_frames(sr, gt)
+        sr, gt = self._take_images(sr, gt)
         if not is_at_hand(gt):
             self._look_at(gt)
         loss, self.log["w"] = self._loss("_m_loss", sr, gt, self.k(t), None)
@@ -242,7 +254,7 @@ class TLW(nn.Module):
     @torch.no_grad()
     def weights(self, sr: Tensor, gt: Tensor, t: float | None = None) -> Tensor:
         """The weights w of images, to look at: in [0, 1], (N, C, H, W). Batch norm is in eval mode meanwhile."""
-        sr, gt = fold_frames(sr, gt)
+        sr, gt = self._take_images(sr, gt)
         modes = {} if self.net_w is None else {module: module.training for module in self.net_w.modules()}
         if self.net_w is not None:
             self.net_w.eval()
@@ -258,7 +270,8 @@ class TLW(nn.Module):
 
         ``w_mean``, ``w_std`` of the weights; ``l_w`` = L_φ; ``wc`` = exp(-L_φ), the geometric mean of the weight
         criterion; and ``wc_gain``, how many times that of the constant map k for the same images and noise it is. WC
-        grows with k whatever is learned, the gain does not. It costs two more D, here and nowhere else.
+        grows with k whatever is learned, the gain does not. It costs two more D, here and nowhere else. ``skipped`` is
+        the number of E steps that were not finite, where there are any.
 
         Raises:
             ValueError: the x of a call since the last summary was not in [0, 1].
@@ -275,7 +288,7 @@ class TLW(nn.Module):
             self._to_gt = None
         if "w" in self.log:
             summary.update(w_mean=self.log["w"].mean(), w_std=self.log["w"].std())
-        return summary
+        return summary | ({"skipped": torch.tensor(float(self.skipped))} if self.skipped else {})
 
     @property
     def graphs_failure(self) -> str | None:
@@ -340,8 +353,14 @@ class TLW(nn.Module):
         if self.weighting == "error":
             return error_weights(sr, gt, k)
         assert self.net_w is not None
+        before = self._copy_buffers()
         with self._autocast(gt.device, self.net_w):
-            return self.net_w(sr, gt, k)
+            w = self.net_w(sr, gt, k)
+        if before:  # no statistics of an x̂ that overflows, without a wait for the device
+            finite = torch.stack([(new.isfinite() | ~old.isfinite()).all() for new, old in before]).all()
+            for new, old in before:
+                new.copy_(torch.where(finite, new, old))
+        return w
 
     def _criterion_loss(self, sr: Tensor, gt: Tensor, w: Tensor, noise: Tensor | None) -> Tensor:
         eps = 0.0 if noise is None else EPS_DISTANCE
@@ -354,6 +373,30 @@ class TLW(nn.Module):
         if self._to_gt is None or not self._to_gt.is_of(gt):
             self._to_gt = CachedDistanceTo(self._distance[0], gt, self.distance_chunk)
         return self._to_gt
+
+    def _take_images(self, sr: Tensor, gt: Tensor) -> tuple[Tensor, Tensor]:
+        """Both images with frames as samples, in the precision of φ."""
+        sr, gt = fold_frames(sr, gt)
+        if self.net_w is None:
+            return sr, gt
+        dtype = next((p.dtype for p in self.net_w.parameters()), torch.float32)
+        return sr.to(dtype), gt.to(dtype)
+
+    def _copy_buffers(self) -> list[tuple[Tensor, Tensor]]:
+        """The buffers of φ with copies, unless φ's optimiser comes with a guard, which copies them itself."""
+        if self.net_w is None or not self.net_w.training or hasattr(self.optimizer, "guard"):
+            return []
+        return [(buffer, buffer.clone()) for buffer in self.net_w.buffers()]
+
+    @torch.no_grad()
+    def _is_finite(self, l_w: Tensor) -> bool:
+        """Whether L_φ and the gradient of φ are finite, in all processes; waits for the device."""
+        assert self.net_w is not None
+        gradients = [p.grad for p in self.net_w.parameters() if p.grad is not None]
+        finite = torch.stack([l_w, get_total_norm(gradients, torch.inf)]).isfinite().all().float()
+        if dist.is_initialized():
+            dist.all_reduce(finite, dist.ReduceOp.MIN)
+        return bool(finite)
 
     def _draw_part(self, sr: Tensor, gt: Tensor) -> tuple[Tensor, Tensor]:
         """``weight_batch`` random samples, each cut to the same random square; no random number if all is taken."""
@@ -420,12 +463,18 @@ class TLW(nn.Module):
             self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))  # torch would share its tensors
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TLW":
-        """Let ``.to(device)`` and the like also move D and the optimiser's moments."""
-        super()._apply(fn, recurse)
+        """Let ``.to(device)`` and the like also move D and the optimiser's moments; nothing goes to half precision."""
+
+        def keep(tensor: Tensor) -> Tensor:
+            new = fn(tensor)
+            half = new.dtype != tensor.dtype and new.dtype in (torch.float16, torch.bfloat16)
+            return tensor.to(new.device) if half else new
+
+        super()._apply(keep, recurse)
         for distance in self._distance:
-            distance._apply(fn)
+            distance._apply(keep)
         for moments in self.optimizer.state.values() if self.optimizer is not None else ():
-            moments.update({k: fn(v) for k, v in moments.items() if torch.is_tensor(v) and k != "step"})
+            moments.update({k: keep(v) for k, v in moments.items() if torch.is_tensor(v) and k != "step"})
         self._recorded = {}
         return self
 
@@ -443,9 +492,11 @@ def fold_frames(sr: Tensor, gt: Tensor) -> tuple[Tensor, Tensor]:
     """Return images (N, C, H, W) as they are, and videos (N, T, C, H, W) with their frames as samples.
 
     Raises:
-        ValueError: the shapes are others.
+        ValueError: the shapes are others, or the numbers are whole.
     """
     if sr.shape != gt.shape or sr.ndim not in (4, 5):
         shapes = f"{tuple(sr.shape)} and {tuple(gt.shape)}"
         raise ValueError(f"TLW: sr and gt must both be (N, C, H, W) or (N, T, C, H, W), got {shapes}")
+    if not sr.is_floating_point() or not gt.is_floating_point():
+        raise ValueError(f"TLW: sr and gt must be floating-point images in [0, 1], got {sr.dtype} and {gt.dtype}")
     return (sr, gt) if sr.ndim == 4 else (sr.flatten(0, 1), gt.flatten(0, 1))

@@ -48,7 +48,7 @@ class TLWWeightNet(nn.Module):
             ]
         last = nn.Conv2d(num_feat, num_in_ch, 3, padding=1)
         self.conv = nn.Sequential(*layers, last)
-        self.prior = prior
+        self.prior, self.num_in_ch = prior, num_in_ch
         if init == "paper":
             self.apply(paper_start_values)
         if prior == "error":
@@ -60,7 +60,13 @@ class TLWWeightNet(nn.Module):
         self.conv.compile(*args, **kwargs)
 
     def probabilities(self, sr: Tensor, gt: Tensor) -> Tensor:
-        """z in [0, 1], the weights before FixedSum, of x̂ = ``sr`` and x = ``gt`` in [0, 1]: (N, C, H, W), float32."""
+        """z in [0, 1], the weights before FixedSum, of x̂ = ``sr`` and x = ``gt`` in [0, 1]: (N, C, H, W), float32.
+
+        Raises:
+            ValueError: C is not ``num_in_ch``.
+        """
+        if gt.shape[1] != self.num_in_ch:
+            raise ValueError(f"TLWWeightNet: num_in_ch is {self.num_in_ch}, the images have {gt.shape[1]} channels")
         logits = at_least_fp32(self.conv(2 * torch.cat([gt, sr], dim=1) - 1))
         if self.prior == "error":
             logits = logits + relative_error(sr, gt).clamp(PRIOR_FLOOR, 1 - PRIOR_FLOOR).logit()

@@ -221,3 +221,10 @@ def imwrite(img: np.ndarray, file_path: str, params: list[int] | None = None, au
         Path(file_path).parent.mkdir(parents=True, exist_ok=True)
     write_image(img, file_path, params)
     return True
+
+
+def add_jpg_compression(img: np.ndarray, quality: float = 90) -> np.ndarray:
+    """BasicSR's: what a JPEG of ``quality``, cut to a whole number, makes of an image (H, W, 3) in [0, 1]: float32."""
+    levels = np.rint(np.clip(img, 0, 1) * 255).astype(np.uint8)  # of floats OpenCV 5 warns
+    encoded = cv2.imencode(".jpg", levels, [cv2.IMWRITE_JPEG_QUALITY, int(quality)])[1]
+    return cv2.imdecode(encoded, cv2.IMREAD_COLOR).astype(np.float32) / np.float32(255)

@@ -4,6 +4,7 @@ import argparse
 import importlib
 import inspect
 import random
+import re
 import sys
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -43,7 +44,7 @@ from tlw_basicsr.util.kinds import (
     ANY,
     BOOL,
     DICT,
-    NAMES,
+    NAMES_OR_TEXT,
     STR,
     Options,
     check_section,
@@ -51,6 +52,7 @@ from tlw_basicsr.util.kinds import (
     list_kinds,
     one_of,
     or_none,
+    whole,
 )
 from tlw_basicsr.util.yaml_options import force_options, load_yaml
 
@@ -150,6 +152,8 @@ def _complete(opt: Options, root: Path, debug: bool) -> None:
         for key, value in section.items():
             if isinstance(value, str) and key.startswith(("dataroot", "resume_state", "pretrain_network")):
                 section[key] = str(expanded(value, f"{place}.{key}"))
+    if isinstance(path.get("ignore_resume_networks"), str):
+        path["ignore_resume_networks"] = re.findall(r"network_\w+", path["ignore_resume_networks"])
     if opt.get("val"):
         # a bar is for a person to look at
         opt["val"]["pbar"] = opt["val"].get("pbar", True) and sys.stderr.isatty()
@@ -187,7 +191,7 @@ def check_options(opt: Options, is_train: bool) -> None:
     for key in networks:
         _check_part(opt[key], key, ARCH_REGISTRY, model)
     _check_factor(opt, "network_g")
-    kinds = {"resume_state": STR, "ignore_resume_networks": NAMES, "strict_load": BOOL}
+    kinds = {"resume_state": STR, "ignore_resume_networks": NAMES_OR_TEXT, "strict_load": BOOL}
     for label in [network.removeprefix("network_") for network in networks]:
         kinds |= {f"pretrain_network_{label}": STR, f"strict_load_{label}": BOOL, f"param_key_{label}": STR}
     check_section(opt["path"], "path", {key: or_none(kind) for key, kind in kinds.items()}, strict=False)
@@ -257,18 +261,18 @@ def _check_dataset(dataset: Options, place: str, phase: str, kind: Callable, opt
         required += ["batch_size_per_gpu", "num_worker_per_gpu"]
     if kind.__name__ in KNOWN_SETS and origin != OTHER:
         required += ["dataroot_gt", "io_backend"] + ["dataroot_lq"] * (origin != OURS)
-        if "scale" not in opt:
+        if "scale" not in opt and "scale" not in dataset:
             scale = list_kinds(TopOptions)["scale"].text
             raise UserError(f"scale: missing; {kind.__name__} needs it; expected {scale}")
     if origin == OURS and phase == "train":
         required.append("gt_size")
-    kinds = list_kinds(DATASET_SECTIONS[origin]) | {"phase": ANY, "scale": ANY}
+    kinds = list_kinds(DATASET_SECTIONS[origin]) | {"phase": ANY, "scale": ANY if origin == OTHER else whole(1)}
     check_section(dataset, place, kinds, required, strict=origin == OURS)
     if origin == OURS:
         check_section(dataset["io_backend"], f"{place}.io_backend", {"type": one_of("disk", "lmdb")}, ["type"])
-    gt_size = dataset.get("gt_size")
-    if phase == "train" and isinstance(gt_size, int) and gt_size and gt_size % opt.get("scale", 1):
-        raise UserError(f"{place}.gt_size: {gt_size} is not a multiple of the scale {opt['scale']}")
+    gt_size, scale = dataset.get("gt_size"), opt.get("scale", dataset.get("scale", 1))
+    if phase == "train" and isinstance(gt_size, int) and gt_size and gt_size % scale:
+        raise UserError(f"{place}.gt_size: {gt_size} is not a multiple of the scale {scale}")
     if dataset.get("persistent_workers") and not dataset.get("num_worker_per_gpu"):
         raise UserError(f"{place}.persistent_workers: true needs num_worker_per_gpu of at least 1")
     if dataset.get("prefetch_mode") == "cuda":

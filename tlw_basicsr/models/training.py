@@ -74,6 +74,8 @@ class TrainingMixin(BaseModel):
 
     def get_optimizer(self, optim_type: str, params: Any, lr: float, **kwargs: Any) -> Optimizer:
         """Build the model's own optimiser, or torch's of the name."""
+        if kwargs.get("betas"):
+            kwargs["betas"] = tuple(map(float, kwargs["betas"]))  # torch takes no [0, 0.99]
         try:
             return super().get_optimizer(optim_type, params, lr, **kwargs)
         except NotImplementedError:

@@ -11,7 +11,11 @@ from tlw_basicsr.util.errors import UserError, short
 from tlw_basicsr.util.kinds import FOLDER_NAME, Options, is_number
 from tlw_basicsr.util.yaml_options import load_yaml
 
-BASE_OF = {"L1Loss": "l1", "MSELoss": "mse", "CharbonnierLoss": "l1"}
+BASE_OF = {
+    **{"L1Loss": "l1", "MSELoss": "mse", "CharbonnierLoss": "l1"},
+    **{"CharbonnierLossColor": "l1", "PSNRLoss": "mse"},  # of SwinFIR and NAFNet
+}
+KEPT = ("type", "loss_weight", "reduction")
 DISTANCE = {"type": "LPIPSDistance", "net": "vgg"}
 K_START, K_END = 0.3, 0.9
 MEAN_K = K_START + (K_END - K_START) / math.e  # the average over a training of k_decay iterations
@@ -21,7 +25,9 @@ NEW_KEY_BEFORE = {"base_model": "model_type", "tlw": "pixel_opt"}  # other new k
 Edit = tuple[int, int, str]  # replace text[start:end]
 
 
-def add_tlw(text: str, name: str, *, keep_balance: bool = False, new_name: str | None = None) -> str:
+def add_tlw(
+    text: str, name: str, *, keep_balance: bool = False, new_name: str | None = None, base: str | None = None
+) -> str:
     """Return the TLW version of a BasicSR training YAML, with ``preset: economy``.
 
     Comments, order, anchors and spelling stay; new keys stand beside those that they belong to. A file that has
@@ -32,15 +38,16 @@ def add_tlw(text: str, name: str, *, keep_balance: bool = False, new_name: str |
         name: Name of the file, for messages.
         keep_balance: Change ``loss_weight`` so that the pixel loss weighs against the other losses as before.
         new_name: Name of the experiment; None for ``NAME_TLW``.
+        base: ``l1`` or ``mse``, what TLW weights; None for what the pixel loss is, where that is known.
     """
     opt = load_yaml(text, name)
     if not isinstance(opt, dict):
         raise UserError(f"{name}: must hold options, 'key: value'")
     if opt.get("model_type") == "TLWModel":
         return text
-    new = _with_tlw(opt, name, keep_balance, new_name)
-    # from the end; of edits at one place the last first
-    for start, end, written in sorted(_edits(_Document(text, name), opt, new), key=lambda edit: edit[0])[::-1]:
+    new = _with_tlw(opt, name, keep_balance, new_name, base)
+    # from the end; of edits at one place a deletion first, then the last
+    for start, end, written in sorted(_edits(_Document(text, name), opt, new), key=lambda edit: edit[:2])[::-1]:
         text = text[:start] + written + text[end:]
     try:
         right = load_yaml(text, name) == new
@@ -84,7 +91,7 @@ def describe_changes(before: str, after: str) -> list[str]:
     pixel_opt, old_pixel_opt = new["train"]["pixel_opt"], old["train"]["pixel_opt"]
     start, mean, end = (f"{2 * k:.2g}" for k in (K_START, MEAN_K, LAST_K))
     effect = f"about 2k times L1: {start} in the beginning, {mean} on average, {end} at the end"
-    if BASE_OF.get(old_pixel_opt.get("type")) == "mse":
+    if pixel_opt["base"] == "mse":
         effect = "each pixel's squared error is divided by its error and weighted, so its size is not that of MSE"
     reasons = {
         "name": "so that the next training leaves the folder of the one without TLW alone",
@@ -117,7 +124,7 @@ def _differences(old: Options, new: Options, place: str = "") -> Iterator[tuple[
             yield f"{place}{key}", was, value
 
 
-def _with_tlw(opt: Options, name: str, keep_balance: bool, new_name: str | None) -> Options:
+def _with_tlw(opt: Options, name: str, keep_balance: bool, new_name: str | None, base: str | None) -> Options:
     """Return the options with TLW, or raise a :class:`UserError` that says why that is impossible."""
     for key in ("model_type", "network_g", "train"):
         if key not in opt:
@@ -136,8 +143,11 @@ def _with_tlw(opt: Options, name: str, keep_balance: bool, new_name: str | None)
     train = {**train, "pixel_opt": pixel_opt}
     new = {**opt, "train": train}
     kind = pixel_opt.get("type")
-    if not isinstance(kind, str) or kind not in BASE_OF:
-        raise UserError(f"{name}: train.pixel_opt.type: {short(kind)}; accepted are {', '.join(BASE_OF)}")
+    if not isinstance(kind, str) or (kind not in BASE_OF and base is None):
+        accepted = f"{', '.join(BASE_OF)}, or any with --base l1 or --base mse"
+        raise UserError(f"{name}: train.pixel_opt.type: {short(kind)}; accepted are {accepted}")
+    if pixel_opt.get("toY"):
+        raise UserError(f"{name}: train.pixel_opt.toY: TLW weights the pixels of all channels; delete it")
     if "name" in opt and (opt["name"] is not None or new_name is not None):
         new["name"] = new_name if new_name is not None else f"{opt['name']}_TLW"
         if not FOLDER_NAME.accepts(new["name"]):
@@ -149,24 +159,25 @@ def _with_tlw(opt: Options, name: str, keep_balance: bool, new_name: str | None)
     decay = int(train["total_iter"])
     train["tlw"] = {"preset": "economy", "k_start": K_START, "k_end": K_END, "k_decay": decay, "k_unit": "iter"}
     if keep_balance:
-        factor = _balance(opt, kind, name)
+        factor = _balance(opt, kind, base or BASE_OF[kind], name)
         weight = pixel_opt.get("loss_weight", 1.0)
         if not is_number(weight):
             raise UserError(f"{name}: train.pixel_opt.loss_weight: expected a number, got {short(weight)}")
         pixel_opt["loss_weight"] = float(f"{weight * factor:.4g}")
-    pixel_opt.pop("eps", None)
-    pixel_opt |= {"type": "TLWLoss", "base": BASE_OF[kind], "distance": DISTANCE}
+    for key in pixel_opt.keys() - set(KEPT):
+        del pixel_opt[key]
+    pixel_opt |= {"type": "TLWLoss", "base": base or BASE_OF[kind], "distance": DISTANCE}
     if "reduction" in pixel_opt:
         pixel_opt["reduction"] = "mean"
     return new
 
 
-def _balance(opt: Options, kind: str, name: str) -> float:
+def _balance(opt: Options, kind: str, base: str, name: str) -> float:
     """Return the factor of ``loss_weight`` that keeps the pixel loss as large as before on average over the training.
 
     TLW's L1 is the mean of w·2|x̂ − x|, which is 2k times L1 if w and the error are independent.
     """
-    if BASE_OF[kind] == "mse":
+    if base == "mse":
         raise UserError(f"{name}: --keep-balance: not with {kind}, since TLW's loss is not a multiple of it")
     factor = 1 / (2 * MEAN_K)
     if opt["train"]["pixel_opt"].get("reduction") == "sum":

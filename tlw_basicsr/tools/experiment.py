@@ -32,13 +32,14 @@ class Trained:
     options: Options  # network_g
     path: Path
     entry: str  # params_ema or params, with a warning of a young average; empty for a file that is a state dict
+    normalization: Options  # mean and std of the data sets that its images come from, or empty
 
     def __str__(self) -> str:
         return f"{self.path} ({self.entry})" if self.entry else str(self.path)
 
     def upscaler(self, device: str = "auto", scale: int | None = None, origin: object = "") -> NetworkUpscaler:
         """The network as an upscaler of whole images."""
-        upscale = NetworkUpscaler(self.net, self.options, device=find_device(device))
+        upscale = NetworkUpscaler(self.net, self.options, device=find_device(device), normalization=self.normalization)
         if scale is not None and upscale.scale != scale:
             raise UserError(f"--scale: {scale}, but the network of {origin} is of scale {upscale.scale}")
         return upscale
@@ -61,7 +62,14 @@ def load_trained(opt: Options, checkpoint: str | Path | None = None, param_key: 
     entry = next((key for key in (param_key, "params") if isinstance(content.get(key), dict)), "")
     share = share_of_first_network(opt, path) if entry == "params_ema" else 0
     young = f", a young average: {share:.0%} of it is the training's first network" if share > OLD_ENOUGH else ""
-    return Trained(net, opt["network_g"], path, entry + young)
+    return Trained(net, opt["network_g"], path, entry + young, find_normalization(opt))
+
+
+def find_normalization(opt: Options) -> Options:
+    """``mean`` and ``std`` of the first data set that normalises its images; empty if none does."""
+    sets = get_section(opt, "datasets").values()
+    found = [each for each in sets if isinstance(each, dict) and each.get("mean") and each.get("std")]
+    return {key: found[0][key] for key in ("mean", "std")} if found else {}
 
 
 def share_of_first_network(opt: Options, path: Path) -> float:

@@ -2,7 +2,7 @@
 
 import struct
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import product, takewhile
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,12 @@ from PIL import Image
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.transforms.functional import normalize
 
 from tlw_basicsr.data.bicubic import imresize
-from tlw_basicsr.data.images import COMPRESSION, Picture, of_any_size, png_chunks
+from tlw_basicsr.data.images import COMPRESSION, Picture, of_any_size, png_chunks, undo_normalization
 from tlw_basicsr.data.tiles import tile_starts
-from tlw_basicsr.networks import count_input_channels, get_size_multiple
+from tlw_basicsr.networks import count_input_channels, fill_defaults, get_size_multiple
 from tlw_basicsr.util.errors import UserError, first_line
 from tlw_basicsr.util.files import whole_file
 
@@ -32,7 +33,8 @@ class NetworkUpscaler:
 
     The image is padded by reflection to what the network takes (windows, pixel unshuffle), and the result cut. Where
     tiles overlap, the outer 3/8 of the overlap, which have seen the tile's border most, are left out, and the results
-    are blended linearly over the quarter in the middle.
+    are blended linearly over the quarter in the middle. A network of one fixed size, a ``…_size`` of its options, gets
+    tiles of that size. Of several results the first is taken.
 
     Args:
         net: SR network, in eval mode.
@@ -43,6 +45,8 @@ class NetworkUpscaler:
             tile.
         device: device to run on; results come back to the CPU.
         dtype: float32, or float16 or bfloat16 for autocast.
+        normalization: ``mean`` and ``std`` of a data set, by which the network's images are normalised; images given
+            and returned here are in [0, 1].
 
     Attributes:
         scale: scale of the super-resolution, found by running the network.
@@ -62,24 +66,33 @@ class NetworkUpscaler:
         overlap: int | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        normalization: Mapping[str, Any] | None = None,
     ) -> None:
         overlap = min(32, (tile or 64) // 2) if overlap is None else overlap
         if overlap < 0 or (tile is not None and not 1 <= tile >= 2 * overlap):
             raise UserError(f"--tile, --overlap: expected an overlap of 0 to half the tile, got {overlap} of {tile}")
         self.net = net.to(device)
-        self.device, self.dtype = torch.device(device), dtype
+        self.device, self.dtype, self.normalization = torch.device(device), dtype, normalization or {}
         self.channels = count_input_channels(options)
         self.multiple = get_size_multiple(options)
         self.tile = None if tile is None else -(-tile // self.multiple) * self.multiple
         self.step = 0 if self.tile is None else max((self.tile - overlap) // self.multiple, 1) * self.multiple
         side = -(-16 // self.multiple) * self.multiple
+        sizes = [
+            v for key, v in fill_defaults(options).items() if key.endswith("_size") and type(v) is int and v > side
+        ]
         try:
-            height, width = self._run(torch.zeros(1, self.channels, side, side)).shape[-2:]
+            height, width = self._try(side)
         except Exception as error:  # a network raises what it likes
-            raise UserError(
-                f"{options['type']} fails on an image of {self.channels} channels and {side}×{side} pixels "
-                f"({first_line(error)})"
-            ) from error
+            fixed = next((size for size in sizes if self._works(size)), None)
+            if fixed is None:
+                raise UserError(
+                    f"{options['type']} fails on an image of {self.channels} channels and {side}×{side} pixels "
+                    f"({first_line(error)})"
+                ) from error
+            height, width = self._try(fixed)
+            side = self.tile = self.multiple = fixed
+            self.step = fixed - min(overlap, fixed // 2)
         if height != width or height % side:
             raise UserError(f"{options['type']} makes {height}×{width} pixels of {side}×{side}: not one whole scale")
         self.scale = height // side
@@ -96,11 +109,25 @@ class NetworkUpscaler:
         sr = self._run(lq) if whole else self._run_tiles(lq, progress)
         return sr[..., : height * self.scale, : width * self.scale]
 
+    def _try(self, side: int) -> tuple[int, int]:
+        """Height and width of the result of an image of this side."""
+        height, width = self._run(torch.zeros(1, self.channels, side, side)).shape[-2:]
+        return height, width
+
+    def _works(self, side: int) -> bool:
+        try:
+            return bool(self._try(side))
+        except Exception:  # a network raises what it likes
+            return False
+
     def _run(self, lq: Tensor) -> Tensor:
+        opt = self.normalization
+        lq = normalize(lq, opt["mean"], opt["std"]) if opt else lq
         # a copy, because some networks (spandrel's RCAN) write to their input;
         # autocast, because networks build some of their tensors in float32 whatever their weights are
         with torch.no_grad(), torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            return self.net(lq.to(self.device, copy=True)).float().cpu()
+            sr = self.net(lq.to(self.device, copy=True))
+        return undo_normalization((sr[0] if isinstance(sr, (list, tuple)) else sr).float().cpu(), opt)
 
     def _run_tiles(self, lq: Tensor, progress: Callable[[Iterable], Iterable]) -> Tensor:
         assert self.tile is not None

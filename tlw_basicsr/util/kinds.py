@@ -73,6 +73,7 @@ FRACTION = Kind("a number in (0, 1)", lambda v: is_number(v) and 0 < v < 1)
 DICT = Kind("a section of 'key: value'", lambda v: isinstance(v, dict))
 LIST = Kind("a list", lambda v: isinstance(v, list))
 NAMES = Kind("a list of names", lambda v: isinstance(v, list) and all(isinstance(n, str) for n in v))
+NAMES_OR_TEXT = Kind("a list of names, or text with them", lambda v: isinstance(v, str) or NAMES.accepts(v))
 FOLDER_NAME = Kind(
     "a plain folder name, without / or ..",
     lambda v: isinstance(v, str) and v.isprintable() and v not in ("", "..") and Path(v).name == v,
