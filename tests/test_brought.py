@@ -242,4 +242,4 @@ def test_an_argument_of_a_program_is_named_as_it_is(tmp_path, capsys):
 def test_evaluate_and_infer_take_the_same_entry(capsys, command):
     with pytest.raises(SystemExit):
         cli.run_command(command, ["--help"])
-    assert "default params_ema, or params" in " ".join(capsys.readouterr().out.split())
+    assert "default params_ema, else params" in " ".join(capsys.readouterr().out.split())

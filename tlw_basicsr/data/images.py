@@ -227,4 +227,4 @@ def add_jpg_compression(img: np.ndarray, quality: float = 90) -> np.ndarray:
     """BasicSR's: what a JPEG of ``quality``, cut to a whole number, makes of an image (H, W, 3) in [0, 1]: float32."""
     levels = np.rint(np.clip(img, 0, 1) * 255).astype(np.uint8)  # of floats OpenCV 5 warns
     encoded = cv2.imencode(".jpg", levels, [cv2.IMWRITE_JPEG_QUALITY, int(quality)])[1]
-    return cv2.imdecode(encoded, cv2.IMREAD_COLOR).astype(np.float32) / np.float32(255)
+    return np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR), np.float32) / np.float32(255)
