@@ -399,6 +399,7 @@ def test_presets_are_their_arguments_and_changes_go_before_them():
         assert all(getattr(tlw, key) == value for key, value in values.items())
     assert TLW.from_preset("fast", distance, importance=True).importance
     economy = TLW.from_preset("economy", distance)
+    assert not economy.importance and not TLW.from_preset("fast", distance).importance
     assert economy.net_w.conv[0].out_channels == 16 and economy.optimizer.param_groups[0]["lr"] == 1e-3
     assert TLW.from_preset("economy", distance, net_w=TLWWeightNet(num_feat=4)).net_w.conv[0].out_channels == 4
     with pytest.raises(ValueError, match="exact, fast, economy, paper"):
