@@ -3,8 +3,9 @@
 TLW is the object that trains (``tlw_basicsr.TLW``), by its presets. The published pattern (arXiv:2301.10575's
 implementation) is built here from its description: two forwards of the SR network, the features of x computed for every
 distance, 16 passes through VGG-16 with S = 3. VGG's weights are random: they cost the same. With ``--guard`` BasicSR's
-models are timed instead, SRModel and TLWModel, with and without the guard of their steps. With ``--yaml`` whole
-trainings are, as ``tlw train`` runs them: data loading, logging and all, started in turn. Examples:
+models are timed instead: its own SRModel, then SRModel and TLWModel as they train here, with and without the guard.
+With ``--yaml`` whole trainings are, as ``tlw train`` runs them: data loading, logging and all, started in turn.
+Examples:
 
   python scripts/benchmark_speed.py --network edsr --batch 4 --patch 192 --rounds 5
   python scripts/benchmark_speed.py --network rrdb --batch 2 --patch 128 --kinds l1 economy
@@ -31,6 +32,7 @@ import tlw_basicsr  # noqa: F401  comes first, see its compat.py
 # isort: split
 
 import torch
+from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -45,6 +47,9 @@ SAMPLES = 3
 NETWORKS = {
     "edsr": {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 64, "num_block": 16, "upscale": 4},
     "rrdb": {"type": "RRDBNet", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 64, "num_block": 23, "scale": 4},
+    "swinir": {"type": "SwinIR", "upscale": 4, "in_chans": 3, "img_size": 48, "window_size": 8, "img_range": 1.0,
+               "depths": [6] * 4, "embed_dim": 60, "num_heads": [6] * 4, "mlp_ratio": 2,
+               "upsampler": "pixelshuffledirect", "resi_connection": "1conv"},
     "rcan": {"type": "RCAN", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 64, "num_group": 10, "num_block": 20,
              "upscale": 4},
     "hat": {"type": "TLWHAT", "embed_dim": 96, "depths": [6] * 4, "num_heads": [6] * 4, "window_size": 7,
@@ -171,19 +176,22 @@ class Bench:
 
 
 def build_models(args: argparse.Namespace) -> dict[str, Kind]:
-    """BasicSR's SRModel and TLWModel, with and without the guard."""
+    """BasicSR's own SRModel, then SRModel and TLWModel as they train here, with and without the guard."""
     batch = Bench(args)
     kinds = {}
-    for name, guard in (("SRModel", True), ("SRModel", False), ("TLWModel", True), ("TLWModel", False)):
+    rows = {"BasicSR's own SRModel": ("SRModel", None), "SRModel": ("SRModel", True), "TLWModel": ("TLWModel", True)}
+    rows |= {f"{name}, guard: false": (name, False) for name in ("SRModel", "TLWModel")}
+    for row, (name, guard) in rows.items():
         train: dict[str, Any] = {
-            "guard": guard, "ema_decay": 0.999, "total_iter": 10**6, "optim_g": {"type": "Adam", "lr": 1e-4},
+            "guard": bool(guard), "ema_decay": 0.999, "total_iter": 10**6, "optim_g": {"type": "Adam", "lr": 1e-4},
             "scheduler": {"type": "MultiStepLR", "milestones": []}, "pixel_opt": {"type": "L1Loss"},
         }  # fmt: skip
         if name == "TLWModel":
-            train["tlw"] = {"preset": "economy", "k_unit": "iter"}
+            train["tlw"] = {"preset": "economy", "k_unit": "iter", "use_graphs": batch.use_graphs}
             train["pixel_opt"] = {"type": "TLWLoss", "distance": {"type": "LPIPSDistance", "weights": "random"}}
         network = dict(NETWORKS[args.network])
-        model = build_model({
+        build = SRModel if guard is None else build_model
+        model = build({
             "name": "benchmark", "model_type": name, "scale": 4, "num_gpu": int(args.device == "cuda"),
             "is_train": True, "dist": False, "rank": 0, "world_size": 1, "path": {}, "datasets": {"train": {}},
             "network_g": network, "train": train,
@@ -194,7 +202,7 @@ def build_models(args: argparse.Namespace) -> dict[str, Kind]:
             model.feed_data({"lq": batch.lq, "gt": batch.gt})
             model.optimize_parameters(next(counter))
 
-        kinds[f"{name}{'' if guard else ', guard: false'}"] = Kind(iterate, 8 if name == "TLWModel" else 4)
+        kinds[row] = Kind(iterate, 8 if name == "TLWModel" else 4)
     return kinds
 
 
@@ -292,7 +300,7 @@ def main() -> None:
         if args.json:
             args.json.write_text(json.dumps({"rows": rows}, indent=2), "utf-8")
         return
-    multiple = 28 if args.network == "hat" else 4
+    multiple = {"hat": 28, "swinir": 32}.get(args.network, 4)
     if args.patch % multiple:
         raise UserError(f"--patch: {args.patch} is not a multiple of {multiple}, which {args.network} ×4 needs")
     if args.tf32:

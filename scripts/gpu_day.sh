@@ -8,7 +8,8 @@
 # DISTANCE is the file of scripts/make_hed_vgg.py. Further variables: DEVICE (cuda), SETTING (paper: EDSR 16/64),
 # ITERATIONS, BATCH (16) and PATCH (HR 96; 192 fills a large GPU better) of a TLW training (the others get as much
 # time), SEEDS ("0 1 2"), PROCESSES (5: one training of this size does not fill a large GPU), ROUNDS of price (4), IMAGES
-# of each test set, PYTHON, and STAGES ("tests graphs price train measure"), and LIMIT, the seconds of a test run or a table of "graphs".
+# of each test set, PYTHON, STAGES ("tests graphs price train measure"), and LIMIT, the seconds of a test run or of a
+# table of "graphs".
 # At toy size: DEVICE=cpu SETTING=toy PROCESSES=1 ROUNDS=1 IMAGES=1 SEEDS=0.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
@@ -35,7 +36,10 @@ for stage in ${STAGES:-tests graphs price train measure}; do
             tests/test_tlw.py tests/models/test_guard.py -q) || echo "tests: failed, or stopped"
         ;;
     graphs) # with and without CUDA graphs, in fp32, TF32 and bf16; the most important first, each with its own limit
-        for network in "edsr --patch 192" "edsr --patch 96" "rrdb --patch 128"; do
+        for network in "edsr --patch 192" "edsr --patch 96" "rrdb --patch 128" "swinir --patch 192"; do
+            echo "-- $network, BasicSR's models" # its own SRModel is the first row
+            timeout "${LIMIT:-60}" "$PYTHON" "$here/scripts/benchmark_speed.py" --network $network --guard \
+                --device "$DEVICE" --batch "${BATCH:-16}" --rounds "${ROUNDS:-4}" || echo "stopped"
             for way in "" --no-graphs --tf32 "--dtype bf16"; do
                 echo "-- $network $way"
                 timeout "${LIMIT:-60}" "$PYTHON" "$here/scripts/benchmark_speed.py" --network $network $way \

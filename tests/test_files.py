@@ -38,9 +38,12 @@ def test_what_torch_saves_of_plain_values_is_read(tmp_path, old):
     assert same(load_file(tmp_path / "a.pth", "it"), CONTENT)
 
 
-def test_a_file_without_checksums_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.utils.serialization.config.save, "compute_crc32", False)
-    (tmp_path / "a.pth").write_bytes(save(CONTENT))
+def test_a_file_without_checksums_is_read(tmp_path):
+    torch.serialization.set_crc32_options(False)
+    try:
+        (tmp_path / "a.pth").write_bytes(save(CONTENT))
+    finally:
+        torch.serialization.set_crc32_options(True)
     assert same(load_file(tmp_path / "a.pth", "it"), CONTENT)
 
 
