@@ -143,8 +143,8 @@ MET = {
         )
     ),
     # of torch
-    "train.optim_g: Adam fails in building the model (ValueError: betas must be either both floats or both Tensors)": (
-        lambda p: plain_options(p, train__optim_g__betas=[0, 0.99])
+    "train.optim_g: Adam fails in building the model (ValueError: Invalid beta parameter at index 1: 1.5)": (
+        lambda p: plain_options(p, train__optim_g__betas=[0.9, 1.5])
     ),
     # of a loss that would broadcast
     "network_g: RRDBNet gives (2, 1, 16, 16) where the HR image is (2, 3, 16, 16)": lambda p: plain_options(
