@@ -185,7 +185,8 @@ def test_after_the_warm_up_the_rate_is_the_schedulers_own(photographs, train, tm
 
     without = rates(train(opt, root=tmp_path / "without"))
     whole, cut = check_resume(train, tmp_path, warm, 3)
-    assert rates(whole) == rates(cut) == [*(pytest.approx(1e-3 * i / 4) for i in (1, 2, 3)), *without[3:]]
+    assert rates(whole) == [*(pytest.approx(1e-3 * i / 4) for i in (1, 2, 3)), *without[3:]]
+    assert rates(cut)[-6:] == rates(whole)[3:]  # a log of the same second is written over
 
 
 def test_another_metric_begins_anew_on_a_resume(photographs, train):
