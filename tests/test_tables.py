@@ -142,7 +142,6 @@ def test_wrong_arguments_are_one_line_before_the_trainings(folders, reproduce):
         (["--networks", "EDRS"], "--networks: EDRS; accepted are EDSR, HAT, RCAN, RRDB, VDSR"),
         (["--scales", "4", "0"], "--scales: no recipe of EDSR is for ×0"),
         (["--networks", "EDSR", "HAT", "--scales", "4", "6"], "--scales: no recipe of EDSR, HAT is for ×6"),
-        (["--force_yml", "train:optim_g:foo=1"], "train.optim_g.foo: unknown option"),
         (["--iters", "3", "--force_yml", "datasets:train:dataroot_gt=no"], "EDSR_L1_x4_seed0: datasets.train.datar"),
         (["--sets", "Set6"], "--data: data has none of the test sets Set6"),
         (["--iters", "0"], "--iters: expected a number of at least 1, got 0"),
@@ -154,6 +153,10 @@ def test_wrong_arguments_are_one_line_before_the_trainings(folders, reproduce):
         code, _, error = reproduce("--sets", "Set5", *arguments)
         assert code == 2 and message in error and "\n" not in error.strip(), error
         assert not (folders / "out/experiments").exists()
+    # what only the rehearsal of the first training sees comes after the bar
+    code, _, error = reproduce("--sets", "Set5", "--force_yml", "train:optim_g:foo=1")
+    assert code == 2 and "train.optim_g.foo: unknown option" in error.splitlines()[-1]
+    assert not (folders / "out/experiments/EDSR_L1_x4_seed0").exists()
 
 
 def test_the_options_data_is_found_and_an_option_that_no_training_has_taken_can_be_mended(
