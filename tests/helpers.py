@@ -110,9 +110,9 @@ def check_resume(train, folder, opt, stop):
 
 
 def log_lines(experiment):
-    """The iterations' values in the newest log."""
-    newest = max(experiment.glob("train_*.log"), key=lambda p: p.stat().st_mtime_ns)
-    lines = [line for line in newest.read_text().splitlines() if "iter:" in line and "epoch:" in line]
+    """The iterations' values of the newest run, which may have begun in the second of the one before."""
+    newest = log_text(experiment).rsplit("Version Information", 1)[1]
+    lines = [line for line in newest.splitlines() if "iter:" in line and "epoch:" in line]
     return [
         dict(re.findall(r"(\w+): +([-\d.e+]+)", line.replace("iter:", " iter: ").replace(",", ""))) for line in lines
     ]

@@ -37,9 +37,8 @@ def start_log(opt: Options, kind: str) -> logging.Logger:
         file.close()
     logger.addFilter(clean_record)
     if opt["rank"] == 0:
-        file = LogFile(
-            Path(opt["path"]["log"], f"{kind}_{opt['name']}_{get_time_str()}.log"), "a"
-        )  # two may start in a second
+        name = f"{kind}_{opt['name']}_{get_time_str()}.log"
+        file = LogFile(Path(opt["path"]["log"], name), "a")  # two may start in a second
         file.setFormatter(logger.handlers[0].formatter)
         logger.addHandler(file)
         logger.setLevel(logging.INFO)
