@@ -92,7 +92,7 @@ SETTINGS = {
     "toy": Setting(edsr(8, 1), ("upsample", 8), 2, 32, 8, 1e-3),
 }
 
-PHI = ("num_feat", "prior", "lr")  # the arguments of a loss that are those of φ and of its Adam
+PHI = ("num_feat", "prior", "downscale", "bf16", "lr")  # the arguments of a loss that are those of φ and of its Adam
 # φ with the published start, and one image of the batch in an E step
 PLAIN = {"preset": "economy", "weight_batch": 1, "weight_crop": None, "prior": "none", "lr": 3e-4}
 # what each loss is: the arguments of the TLW object and of φ, or none for a plain loss
@@ -231,11 +231,21 @@ class Uncertainty(nn.Module):
         self.frozen_head.load_state_dict(self.head.state_dict())
 
 
+class WeightNetInBf16(TLWWeightNet):
+    """φ under autocast on a CPU too, where ``use_amp`` leaves it in float32, since it costs time there."""
+
+    def probabilities(self, sr: Tensor, gt: Tensor) -> Tensor:
+        """See :meth:`tlw_basicsr.TLWWeightNet.probabilities`."""
+        with torch.autocast(sr.device.type, torch.bfloat16, cache_enabled=False):
+            return super().probabilities(sr, gt)
+
+
 def build_net_w(loss: str, changes: dict[str, Any]) -> TLWWeightNet:
     """The weighting network of a loss with these changes."""
     options = LOSSES[loss] | changes
     options = (ECONOMY_NET_W if options["preset"] == "economy" else {}) | options
-    return TLWWeightNet(**{key: options[key] for key in ("num_feat", "prior") if key in options})
+    kind = WeightNetInBf16 if options.get("bf16") else TLWWeightNet
+    return kind(**{key: options[key] for key in ("num_feat", "prior", "downscale") if key in options})
 
 
 def build_tlw(setting: Setting, one: Run, distance: nn.Module | None, device: torch.device) -> nn.Module:

@@ -43,6 +43,19 @@ def test_a_prior_of_the_error_starts_at_its_weights_and_learns_from_there(pair):
             TLWWeightNet(**options)
 
 
+def test_downscale_sees_means_of_squares_and_interpolates_the_logits(pair):
+    sr, gt = (image[..., :47, :45] for image in pair)  # both sides leave a rest
+    net = TLWWeightNet(num_feat=4, downscale=2)
+    plain = TLWWeightNet(num_feat=4)
+    plain.load_state_dict(net.state_dict())
+    padded = [F.pad(image, (0, 1, 0, 1), mode="replicate") for image in (sr, gt)]
+    means = [F.interpolate(image, (24, 23), mode="area") for image in padded]
+    logits = F.interpolate(plain.probabilities(*means).logit(), (48, 46), mode="bilinear")[..., :47, :45]
+    assert torch.allclose(net(sr, gt, 0.6), fixed_sum(logits.sigmoid(), 0.6), atol=1e-5)
+    with pytest.raises(ValueError, match="downscale"):
+        TLWWeightNet(downscale=0)
+
+
 def test_paper_start_values():
     net = TLWWeightNet(num_feat=64, init="paper")
     assert net.conv[3].weight.std().item() == pytest.approx(0.02, rel=0.02)
