@@ -100,6 +100,8 @@ class Bench:
         self.lq = nn.functional.interpolate(self.gt, scale_factor=0.25, mode="area")
         options = dict(NETWORKS[args.network])
         self.net_g = ARCH_REGISTRY.get(options.pop("type"))(**options).to(self.device)
+        if args.compile:
+            self.net_g.compile(mode=args.compile)
         self.optim_g = torch.optim.Adam(self.net_g.parameters(), 1e-4)
         self.distance = LPIPSDistance("vgg", weights="random").to(self.device)
         self.net_w = TLWWeightNet().to(self.device)
@@ -116,6 +118,7 @@ class Bench:
         self.optim_g.zero_grad()
         loss.backward()
         self.optim_g.step()
+        torch.compiler.cudagraph_mark_step_begin()
 
     def forward(self) -> Tensor:
         """x̂, under autocast with ``--dtype bf16`` on a GPU, as mixed precision trains."""
@@ -284,6 +287,7 @@ def main() -> None:
     parser.add_argument("--channels-last", action="store_true", help="weights of all networks in channels-last order")
     parser.add_argument("--chunk", type=int, help="samples that go through the distance at a time")
     parser.add_argument("--no-graphs", action="store_true", help="TLW without CUDA graphs")
+    parser.add_argument("--compile", metavar="MODE", help="torch.compile of the SR network, such as reduce-overhead")
     parser.add_argument("--rounds", type=int, default=3)
     choices = ["l1", "error", "random", "published", *PRESETS]
     default = ["l1", "published", *PRESETS]

@@ -40,7 +40,7 @@ for stage in ${STAGES:-tests graphs price train measure}; do
             echo "-- $network, BasicSR's models" # its own SRModel is the first row
             timeout "${LIMIT:-60}" "$PYTHON" "$here/scripts/benchmark_speed.py" --network $network --guard \
                 --device "$DEVICE" --batch "${BATCH:-16}" --rounds "${ROUNDS:-4}" || echo "stopped"
-            for way in "" --no-graphs --tf32 "--dtype bf16"; do
+            for way in "" --no-graphs --tf32 "--dtype bf16" "--tf32 --compile reduce-overhead"; do
                 echo "-- $network $way"
                 timeout "${LIMIT:-60}" "$PYTHON" "$here/scripts/benchmark_speed.py" --network $network $way \
                     --device "$DEVICE" --batch "${BATCH:-16}" --rounds "${ROUNDS:-4}" --kinds l1 error economy exact ||

@@ -109,7 +109,7 @@ def test_compiled_networks_train_and_save_ordinary_files(photographs, train):
 
     counters.clear()
     k_unit = {"train__tlw__k_unit": "iter"}  # another k in every iteration
-    experiment = train(quick(photographs, train__use_compile=True, train__total_iter=12, **k_unit))
+    experiment = train(quick(photographs, train__use_compile="reduce-overhead", train__total_iter=12, **k_unit))
     assert len({line["k"] for line in log_lines(experiment)}) == 12
     assert counters["stats"]["unique_graphs"] <= 6  # of θ, and of φ with and without gradient; not one for every k
     names = load_file(experiment / "models/net_g_latest.pth", "")["params"]

@@ -140,7 +140,11 @@ class TrainOptions:
         str | bool, one_of(False, "bf16", "fp16"), "autocast of the training step; the loss is scaled for fp16"
     ] = False
     use_channels_last: Annotated[bool, BOOL, "networks' weights in channels-last order"] = False
-    use_compile: Annotated[bool, BOOL, "`torch.compile` of the networks"] = False
+    use_compile: Annotated[
+        bool | str,
+        one_of(False, True, "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
+        "`torch.compile` of the networks; a mode of it (`reduce-overhead`: CUDA graphs) for the SR network",
+    ] = False
     use_tf32: Annotated[bool, BOOL, "TensorFloat-32 in matrix products (GPUs)"] = False
     accumulation_steps: Annotated[int, whole(1), "iterations to a step of every optimiser"] = 1
     clip_grad_norm: Annotated[float | None, or_none(POSITIVE), "largest norm of an optimiser's gradient"] = None

@@ -38,7 +38,7 @@ class TrainingMixin(BaseModel):
     - ``clip_grad_norm``: the largest norm of an optimiser's gradient;
     - ``use_amp``: ``bf16`` or ``fp16``, see :class:`MixedPrecision`;
     - ``use_channels_last``: networks' weights in channels-last order;
-    - ``use_compile``: ``torch.compile`` of the networks;
+    - ``use_compile``: ``torch.compile`` of the networks, or the name of its mode for the SR network;
     - ``use_tf32``: TensorFloat-32 in matrix products;
     - ``init_g: paper``: weights of the SR network's convolutions start from N(0, 0.02), by ``manual_seed`` alone.
 
@@ -112,8 +112,9 @@ class TrainingMixin(BaseModel):
             net.apply(partial(paper_start_values, generator=generator))
         if train.get("use_channels_last"):
             channels_last(net)
-        if train.get("use_compile"):
-            net.compile()
+        if mode := train.get("use_compile"):
+            # CUDA graphs of the SR network alone: the others are called more than once in an iteration
+            net.compile(mode=mode if mode is not True and net is getattr(self, "net_g", None) else None)
         if self.opt["dist"] and self.device.type == "cpu":
             unused = self.opt.get("find_unused_parameters", False)
             return DistributedDataParallel(net, find_unused_parameters=unused)
@@ -153,6 +154,8 @@ class TrainingMixin(BaseModel):
         Raises:
             UserError: ``train.max_bad_steps`` iterations in a row were not finite.
         """
+        if self.opt["train"].get("use_compile"):
+            torch.compiler.cudagraph_mark_step_begin()
         try:
             with self.guard.iteration(self.networks().values(), lambda: self.list_images().values()), self.amp.step():
                 super().optimize_parameters(current_iter)
@@ -281,7 +284,9 @@ class TrainingMixin(BaseModel):
         """
         wrapped, self.net_g = self.net_g, self.get_bare_model(self.net_g)
         try:
-            with device_names(self.opt), validate_alone(self, dataloader.dataset):
+            # every size of an image would be compiled, or recorded, anew
+            eager = torch.compiler.set_stance("force_eager")
+            with device_names(self.opt), validate_alone(self, dataloader.dataset), eager:
                 super().validation(dataloader, current_iter, *args, **kwargs)
         finally:
             self.net_g = wrapped
