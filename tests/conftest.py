@@ -32,7 +32,7 @@ PSNR = {"type": "calculate_psnr", "crop_border": 2, "test_y_channel": True}
 if "PYTEST_XDIST_WORKER" in os.environ:  # the other process has the other core
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-else:
+elif "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(2)
 # the same examples in every run, on slow machines too
 settings.register_profile("tlw", deadline=None, derandomize=True)

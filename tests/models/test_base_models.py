@@ -204,6 +204,39 @@ def test_what_a_models_own_class_keeps_is_resumed_or_said(train, photographs, re
     assert float(log_lines(experiment)[-1]["l_scale"]) == (2**8 if plain else 2**4)
 
 
+def test_what_a_model_writes_into_its_attributes_is_resumed(train, photographs, register):
+    """A number, a list with a tensor, and a buffer of a loss; an option that was changed for the resume stays so."""
+
+    class Remembering(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mean", torch.zeros(()))
+
+        def forward(self, sr, gt):
+            self.mean = 0.5 * self.mean + 1  # another tensor in every iteration
+            return (sr - gt).abs().mean()
+
+    class WithMemory(SRModel):
+        def init_training_settings(self):
+            super().init_training_settings()
+            self.total, self.history, self.weight = 0.0, [torch.zeros(())], self.opt["train"]["total_iter"]
+            self.cri_own = Remembering()
+
+        def optimize_parameters(self, current_iter):
+            super().optimize_parameters(current_iter)
+            self.cri_own(self.output, self.gt)
+            self.total += 1
+            self.history.append(self.history[-1] + 2)
+            memory = {"total": self.total, "mean": self.cri_own.mean, "last": self.history[-1], "weight": self.weight}
+            self.log_dict.update({f"l_{name}": float(value) for name, value in memory.items()})
+
+    register(MODEL_REGISTRY, WithMemory)
+    train(tiny_options(photographs, base_model="WithMemory", train__total_iter=4))
+    experiment = train(tiny_options(photographs, base_model="WithMemory"), "--auto_resume")
+    last = {name: float(log_lines(experiment)[-1][f"l_{name}"]) for name in ("total", "mean", "last", "weight")}
+    assert last == {"total": 8, "mean": pytest.approx(2 - 2**-7, rel=1e-3), "last": 16, "weight": 8}
+
+
 def test_the_moving_average_has_the_running_averages(photographs, tmp_path):
     """Those of batch norm, which no gradient changes; of a refused step it has none."""
     model = built(photographs, tmp_path)

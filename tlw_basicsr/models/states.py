@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from basicsr.utils import get_root_logger
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.utils._pytree import tree_map
 
 from tlw_basicsr.models.guard import StepGuard, list_parameters
 from tlw_basicsr.models.optimizer import MixedPrecision
@@ -48,17 +50,19 @@ def collect_state(model: Any) -> dict[str, Any]:
 
 
 def collect_others(model: Any) -> dict[str, Any]:
-    """Collect what a model of others keeps between iterations: objects with a state, and Real-ESRGAN's queues."""
+    """Collect what a model of others keeps between iterations: objects with a state, and what each process holds."""
     found: dict[str, Any] = {}
     for name, part in find_others(model).items():
         try:
             found.setdefault("others", {})[name] = to_plain(part.state_dict(), strict=True)
         except TypeError as error:
             get_root_logger().warning(f"{name} of the model is not saved ({error}): a resumed training will differ.")
-    queues = {name: value for name, value in vars(model).items() if name.startswith("queue_")}
-    if queues and not model.opt["dist"]:
-        found["queues"] = to_plain(queues)
-    return found
+    values = read_attributes(model)
+    kept = [{name: values[name] for name in values if is_kept(name) or is_changed(name, values[name], model.noted)}]
+    if model.opt["dist"]:
+        mine, kept = kept[0], [{}] * model.opt["world_size"]
+        dist.all_gather_object(kept, mine)
+    return {**found, "kept": kept} if any(kept) else found
 
 
 def find_others(model: Any) -> dict[str, Any]:
@@ -69,6 +73,41 @@ def find_others(model: Any) -> dict[str, Any]:
         for name, value in vars(model).items()
         if hasattr(value, "state_dict") and hasattr(value, "load_state_dict") and not isinstance(value, known)
     }
+
+
+def read_attributes(model: Any) -> dict[str, Any]:
+    """Read a model's attributes of plain types, and the tensors of its modules that are not networks, such as losses.
+
+    Networks, optimisers and the log have files or entries of their own.
+    """
+    found: dict[str, Any] = {}
+    for name, value in vars(model).items():
+        if isinstance(value, nn.Module) and not name.startswith("net") and name != "tlw":
+            found |= {f"{name}.{key}": tensor for key, tensor in value.state_dict().items()}
+        elif name not in ("opt", "batch", "log_dict", "best_metric_results"):
+            with suppress(TypeError):
+                found[name] = to_plain(value, strict=True)
+    return found
+
+
+def note_attributes(model: Any) -> dict[str, Any]:
+    """Note what a model holds that was just built; what differs from it later is kept between iterations."""
+    return {name: (value, mark(value)) for name, value in read_attributes(model).items()}
+
+
+def mark(value: Any) -> Any:
+    """Return a plain value with each tensor replaced by what changes when it is written or exchanged."""
+    return tree_map(lambda v: (v.data_ptr(), v._version) if torch.is_tensor(v) else v, value)
+
+
+def is_changed(name: str, value: Any, noted: dict[str, Any]) -> bool:
+    """Return whether a value differs from what was noted; what came later is the batch's."""
+    return name in noted and mark(value) != noted[name][1]
+
+
+def is_kept(name: str) -> bool:
+    """Return whether this is one of Real-ESRGAN's queues, which are made in the first iteration."""
+    return name.startswith("queue_")
 
 
 def write_state(model: Any, epoch: int, current_iter: int | str) -> None:
@@ -202,12 +241,25 @@ def take_rest(model: Any, state: dict[str, Any]) -> None:
             part.load_state_dict(state["others"][name])
         else:
             get_root_logger().warning(f"The state lacks {name} of the model: the resumed training will differ.")
-    for name, value in state.get("queues", {}).items():
-        if name.startswith("queue_"):
-            setattr(model, name, value.to(model.device) if torch.is_tensor(value) else value)
+    take_kept(model, state)
     random_states = state.get("random", [])
     if len(random_states) == model.opt["world_size"]:
         set_random_state(random_states[model.opt["rank"]])
+
+
+def take_kept(model: Any, state: dict[str, Any]) -> None:
+    """Give a model what :func:`collect_others` has found in its attributes."""
+    kept = state.get("kept", [])
+    mine = kept[model.opt["rank"]] if len(kept) == model.opt["world_size"] else {}
+    modules: dict[str, dict[str, Any]] = {}
+    for name, value in {**state.get("queues", {}), **mine}.items():  # queues: of states before version 1.1
+        owner, _, key = name.partition(".")
+        if key and name in model.noted:
+            modules.setdefault(owner, {})[key] = value
+        elif is_kept(name) or name in model.noted:
+            setattr(model, name, value.to(model.device) if torch.is_tensor(value) else value)
+    for owner, tensors in modules.items():
+        getattr(model, owner).load_state_dict(tensors, strict=False)
 
 
 def take_gradients(optimizer: Optimizer, kept: dict[str, Any] | None, every: int) -> None:

@@ -62,6 +62,7 @@ class TrainingMixin(BaseModel):
             torch.set_float32_matmul_precision("high")
         with device_names(opt):
             super().__init__(opt)
+        self.noted = states.note_attributes(self)
 
     # ------------------------------------------------------------------------------------------------- building
 
