@@ -46,6 +46,7 @@ def test_a_second_set_without_hr_images_has_no_metrics(photographs, train, lq):
     """BasicSR takes the last training batch's HR image for it."""
     folder = train(plain_options(photographs, datasets__val_2=single(lq), val__save_img=True))
     log = log_text(folder)
+    assert "Validation of params_ema, a young average: " in log
     assert "Validation photos_val" in log and "Validation alone" not in log and "fails" not in log
     assert (folder / "visualization/a/a_8.png").is_file()
 

@@ -23,7 +23,7 @@ from tlw_basicsr.models import states
 from tlw_basicsr.models.guard import StepGuard, are_finite, is_small, list_parameters
 from tlw_basicsr.models.optimizer import MixedPrecision, TrainingOptimizer
 from tlw_basicsr.models.optimizers import build_optimizer, build_schedulers
-from tlw_basicsr.models.validation import validate_alone
+from tlw_basicsr.models.validation import describe_average, validate_alone
 from tlw_basicsr.networks import check_fit, describe_fit, read_network
 from tlw_basicsr.util.errors import UserError, first_line
 from tlw_basicsr.util.files import save_file
@@ -283,6 +283,9 @@ class TrainingMixin(BaseModel):
 
         One process may validate alone, and a distributed network would wait for the others to share its buffers.
         """
+        if self.is_train and hasattr(self, "net_g_ema"):
+            age = describe_average(self.ema_decay, current_iter)
+            get_root_logger().info(f"Validation of params_ema{age}.")
         wrapped, self.net_g = self.net_g, self.get_bare_model(self.net_g)
         try:
             # every size of an image would be compiled, or recorded, anew

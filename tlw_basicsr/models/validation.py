@@ -23,6 +23,7 @@ from tlw_basicsr.registry import lookup
 from tlw_basicsr.util.errors import UserError
 
 LQ_ALONE = "SingleImageDataset"  # has no HR images
+OLD_ENOUGH = 0.01  # share of a training's first network in a moving average
 
 
 def compares(metric: Mapping[str, Any]) -> bool:
@@ -46,6 +47,12 @@ def calculate_metric(data: Mapping[str, Any], opt: Mapping[str, Any]) -> Any:
         shape = np.shape(next(iter(images.values())))
         raise UserError(f"{opt['type']} gives no number for an image of {shape[0]}×{shape[1]} pixels")
     return value
+
+
+def describe_average(decay: float, iterations: int) -> str:
+    """Say of a moving average whose share of the training's first network, decay^iterations, is large that it is."""
+    share = decay**iterations if 0 < decay < 1 and iterations > 0 else 0
+    return f", a young average: {share:.0%} of it is the training's first network" if share > OLD_ENOUGH else ""
 
 
 def names_of_sets(datasets: Sequence[Any]) -> list[list[str] | None]:

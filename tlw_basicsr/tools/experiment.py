@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tlw_basicsr.core.functional import Distance, k_schedule
 from tlw_basicsr.engine.options import read_options
 from tlw_basicsr.losses.tlw_loss import complete_economy, split_options
+from tlw_basicsr.models.validation import describe_average
 from tlw_basicsr.networks import find_device, get_section, is_safetensors, load_network
 from tlw_basicsr.registry import check_arguments, lookup
 from tlw_basicsr.tools.inference import NetworkUpscaler
@@ -20,8 +21,6 @@ from tlw_basicsr.util.errors import UserError, expanded, short
 from tlw_basicsr.util.files import load_file
 from tlw_basicsr.util.kinds import FRACTION, STR, Options
 from tlw_basicsr.util.yaml_options import load_yaml
-
-OLD_ENOUGH = 0.01  # share of a training's first network in a moving average of its networks
 
 
 @dataclass(frozen=True)
@@ -60,9 +59,8 @@ def load_trained(opt: Options, checkpoint: str | Path | None = None, param_key: 
     net = load_network(opt.get("network_g"), path, param_key)
     content = {} if is_safetensors(path) else load_file(path, "checkpoint")
     entry = next((key for key in (param_key, "params") if isinstance(content.get(key), dict)), "")
-    share = share_of_first_network(opt, path) if entry == "params_ema" else 0
-    young = f", a young average: {share:.0%} of it is the training's first network" if share > OLD_ENOUGH else ""
-    return Trained(net, opt["network_g"], path, entry + young, find_normalization(opt))
+    age = describe_age(opt, path) if entry == "params_ema" else ""
+    return Trained(net, opt["network_g"], path, entry + age, find_normalization(opt))
 
 
 def find_normalization(opt: Options) -> Options:
@@ -72,13 +70,13 @@ def find_normalization(opt: Options) -> Options:
     return {key: found[0][key] for key in ("mean", "std")} if found else {}
 
 
-def share_of_first_network(opt: Options, path: Path) -> float:
-    """How much of a moving average is the training's first network: ema_decay^n after n iterations; 0 if unknown."""
+def describe_age(opt: Options, path: Path) -> str:
+    """What is to be known of a checkpoint's ``params_ema``: nothing, or that the average is young."""
     train = get_section(opt, "train")
     found = re.search(r"_(\d+)\.pth$", path.name)
     decay, iterations = train.get("ema_decay", 0), int(found[1]) if found else train.get("total_iter", 0)
     known = all(isinstance(value, (int, float)) for value in (decay, iterations))
-    return decay**iterations if known and 0 < decay < 1 and iterations > 0 else 0
+    return describe_average(decay, iterations) if known else ""
 
 
 def find_checkpoint(opt: Options, label: str) -> Path:
