@@ -602,13 +602,24 @@ from tlw_basicsr import TLW, SSIMDistance, TLWWeightNet
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
 torch.manual_seed(dist.get_rank())  # other start values, other noise
-tlw = TLW(SSIMDistance(5), net_w=TLWWeightNet(num_feat=4), weight_batch=1, weight_crop=16)
+class Distance(SSIMDistance):
+    factor = 1.0
+    def forward(self, sr, gt):
+        return self.factor * super().forward(sr, gt)
+tlw = TLW(Distance(5), net_w=TLWWeightNet(num_feat=4), importance=False, weight_batch=1, weight_crop=16)
 net = nn.parallel.DistributedDataParallel(nn.Conv2d(3, 3, 3, padding=1))
 adam = torch.optim.Adam(net.parameters(), 1e-3)
 gt = torch.rand(2, 3, 24, 24)
+unchanged = []
 for step in range(5):
+    if step == 3 and dist.get_rank() == 1:
+        tlw.distance.factor = float("nan")
+    before = [p.detach().clone() for p in tlw.net_w.parameters()]
     loss = tlw(net(nn.functional.avg_pool2d(gt, 3, 1, 1)), gt)
     adam.zero_grad(); loss.backward(); adam.step()
+    tlw.distance.factor = 1.0
+    unchanged.append(all(map(torch.equal, before, tlw.net_w.parameters())))
+assert unchanged == [False, False, False, True, False]  # in both processes
 state = [p.detach() for p in [*tlw.net_w.parameters(), *net.parameters()]]
 torch.save([state, tlw.log["l_w"]], f"{dist.get_rank()}.pth")
 dist.barrier()

@@ -82,7 +82,7 @@ class CachedDistanceTo(DistanceTo):
     def parts(self) -> list[Callable[[Tensor], Tensor]]:
         """D(·, x) of every chunk."""
         distance = self.distance
-        if not isinstance(distance, FeatureDistance):
+        if not isinstance(distance, FeatureDistance) or type(distance).forward is not FeatureDistance.forward:
             return [DistanceTo(distance, part) for part in self.gt.split(self.chunk)]
         with torch.no_grad():
             references = [distance.features(part) for part in self.gt.split(self.chunk)]
@@ -90,7 +90,7 @@ class CachedDistanceTo(DistanceTo):
 
 
 class FeatureDistance(nn.Module):
-    """Base of the distances; a subclass gives ``features`` and ``compare``."""
+    """Base of the distances; a subclass gives ``features`` and ``compare``, or a ``forward`` of its own instead."""
 
     def features(self, x: Tensor) -> Any:
         """What :meth:`compare` needs of images ``x`` (N, C, H, W) in [0, 1]."""
