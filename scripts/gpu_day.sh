@@ -16,6 +16,8 @@ here=$(cd "$(dirname "$0")/.." && pwd)
 out=${1:?the folder of the results is missing}
 mkdir -p "$out"
 PYTHON=${PYTHON:-python3} DEVICE=${DEVICE:-cuda} SETTING=${SETTING:-paper} SEEDS=${SEEDS:-0 1 2}
+networks=("edsr --patch 192" "edsr --patch 96" "rrdb --patch 128" "swinir --patch 192")
+if [ "$SETTING" = toy ]; then networks=("edsr --patch 32" "swinir --patch 32"); fi
 losses="TLW MSETLW L1 MSE Error Random Uncertainty"
 size=()
 for name in ITERATIONS BATCH PATCH; do
@@ -36,7 +38,7 @@ for stage in ${STAGES:-tests graphs price train measure}; do
             tests/test_tlw.py tests/models/test_guard.py -q) || echo "tests: failed, or stopped"
         ;;
     graphs) # with and without CUDA graphs, in fp32, TF32 and bf16; the most important first, each with its own limit
-        for network in "edsr --patch 192" "edsr --patch 96" "rrdb --patch 128" "swinir --patch 192"; do
+        for network in "${networks[@]}"; do
             echo "-- $network, BasicSR's models" # its own SRModel is the first row
             timeout "${LIMIT:-60}" "$PYTHON" "$here/scripts/benchmark_speed.py" --network $network --guard \
                 --device "$DEVICE" --batch "${BATCH:-16}" --rounds "${ROUNDS:-4}" || echo "stopped"
