@@ -1,19 +1,26 @@
 """Networks: built from their options, loaded from files, and what they take."""
 
 import inspect
+import warnings
 from contextlib import suppress
+from functools import lru_cache
 from math import lcm
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
 
 from tlw_basicsr.registry import check_arguments, find_doubts, keep_arguments, lookup
-from tlw_basicsr.util.errors import UserError, first_line, short
+from tlw_basicsr.util.errors import UserError, expanded, first_line, short
 from tlw_basicsr.util.files import load_file
 from tlw_basicsr.util.kinds import DICT, Options
+
+if TYPE_CHECKING:
+    from spandrel import ImageModelDescriptor
+
+FROM_FILE = "SpandrelNetwork"  # {type: SpandrelNetwork, file: PATH}
 
 
 def build_network(opt: Options, key: str, device: str = "meta") -> nn.Module:
@@ -78,6 +85,76 @@ def read_network(path: str | Path, param_key: str | None, what: str) -> dict[str
     """
     content = read_safetensors(path, what) if is_safetensors(path) else load_file(path, what)
     return take_entry(content, param_key, path, what)
+
+
+def read_model(path: str | Path, param_key: str = "params_ema", what: str = "--model") -> "ImageModelDescriptor":
+    """Build the network of a file without a YAML: spandrel knows its architecture by the names of its tensors.
+
+    Args:
+        path: A file that :func:`read_network` reads.
+        param_key: The entry to take, ``params`` where the file lacks it.
+        what: The option that names the file, for messages.
+
+    Returns:
+        spandrel's descriptor: the network with its weights in ``model``, and its scale, channels and sizes.
+
+    Raises:
+        UserError: The file can't be read, or is of no network that spandrel knows and that is called with an image
+            alone.
+    """
+    import spandrel
+
+    state = read_network(path, param_key, what)
+    try:
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            warnings.simplefilter("ignore")  # of architectures' own code
+            model = spandrel.ModelLoader().load_from_state_dict(spandrel.canonicalize_state_dict(state))
+    except Exception as error:  # spandrel's own, and what wrong shapes lead to
+        raise UserError(
+            f"{what}: {path} is of no network that spandrel knows, it starts with {short(next(iter(state)))} "
+            f"({first_line(error)[:200]}); give its options by --opt or --network"
+        ) from error
+    check_fit(model.model.state_dict(), model.model, True, path, what)  # finite
+    name = model.architecture.name
+    if not isinstance(model, spandrel.ImageModelDescriptor):
+        raise UserError(f"{what}: {path} is a {name} network, which needs a mask beside the image")
+    image = torch.rand(1, model.input_channels, *[_smallest_side(model)] * 2, generator=torch.Generator().manual_seed(0))
+    try:
+        with torch.no_grad():
+            own = model.model.eval()(image.clone())
+            own = own[0] if isinstance(own, (list, tuple)) else own
+            alike = torch.allclose(own.clamp(0, 1), model(image), atol=1e-4)
+    except Exception:  # a network that takes more than an image raises what it likes
+        alike = False
+    if not alike:
+        raise UserError(f"{what}: {path} is a {name} network, which takes more than an image in [0, 1]")
+    return model
+
+
+def _smallest_side(model: "ImageModelDescriptor") -> int:
+    """Return the side of a small image that a network takes."""
+    sizes = model.size_requirements
+    return -(-max(sizes.minimum, 16) // sizes.multiple_of) * sizes.multiple_of
+
+
+@lru_cache(maxsize=4)
+def _describe_model(path: Path, modified: int) -> Options:
+    model = read_model(path, what="file")
+    return {
+        "num_in_ch": model.input_channels,
+        "num_out_ch": model.output_channels,
+        "upscale": model.scale,
+        "window_size": model.size_requirements.multiple_of,
+        "smallest_side": model.size_requirements.minimum,
+        "architecture": model.architecture.name,
+        "tiles": model.tiling.name == "SUPPORTED",
+    }
+
+
+def describe_model(path: str | Path) -> Options:
+    """Return what the network of a file takes, under the names that options have for it."""
+    path = expanded(path, "file")
+    return dict(_describe_model(path, path.stat().st_mtime_ns if path.is_file() else 0))
 
 
 def is_safetensors(path: str | Path) -> bool:
@@ -169,7 +246,12 @@ def get_size_multiple(options: dict[str, Any]) -> int:
 
 
 def fill_defaults(options: dict[str, Any]) -> dict[str, Any]:
-    """Return a network's options with the defaults of its class, if ``options["type"]`` is registered."""
+    """Return a network's options with the defaults of its class, if ``options["type"]`` is registered.
+
+    Of :data:`FROM_FILE` they are what its file says, see :func:`describe_model`.
+    """
+    if options["type"] == FROM_FILE:
+        return describe_model(options["file"]) | options
     try:
         parameters = inspect.signature(lookup(ARCH_REGISTRY, options, "network")).parameters
     except UserError:

@@ -18,6 +18,7 @@ from types import ModuleType
 PACKAGE = "tlw_basicsr"
 MISSING = "BasicSR is not installed in this environment; run: tlw-setup"
 PARTS = (
+    "archs.spandrel_arch",
     "archs.sr_archs",
     "archs.tlw_weight_net_arch",
     "data.bicubic_sr_dataset",
