@@ -63,6 +63,8 @@ def load_network(
     arch = lookup(ARCH_REGISTRY, options, key)
     options = options or {}
     check_arguments(options, key, arch)
+    if options == of_file(path):
+        return read_model(path, param_key).model.eval().requires_grad_(False)
     net = build_network({key: options}, key, "cpu")
     state = read_network(path, param_key, "checkpoint")
     check_fit(state, net, True, path, "checkpoint")
@@ -118,7 +120,9 @@ def read_model(path: str | Path, param_key: str = "params_ema", what: str = "--m
     name = model.architecture.name
     if not isinstance(model, spandrel.ImageModelDescriptor):
         raise UserError(f"{what}: {path} is a {name} network, which needs a mask beside the image")
-    image = torch.rand(1, model.input_channels, *[_smallest_side(model)] * 2, generator=torch.Generator().manual_seed(0))
+    sizes = model.size_requirements
+    side = max(sizes.minimum, -(-16 // sizes.multiple_of) * sizes.multiple_of)
+    image = torch.rand(1, model.input_channels, side, side, generator=torch.Generator().manual_seed(0))
     try:
         with torch.no_grad():
             own = model.model.eval()(image.clone())
@@ -131,10 +135,9 @@ def read_model(path: str | Path, param_key: str = "params_ema", what: str = "--m
     return model
 
 
-def _smallest_side(model: "ImageModelDescriptor") -> int:
-    """Return the side of a small image that a network takes."""
-    sizes = model.size_requirements
-    return -(-max(sizes.minimum, 16) // sizes.multiple_of) * sizes.multiple_of
+def of_file(path: str | Path) -> Options:
+    """Return the options of the network that a file holds."""
+    return {"type": FROM_FILE, "file": str(path)}
 
 
 @lru_cache(maxsize=4)
@@ -147,7 +150,7 @@ def _describe_model(path: Path, modified: int) -> Options:
         "window_size": model.size_requirements.multiple_of,
         "smallest_side": model.size_requirements.minimum,
         "architecture": model.architecture.name,
-        "tiles": model.tiling.name == "SUPPORTED",
+        "takes_tiles": model.tiling.name == "SUPPORTED",
     }
 
 

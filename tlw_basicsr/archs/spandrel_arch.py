@@ -1,4 +1,7 @@
-"""The network of a file, of any architecture that spandrel knows: ``network_g: {type: SpandrelNetwork, file: PATH}``."""
+"""The network of a file, of any architecture that spandrel knows.
+
+``network_g: {type: SpandrelNetwork, file: PATH}``
+"""
 
 from basicsr.utils.registry import ARCH_REGISTRY
 from torch import nn
@@ -17,4 +20,4 @@ def SpandrelNetwork(file: str) -> nn.Module:
     Args:
         file: safetensors, or a checkpoint of BasicSR's format or a bare state dict; of the average, where there is one.
     """
-    return read_model(expanded(file, "network_g.file"), what="network_g.file").model.train().requires_grad_()
+    return read_model(expanded(file, "file"), what="file").model.train().requires_grad_()

@@ -14,7 +14,7 @@ from tlw_basicsr.core.functional import Distance, k_schedule
 from tlw_basicsr.engine.options import read_options
 from tlw_basicsr.losses.tlw_loss import complete_economy, split_options
 from tlw_basicsr.models.validation import describe_average
-from tlw_basicsr.networks import find_device, get_section, is_safetensors, load_network
+from tlw_basicsr.networks import find_device, get_section, is_safetensors, load_network, of_file
 from tlw_basicsr.registry import check_arguments, lookup
 from tlw_basicsr.tools.inference import NetworkUpscaler
 from tlw_basicsr.util.errors import UserError, expanded, short
@@ -46,6 +46,10 @@ class Trained:
 
 def load_sr_network(args: Namespace) -> Trained:
     """The SR network that the arguments of a command name, see :func:`tlw_basicsr.commands.add_network_arguments`."""
+    if args.model is not None:
+        if args.checkpoint:
+            raise UserError("--checkpoint: not with --model, which is the checkpoint")
+        return load_trained({"network_g": of_file(args.model)}, args.model, args.param_key)
     if args.network is not None:
         opt = {"network_g": load_yaml(args.network, "--network")}
     else:
