@@ -29,6 +29,7 @@ def add_arguments(parser: ArgumentParser, *names: str) -> None:
 def add_network_arguments(parser: ArgumentParser) -> Any:
     """Add the arguments that name an SR network and its checkpoint; returns their group, of which one is given."""
     source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--model", metavar="FILE", help="a file of any network that spandrel knows; no options needed")
     source.add_argument("--opt", metavar="YAML", help="training or test YAML with the network's options (network_g)")
     source.add_argument("--network", metavar="OPTIONS", help="or the options, such as '{type: EDSR, num_in_ch: 3, …}'")
     newest = "default: the YAML's path.pretrain_network_g, else experiments/NAME/models/net_g_latest.pth"

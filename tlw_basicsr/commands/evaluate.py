@@ -2,6 +2,7 @@
 
 tlw evaluate --gt datasets/Set5 --scale 4 --bicubic
 tlw evaluate --gt datasets/Set5 --scale 4 --sr results/SwinIR
+tlw evaluate --gt datasets/Set5 --model 4x_anything.safetensors
 tlw evaluate --gt datasets/Set5 --scale 4 --opt options/train/EDSR/train_EDSR_L1TLW_x4.yml \\
     --checkpoint experiments/train_EDSR_L1TLW_x4/models/net_g_best.pth --lpips --csv set5.csv
 """
@@ -11,10 +12,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tlw_basicsr.commands import add_arguments, parser_of
-from tlw_basicsr.engine.options import read_options
+from tlw_basicsr.commands import add_arguments, add_network_arguments, parser_of
 from tlw_basicsr.tools.evaluation import PROTOCOLS, Source, bicubic, evaluate, means
-from tlw_basicsr.tools.experiment import load_trained
+from tlw_basicsr.tools.experiment import load_sr_network
 from tlw_basicsr.tools.report import csv_text, json_text
 from tlw_basicsr.util.errors import UserError
 from tlw_basicsr.util.files import write_text
@@ -26,33 +26,34 @@ def find_sources(args: argparse.Namespace, protocols: list[str]) -> tuple[Mappin
         return {name: bicubic(args.scale, PROTOCOLS[name].quantize) for name in protocols}, "bicubic"
     if args.sr:
         return dict.fromkeys(protocols, Path(args.sr)), str(args.sr)
-    opt = read_options(str(args.opt), allow_plugins=args.allow_plugins)
-    trained = load_trained(opt, args.checkpoint, args.param_key)
-    return dict.fromkeys(protocols, trained.upscaler(args.device, args.scale, args.opt)), str(trained)
+    trained = load_sr_network(args)
+    upscale = trained.upscaler(args.device, args.scale, args.model or args.opt or "--network")
+    args.scale = upscale.scale
+    return dict.fromkeys(protocols, upscale), str(trained)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the arguments, measure, print and write."""
     parser = parser_of("evaluate", __doc__)
-    add_arguments(parser, "--gt", "--param_key", "--perceptual", "--grey-as-y", "--device", "--allow-plugins")
-    parser.add_argument("--scale", type=int, required=True)
+    add_arguments(parser, "--gt", "--perceptual", "--grey-as-y", "--device")
+    parser.add_argument("--scale", type=int, help="of the super-resolution; default: the network's")
     parser.add_argument("--lq", type=Path, help="folder of LR images, for the field's protocol; default: made from HR")
-    what = parser.add_mutually_exclusive_group(required=True)
+    what = add_network_arguments(parser)
     what.add_argument("--bicubic", action="store_true", help="measure bicubic upscaling")
     what.add_argument("--sr", type=Path, help="folder of SR images NAME, NAMEx4 or NAME_…, for the field's protocol")
-    what.add_argument("--opt", type=Path, help="YAML with network_g")
-    parser.add_argument("--checkpoint", type=Path, help="with --opt; default: the YAML's, or its training's newest")
     both = "default: both; with --lq or --sr the field's (BasicSR's)"
     parser.add_argument("--protocol", choices=[*PROTOCOLS, "both"], help=both)
     parser.add_argument("--lpips", action="store_true", help="also LPIPS of VGG and AlexNet; needs their weights")
     parser.add_argument("--csv", type=Path, help="write the values of every image")
     parser.add_argument("--json", type=Path, help="write the means")
     args = parser.parse_args(argv)
-    if not 1 <= args.scale <= 8:
+    bare = "--bicubic" if args.bicubic else "--sr" if args.sr else ""
+    if args.scale is None and bare:
+        raise UserError(f"--scale: missing; {bare} needs it")
+    if args.scale is not None and not 1 <= args.scale <= 8:
         raise UserError(f"--scale: expected 1 to 8, got {args.scale}")
-    if args.checkpoint and not args.opt:
-        other = "--bicubic" if args.bicubic else "--sr"
-        raise UserError(f"--checkpoint: not with {other}; give --opt to measure a network")
+    if args.checkpoint and bare:
+        raise UserError(f"--checkpoint: not with {bare}; give --opt to measure a network")
     if args.sr and not args.sr.is_dir():
         raise UserError(f"--sr: {args.sr} is not a folder")
     for option, path in (("--csv", args.csv), ("--json", args.json)):

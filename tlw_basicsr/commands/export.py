@@ -1,6 +1,7 @@
 """Export a trained network: NAME.onnx, checked by onnxruntime, and NAME.safetensors. Example:
 
   tlw export net.onnx net.safetensors --opt options/test/EDSR/test_EDSR_L1TLW_x4.yml
+  tlw export net.onnx --model 4x_anything.safetensors
 
 Both describe the network in their metadata. ONNX needs: pip install '.[export]'
 """

@@ -1,5 +1,6 @@
 """Upscale images by a trained network: files, folders and globs.
 
+  tlw infer photo.jpg --model 4x_anything.safetensors
   tlw infer photo.jpg folder 'more/*.png' --opt TRAINING.yml --out results/inference
 
 Results are PNG files of the name of the image and --suffix; images of one name also have their suffix or folder in it.
@@ -21,7 +22,7 @@ from tqdm import tqdm
 from tlw_basicsr.commands import add_arguments, add_network_arguments, parser_of
 from tlw_basicsr.data.images import SUFFIXES, read_picture
 from tlw_basicsr.data.listing import name_images
-from tlw_basicsr.networks import find_device
+from tlw_basicsr.networks import fill_defaults, find_device
 from tlw_basicsr.tools.experiment import load_sr_network
 from tlw_basicsr.tools.inference import DTYPES, NetworkUpscaler, upscale_picture, write_result
 from tlw_basicsr.util.errors import UserError, clean, first_line, reason_of
@@ -82,6 +83,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         DTYPES[args.dtype],
         trained.normalization,
     )
+
+    if args.tile and not fill_defaults(trained.options).get("takes_tiles", True):
+        note(f"{args.model}: its architecture is best without tiles; --tile 0 takes the whole image, if memory allows")
 
     skipped, images = 0, {}
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tlw_basicsr.networks import count_input_channels
+from tlw_basicsr.networks import FROM_FILE, count_input_channels, describe_model
 from tlw_basicsr.tools.inference import NetworkUpscaler
 from tlw_basicsr.util.errors import UserError, first_line
 from tlw_basicsr.util.files import whole_file
@@ -31,9 +31,10 @@ def check_installed(suffix: str) -> None:
 
 def metadata(options: dict[str, Any], upscaler: NetworkUpscaler) -> dict[str, str]:
     """Return what a file says about its network: architecture, options as JSON, scale, and the multiple of sides."""
-    arguments = {key: value for key, value in options.items() if key != "type"}
+    from_file = options["type"] == FROM_FILE  # whose name says nothing to others
+    arguments = {} if from_file else {key: value for key, value in options.items() if key != "type"}
     return {
-        "architecture": options["type"],
+        "architecture": describe_model(options["file"])["architecture"] if from_file else options["type"],
         "options": json.dumps(arguments),
         "scale": str(upscaler.scale),
         "size_multiple": str(upscaler.multiple),

@@ -77,9 +77,11 @@ class NetworkUpscaler:
         self.multiple = get_size_multiple(options)
         self.tile = None if tile is None else -(-tile // self.multiple) * self.multiple
         self.step = 0 if self.tile is None else max((self.tile - overlap) // self.multiple, 1) * self.multiple
-        side = -(-16 // self.multiple) * self.multiple
+        options = fill_defaults(options)
+        self.smallest = options.get("smallest_side", 0)
+        side = max(-(-16 // self.multiple) * self.multiple, self.smallest)
         sizes = [
-            v for key, v in fill_defaults(options).items() if key.endswith("_size") and type(v) is int and v > side
+            v for key, v in options.items() if key.endswith("_size") and type(v) is int and v > side
         ]
         try:
             height, width = self._try(side)
@@ -104,7 +106,7 @@ class NetworkUpscaler:
         ``progress`` wraps the list of tiles, as ``tqdm`` does.
         """
         height, width = lq.shape[-2:]
-        lq = pad_to_multiple(lq, self.multiple)
+        lq = pad_to_multiple(lq, self.multiple, self.smallest)
         whole = self.tile is None or max(lq.shape[-2:]) <= self.tile
         sr = self._run(lq) if whole else self._run_tiles(lq, progress)
         return sr[..., : height * self.scale, : width * self.scale]
@@ -159,10 +161,13 @@ def blend_weights(length: int, overlap: int, before: bool, after: bool) -> Tenso
     return rising * (inside.flip(0).clamp(0, 1) if after else 1)
 
 
-def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
-    """``image`` (N, C, H, W) reflected at the bottom and the right, where it is too small for that repeated."""
+def pad_to_multiple(image: Tensor, multiple: int, smallest: int = 0) -> Tensor:
+    """``image`` (N, C, H, W) reflected at the bottom and the right, where it is too small for that repeated.
+
+    Its sides become multiples of ``multiple``, and at least ``smallest``, which is one.
+    """
     height, width = image.shape[-2:]
-    bottom, right = -height % multiple, -width % multiple
+    bottom, right = (max(-side % multiple, smallest - side) for side in (height, width))
     if not bottom and not right:
         return image
     return F.pad(image, (0, right, 0, bottom), "reflect" if bottom < height and right < width else "replicate")
