@@ -253,7 +253,7 @@ def fill_defaults(options: dict[str, Any]) -> dict[str, Any]:
 
     Of :data:`FROM_FILE` they are what its file says, see :func:`describe_model`.
     """
-    if options["type"] == FROM_FILE:
+    if options["type"] == FROM_FILE and "file" in options:
         return describe_model(options["file"]) | options
     try:
         parameters = inspect.signature(lookup(ARCH_REGISTRY, options, "network")).parameters

@@ -20,16 +20,15 @@ from tlw_basicsr.util.errors import UserError
 from tlw_basicsr.util.files import write_text
 
 
-def find_sources(args: argparse.Namespace, protocols: list[str]) -> tuple[Mapping[str, Source], str]:
-    """What makes the SR images of each protocol, and its name."""
+def find_sources(args: argparse.Namespace, protocols: list[str]) -> tuple[Mapping[str, Source], str, int]:
+    """What makes the SR images of each protocol, its name, and the scale."""
     if args.bicubic:
-        return {name: bicubic(args.scale, PROTOCOLS[name].quantize) for name in protocols}, "bicubic"
+        return {name: bicubic(args.scale, PROTOCOLS[name].quantize) for name in protocols}, "bicubic", args.scale
     if args.sr:
-        return dict.fromkeys(protocols, Path(args.sr)), str(args.sr)
+        return dict.fromkeys(protocols, Path(args.sr)), str(args.sr), args.scale
     trained = load_sr_network(args)
     upscale = trained.upscaler(args.device, args.scale, args.model or args.opt or "--network")
-    args.scale = upscale.scale
-    return dict.fromkeys(protocols, upscale), str(trained)
+    return dict.fromkeys(protocols, upscale), str(trained), upscale.scale
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -64,11 +63,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--protocol {args.protocol}: the paper's protocol makes LR from HR; leave {given} out")
     chosen = args.protocol or ("field" if given else "both")
     protocols = list(PROTOCOLS) if chosen == "both" else [chosen]
-    sources, name = find_sources(args, protocols)
+    sources, name, scale = find_sources(args, protocols)
     settings = {"with_lpips": args.lpips, "with_perceptual": args.perceptual, "grey_as_y": args.grey_as_y}
-    rows = evaluate(sources, args.gt, args.scale, lq_folder=args.lq, **settings, progress=sys.stderr.isatty())
+    rows = evaluate(sources, args.gt, scale, lq_folder=args.lq, **settings, progress=sys.stderr.isatty())
     result = means(rows)
-    print(f"{args.gt.name}, ×{args.scale}, {name}, mean of {len(rows) // len(protocols)} images\n")
+    print(f"{args.gt.name}, ×{scale}, {name}, mean of {len(rows) // len(protocols)} images\n")
     for protocol, values in result.items():
         print(f"{protocol}: " + ", ".join(f"{metric} {value:.6g}" for metric, value in values.items()))
     if args.csv:

@@ -37,6 +37,7 @@ from tlw_basicsr.engine.schema import (
 from tlw_basicsr.losses.tlw_loss import complete_economy, describe_options
 from tlw_basicsr.models.tlw_model import TLWMixin, with_tlw
 from tlw_basicsr.models.validation import LQ_ALONE, compares
+from tlw_basicsr.networks import FROM_FILE, fill_defaults
 from tlw_basicsr.registry import OTHER, OURS, check_arguments, find_origin, lookup
 from tlw_basicsr.util.errors import UserError, expanded, first_line, short
 from tlw_basicsr.util.files import read_bytes
@@ -225,6 +226,8 @@ def _check_part(section: Options, place: str, registry: Registry, model: Callabl
 def _check_factor(opt: Options, key: str) -> None:
     """The factor of a network is the scale, also where it is left to the default of the network's class."""
     section, scale, names = opt[key], opt.get("scale"), ("upscale", "scale", "upscale_factor")
+    if section["type"] == FROM_FILE:
+        section = fill_defaults(section)
     parameters = inspect.signature(lookup(ARCH_REGISTRY, section, key)).parameters
     for name in names:
         if name not in section:

@@ -212,6 +212,7 @@ def compare_options(state: dict[str, Any], opt: Options, path: Path) -> list[str
         difference = f"{key} was {was} in the training of {path}, now it is {now}"
         restored = key.startswith("train.scheduler.") or re.fullmatch(r"train\.optim_\w+\.lr", key)
         structure = key in ("model_type", "base_model", "scale", "train.scheduler.type") or key.startswith("network_")
+        structure &= key != "network_g.file"  # it may have moved; the state's networks are compared with it
         if structure or (key.startswith("train.optim_") and not restored):
             raise OtherTraining(
                 f"{difference}; a training is resumed with the networks and optimisers it had, another one is started "

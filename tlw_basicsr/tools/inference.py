@@ -80,9 +80,7 @@ class NetworkUpscaler:
         options = fill_defaults(options)
         self.smallest = options.get("smallest_side", 0)
         side = max(-(-16 // self.multiple) * self.multiple, self.smallest)
-        sizes = [
-            v for key, v in options.items() if key.endswith("_size") and type(v) is int and v > side
-        ]
+        sizes = [v for key, v in options.items() if key.endswith("_size") and type(v) is int and v > side]
         try:
             height, width = self._try(side)
         except Exception as error:  # a network raises what it likes
