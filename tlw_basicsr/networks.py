@@ -3,6 +3,7 @@
 import inspect
 import warnings
 from contextlib import suppress
+from copy import deepcopy
 from functools import lru_cache
 from math import lcm
 from pathlib import Path
@@ -123,11 +124,12 @@ def read_model(path: str | Path, param_key: str = "params_ema", what: str = "--m
     sizes = model.size_requirements
     side = max(sizes.minimum, -(-16 // sizes.multiple_of) * sizes.multiple_of)
     image = torch.rand(1, model.input_channels, side, side, generator=torch.Generator().manual_seed(0))
+    probe = deepcopy(model)  # some keep what they compute with, which spandrel's inference mode shuts off from training
     try:
         with torch.no_grad():
-            own = model.model.eval()(image.clone())
+            own = probe.model.eval()(image.clone())
             own = own[0] if isinstance(own, (list, tuple)) else own
-            alike = torch.allclose(own.clamp(0, 1), model(image), atol=1e-4)
+            alike = torch.allclose(own.clamp(0, 1), probe(image), atol=1e-4)
     except Exception:  # a network that takes more than an image raises what it likes
         alike = False
     if not alike:
