@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from spandrel import ModelLoader
-from spandrel.architectures.DnCNN import DnCNN
+from spandrel.architectures.DRUNet import DRUNet
 from spandrel.architectures.ESRGAN import ESRGAN
 from spandrel.architectures.PLKSR import PLKSR
 from spandrel.architectures.SAFMN import SAFMN
@@ -167,14 +167,14 @@ def damaged(folder):
 
 
 def with_own_call(folder):
-    """DnCNN, which gives the noise, so that spandrel calls it in its own way."""
-    torch.save(DnCNN(in_nc=1, out_nc=1, nb=17).state_dict(), folder / "m.pth")
+    """DRUNet, which takes a noise level beside the image, so that spandrel calls it in its own way."""
+    torch.save(DRUNet(in_nc=4, out_nc=3, nc=[8, 8, 8, 8], nb=3).state_dict(), folder / "m.pth")
 
 
 BAD = {
     "unknown": (unknown, "m.pth is of no network that spandrel knows, it starts with .*; give its options by --opt or"),
     "not finite": (damaged, r"m.pth: body.0.weight has values that are not finite"),
-    "own call": (with_own_call, "m.pth is a DnCNN network, which takes more than an image"),
+    "own call": (with_own_call, "m.pth is a DRUNet network, which takes more than an image"),
     "no file": (lambda folder: None, "m.pth does not exist"),
     "text": (lambda folder: (folder / "m.pth").write_text("no network"), "m.pth is not a readable checkpoint"),
 }

@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # the names of PLACES, for editors and type checkers
     from tlw_basicsr.core.functional import uncertainty_loss as uncertainty_loss
     from tlw_basicsr.core.functional import weight_criterion_loss as weight_criterion_loss
     from tlw_basicsr.core.functional import weighted_pixel_loss as weighted_pixel_loss
+    from tlw_basicsr.core.pixel_loss import TLWPixelLoss as TLWPixelLoss
     from tlw_basicsr.core.tlw import TLW as TLW
     from tlw_basicsr.core.weight_net import TLWWeightNet as TLWWeightNet
     from tlw_basicsr.data.bicubic import imresize as imresize
@@ -48,6 +49,7 @@ PLACES = {
         "DistanceTo error_weights fixed_sum k_schedule marginal_pixel_loss relaxed_bernoulli "
         "sample_weights uncertainty_driven_loss uncertainty_loss weight_criterion_loss weighted_pixel_loss"
     ),
+    "core.pixel_loss": "TLWPixelLoss",
     "core.tlw": "TLW",
     "core.weight_net": "TLWWeightNet",
     "data.bicubic": "imresize",
