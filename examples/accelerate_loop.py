@@ -17,6 +17,7 @@ from tlw_basicsr import TLW, LPIPSDistance, SSIMDistance
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--steps", type=int, default=200)
 parser.add_argument("--distance", choices=["ssim", "vgg"], default="ssim", help="vgg downloads torchvision's weights")
+parser.add_argument("--resume", action="store_true", help="go on from the folder checkpoint")
 args = parser.parse_args()
 
 accelerator = Accelerator(gradient_accumulation_steps=2)
@@ -25,6 +26,9 @@ loader = DataLoader(Crops(4 * args.steps), batch_size=4)
 net, optimizer, loader = accelerator.prepare(net, torch.optim.Adam(net.parameters(), 2e-3), loader)
 distance = SSIMDistance() if args.distance == "ssim" else LPIPSDistance("vgg")
 tlw = TLW.from_preset("economy", distance, weight_crop=32).to(accelerator.device)
+accelerator.register_for_checkpointing(tlw)  # the weighting network, its optimiser and the position
+if args.resume:
+    accelerator.load_state("checkpoint")
 
 for step, (lq, gt) in enumerate(loader):
     with accelerator.accumulate(net):
@@ -37,4 +41,4 @@ for step, (lq, gt) in enumerate(loader):
             f"step {step}: loss {loss.item():.4f} ", *(f"{k} {v:.3f}" for k, v in tlw.summarize().items())
         )
 
-accelerator.save({"net": accelerator.unwrap_model(net).state_dict(), "tlw": tlw.state_dict()}, "checkpoint.pth")
+accelerator.save_state("checkpoint")

@@ -45,9 +45,11 @@ if __name__ == "__main__":
     parser.add_argument(
         "--distance", choices=["ssim", "vgg"], default="ssim", help="vgg downloads torchvision's weights"
     )
+    parser.add_argument("--resume", metavar="CKPT", help="Lightning's checkpoint to go on from")
     args = parser.parse_args()
     task = Task(SSIMDistance() if args.distance == "ssim" else LPIPSDistance("vgg"))
     trainer = lightning.Trainer(
         max_steps=args.steps, logger=False, enable_progress_bar=False, enable_model_summary=False
     )
-    trainer.fit(task, DataLoader(Crops(8 * args.steps), batch_size=8))
+    trainer.fit(task, DataLoader(Crops(8 * args.steps), batch_size=8), ckpt_path=args.resume, weights_only=True)
+    trainer.save_checkpoint("lightning.ckpt")

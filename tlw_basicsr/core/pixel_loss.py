@@ -61,14 +61,16 @@ class TLWPixelLoss(nn.Module):
             name = arguments.pop("type", None)
             if name not in DISTANCES:
                 raise ValueError(f"TLWPixelLoss: distance.type must be one of {', '.join(DISTANCES)}, got {name!r}")
-            distance = DISTANCES[name](**arguments)
+            built: nn.Module | None = DISTANCES[name](**arguments)
+        else:
+            built = distance
         economy = preset == "economy"
         if net_w is not None:
             options["net_w"] = TLWWeightNet(**{**(ECONOMY_NET_W if economy else {}), **net_w})
         if optim_w is not None:
             adam = {**(ECONOMY_OPTIM_W if economy else {}), **optim_w}
             options["optimizer"] = lambda parameters: make_adam(parameters, **adam)
-        self.tlw = TLW.from_preset(preset, distance, k_decay=k_decay, loss_weight=loss_weight, **options)
+        self.tlw = TLW.from_preset(preset, built, k_decay=k_decay, loss_weight=loss_weight, **options)
 
     def forward(self, sr: Tensor, gt: Tensor) -> Tensor:
         """``loss_weight``·L_θ of x̂ (N, C, H, W) and x in [0, 1], scalar, after an E step on φ where one is due."""
