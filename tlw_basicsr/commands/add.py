@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tlw_basicsr.commands import parser_of
 from tlw_basicsr.tools.add_tlw import add_tlw, describe_changes
-from tlw_basicsr.tools.recipes import fine_tuning
+from tlw_basicsr.tools.fine_tuning import fine_tuning
 from tlw_basicsr.util.errors import UserError
 from tlw_basicsr.util.files import write_text
 

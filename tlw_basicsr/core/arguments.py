@@ -8,17 +8,19 @@ import functools
 import inspect
 import reprlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, NamedTuple, ParamSpec, get_args, get_origin
 
 P = ParamSpec("P")
 
 
 class Accepted(NamedTuple):
-    """What an argument may be, in words and as a check."""
+    """What an argument may be, in words, as a check, and as much of it as a JSON schema can say."""
 
     text: str
     accepts: Callable[[Any], bool]
+    schema: Mapping[str, Any] = MappingProxyType({})
 
 
 def _is_number(value: Any) -> bool:
@@ -31,18 +33,28 @@ def _is_whole(value: Any) -> bool:
 
 def whole(minimum: int, maximum: float = float("inf")) -> Accepted:
     """A whole number from ``minimum`` to ``maximum``."""
+    schema = {"type": "integer", "minimum": minimum}
+    if maximum != float("inf"):
+        schema["maximum"] = maximum
     limit = "" if maximum == float("inf") else f" and at most {maximum:,}"
-    return Accepted(f"a whole number of at least {minimum}{limit}", lambda v: _is_whole(v) and minimum <= v <= maximum)
+    return Accepted(
+        f"a whole number of at least {minimum}{limit}", lambda v: _is_whole(v) and minimum <= v <= maximum, schema
+    )
 
 
 def or_none(accepted: Accepted) -> Accepted:
     """The same, or None, which is ``~`` in a YAML."""
-    return Accepted(f"{accepted.text}, or ~", lambda v: v is None or accepted.accepts(v))
+    schema = {"anyOf": [accepted.schema, {"type": "null"}]} if accepted.schema else {}
+    return Accepted(f"{accepted.text}, or ~", lambda v: v is None or accepted.accepts(v), schema)
 
 
 NUMBER = Accepted("a number", _is_number)
-POSITIVE = Accepted("a number above 0", lambda v: _is_number(v) and v > 0)
-FRACTION = Accepted("a number in (0, 1)", lambda v: _is_number(v) and 0 < v < 1)
+POSITIVE = Accepted("a number above 0", lambda v: _is_number(v) and v > 0, {"type": "number", "exclusiveMinimum": 0})
+FRACTION = Accepted(
+    "a number in (0, 1)",
+    lambda v: _is_number(v) and 0 < v < 1,
+    {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
+)
 PLAIN = {
     bool: Accepted("true or false", lambda v: isinstance(v, bool)),
     int: Accepted("a whole number", _is_whole),

@@ -51,7 +51,7 @@ Stochastic = Annotated[bool, "relaxed Bernoulli samples of the weights, the vari
 NumSamples = Annotated[int, whole(1, 1000), "samples in one M step"]
 LossWeight = Annotated[float, "factor of the loss of the SR network"]
 
-BOOL_OR_NONE = Accepted("true, false or ~", lambda v: v is None or isinstance(v, bool))
+BOOL_OR_NONE = Accepted("true, false or ~", lambda v: v is None or isinstance(v, bool), {"type": ["boolean", "null"]})
 MODULE = or_none(Accepted("a module, such as SSIMDistance()", lambda v: isinstance(v, nn.Module)))
 MakeOptimizer = Callable[[Iterator[nn.Parameter]], Optimizer]
 

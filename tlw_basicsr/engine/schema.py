@@ -27,11 +27,23 @@ from tlw_basicsr.util.kinds import (
 
 # numpy's seeds end at 2^32 - 1, and a rank and a worker are added
 SEED = or_none(whole(0, 4_000_000_000))
-GPUS = Kind("a whole number of at least 0, or auto", lambda v: v == "auto" or whole(0).accepts(v))
+GPUS = Kind(
+    "a whole number of at least 0, or auto",
+    lambda v: v == "auto" or whole(0).accepts(v),
+    {"anyOf": [whole(0).schema, {"const": "auto"}]},
+)
 # YAML's 5e3 is 5000.0
-ITERATIONS = Kind("a whole number above 0", lambda v: is_number(v) and v > 0 and v == int(v))
-ROOT = Kind("text, or a list of texts", lambda v: STR.accepts(v) or (NAMES.accepts(v) and bool(v)))
-DECAY = Kind("a number in [0, 1)", lambda v: is_number(v) and 0 <= v < 1)
+ITERATIONS = Kind(
+    "a whole number above 0", lambda v: is_number(v) and v > 0 and v == int(v), {"type": "integer", "minimum": 1}
+)
+ROOT = Kind(
+    "text, or a list of texts",
+    lambda v: STR.accepts(v) or (NAMES.accepts(v) and bool(v)),
+    {"anyOf": [STR.schema, {**NAMES.schema, "minItems": 1}]},
+)
+DECAY = Kind(
+    "a number in [0, 1)", lambda v: is_number(v) and 0 <= v < 1, {"type": "number", "minimum": 0, "exclusiveMaximum": 1}
+)
 
 
 @dataclass(kw_only=True)
@@ -117,7 +129,7 @@ class TrainOptions:
     total_iter: Annotated[float, ITERATIONS, "number of iterations"]
     warmup_iter: Annotated[
         float,
-        Kind("a whole number", lambda v: is_number(v) and v == int(v)),
+        Kind("a whole number", lambda v: is_number(v) and v == int(v), {"type": "integer"}),
         "iterations in which the learning rate rises from 0; -1 turns that off",
     ] = -1
     ema_decay: Annotated[

@@ -13,9 +13,8 @@ from typing import NamedTuple
 
 import yaml
 
-from tlw_basicsr.networks import describe_model, of_file
-from tlw_basicsr.util.errors import UserError, short
-from tlw_basicsr.util.kinds import FOLDER_NAME, Options, suggestion
+from tlw_basicsr.util.errors import UserError
+from tlw_basicsr.util.kinds import Options, suggestion
 from tlw_basicsr.util.yaml_options import load_yaml
 
 FOLDER = Path(__file__).parents[1] / "options"
@@ -70,6 +69,20 @@ def list_recipes() -> list[str]:
     return [*(name for name in FILES if name not in names), *names]
 
 
+def describe_recipes() -> dict[str, str]:
+    """Return the names of all recipes with a line that says what each is."""
+    about = {}
+    for name in list_recipes():
+        if name in CELLS:
+            network, loss, scale = CELLS[name]
+            about[name] = f"{network} ×{scale} with {LOSSES[loss].title}"
+        elif name.startswith("test_"):
+            about[name] = f"the test of {name.removeprefix('test_')}"
+        else:
+            about[name] = FILES[name].read_text("utf-8").splitlines()[1].strip("# .")
+    return about
+
+
 def recipe(name: str) -> str:
     """Return the YAML text of a recipe; ``train_`` before the name and ``.yml`` after it may be left out."""
     name = name.removeprefix("train_").removesuffix(".yml")
@@ -93,40 +106,6 @@ def recipe(name: str) -> str:
         text = test.replace("EDSR_L1TLW", f"{network}_L1TLW").replace("EDSR ×4", f"{network} ×4")
     text = text.replace("L1TLW_x4", f"{loss}_x{scale}").replace("×4", f"×{scale}")
     return text.replace(LOSSES["L1TLW"].title, LOSSES[loss].title)
-
-
-def fine_tuning(file: Path, name: str | None = None) -> str:
-    """Return the YAML text of a training that fine-tunes the network of a file, at a small learning rate.
-
-    Args:
-        file: The file, see :func:`tlw_basicsr.networks.read_model`.
-        name: Name of the experiment; None for the file's with ``_TLW``.
-    """
-    facts = describe_model(file)
-    scale, channels = facts["upscale"], (facts["num_in_ch"], facts["num_out_ch"])
-    if channels != (3, 3):
-        raise UserError(f"--model: {file} takes {channels[0]} and gives {channels[1]} channels; expected 3, RGB")
-    multiple = facts["window_size"]
-    side = max(-(-48 // multiple) * multiple, facts["smallest_side"])
-    name = name if name is not None else f"{file.stem}_TLW"
-    if not FOLDER_NAME.accepts(name):
-        raise UserError(f"--name: expected {FOLDER_NAME.text}, got {short(name)}")
-    changes = {
-        "name": name,
-        "scale": scale,
-        "datasets": {"train": {"gt_size": side * scale}},
-        "network_g": of_file(file),
-        "path": dict.fromkeys(("pretrain_network_g", "param_key_g", "strict_load_g")),
-        "val": {"metrics": {metric: {"crop_border": scale} for metric in ("psnr", "ssim")}},
-    }
-    if scale == 1:  # what the network restores is not made by bicubic
-        for key in ("train", "val"):
-            changes["datasets"].setdefault(key, {}).update(
-                type="PairedImageDataset", dataroot_lq=f"datasets/{key}/LQ", dataroot_gt=f"datasets/{key}/GT"
-            )
-    text = change(recipe("recipe_EDSR_finetune_x4"), changes)
-    head = f"# {facts['architecture']} ×{scale} of {file.name}, fine-tuned with L1 and Trainable Loss Weights (TLW).\n"
-    return head + text[text.index("# Data:") :]
 
 
 def _changes(loss: str, scale: int, iterations: int) -> Options:

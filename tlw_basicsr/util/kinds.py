@@ -12,16 +12,18 @@ import inspect
 import sys
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 from tlw_basicsr.util.errors import UserError, short
 
 
 class Kind(NamedTuple):
-    """What values an option accepts: a text for people, and the check itself."""
+    """What values an option accepts: a text for people, the check itself, and what of it a JSON schema can say."""
 
     text: str
     accepts: Callable[[Any], bool]
+    schema: Mapping[str, Any] = MappingProxyType({})
 
 
 class Option(NamedTuple):
@@ -46,6 +48,7 @@ def whole(minimum: int, maximum: int | None = None) -> Kind:
     return Kind(
         f"a whole number of at least {minimum}" + ("" if maximum is None else f" and at most {maximum:,}"),
         lambda v: isinstance(v, int) and not isinstance(v, bool) and minimum <= v and (maximum is None or v <= maximum),
+        {"type": "integer", "minimum": minimum} | ({} if maximum is None else {"maximum": maximum}),
     )
 
 
@@ -54,36 +57,51 @@ def one_of(*choices: Any) -> Kind:
     return Kind(
         "one of " + ", ".join(str(c).lower() if isinstance(c, bool) else str(c) for c in choices),
         lambda v: any(type(v) is type(c) and v == c for c in choices),
+        {"enum": list(choices)},
     )
 
 
 def or_none(kind: Kind) -> Kind:
     """``kind``, or ``~``."""
-    return Kind(kind.text + ", or ~", lambda v: v is None or kind.accepts(v))
+    schema = {"anyOf": [kind.schema, {"type": "null"}]} if kind.schema else {}
+    return Kind(kind.text + ", or ~", lambda v: v is None or kind.accepts(v), schema)
 
 
 ANY = Kind("anything", lambda _: True)
-STR = Kind("text", lambda v: isinstance(v, str) and v != "")
-BOOL = Kind("true or false", lambda v: isinstance(v, bool))
-WHOLE = Kind("a whole number", lambda v: isinstance(v, int) and not isinstance(v, bool))
-NUMBER = Kind("a number", is_number)
-POSITIVE = Kind("a number above 0", lambda v: is_number(v) and v > 0)
-NOT_NEGATIVE = Kind("a number of at least 0", lambda v: is_number(v) and v >= 0)
-FRACTION = Kind("a number in (0, 1)", lambda v: is_number(v) and 0 < v < 1)
-DICT = Kind("a section of 'key: value'", lambda v: isinstance(v, dict))
-LIST = Kind("a list", lambda v: isinstance(v, list))
-NAMES = Kind("a list of names", lambda v: isinstance(v, list) and all(isinstance(n, str) for n in v))
-NAMES_OR_TEXT = Kind("a list of names, or text with them", lambda v: isinstance(v, str) or NAMES.accepts(v))
+STR = Kind("text", lambda v: isinstance(v, str) and v != "", {"type": "string", "minLength": 1})
+BOOL = Kind("true or false", lambda v: isinstance(v, bool), {"type": "boolean"})
+WHOLE = Kind("a whole number", lambda v: isinstance(v, int) and not isinstance(v, bool), {"type": "integer"})
+NUMBER = Kind("a number", is_number, {"type": "number"})
+POSITIVE = Kind("a number above 0", lambda v: is_number(v) and v > 0, {"type": "number", "exclusiveMinimum": 0})
+NOT_NEGATIVE = Kind("a number of at least 0", lambda v: is_number(v) and v >= 0, {"type": "number", "minimum": 0})
+BETWEEN_0_AND_1 = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
+FRACTION = Kind("a number in (0, 1)", lambda v: is_number(v) and 0 < v < 1, BETWEEN_0_AND_1)
+DICT = Kind("a section of 'key: value'", lambda v: isinstance(v, dict), {"type": "object"})
+LIST = Kind("a list", lambda v: isinstance(v, list), {"type": "array"})
+NAMES = Kind(
+    "a list of names",
+    lambda v: isinstance(v, list) and all(isinstance(n, str) for n in v),
+    {"type": "array", "items": {"type": "string"}},
+)
+NAMES_OR_TEXT = Kind(
+    "a list of names, or text with them",
+    lambda v: isinstance(v, str) or NAMES.accepts(v),
+    {"anyOf": [{"type": "string"}, NAMES.schema]},
+)
 FOLDER_NAME = Kind(
     "a plain folder name, without / or ..",
     lambda v: isinstance(v, str) and v.isprintable() and v not in ("", "..") and Path(v).name == v,
+    {"type": "string", "minLength": 1, "pattern": r"^[^/]*$"},
 )
 SUFFIX = Kind(
-    "text without /, or ~", lambda v: v is None or (isinstance(v, str) and v.isprintable() and not set(v) & set("/\\"))
+    "text without /, or ~",
+    lambda v: v is None or (isinstance(v, str) and v.isprintable() and not set(v) & set("/\\")),
+    {"anyOf": [{"type": "null"}, {"type": "string", "pattern": r"^[^/\\]*$"}]},
 )
 TEMPLATE = Kind(
     "text with one {} and no other braces",
     lambda v: isinstance(v, str) and v.count("{}") == v.count("{") == v.count("}") == 1,
+    {"type": "string", "pattern": r"^[^{}]*\{\}[^{}]*$"},
 )
 
 
@@ -139,7 +157,7 @@ def _describe(parameter: inspect.Parameter) -> Option:
     if get_origin(annotation) is Annotated:
         annotation, *facts = get_args(annotation)
     # the core's have the parts of a Kind, and know nothing of options
-    kinds = [Kind(fact.text, fact.accepts) for fact in facts if not isinstance(fact, str)]
+    kinds = [Kind(fact.text, fact.accepts, fact.schema) for fact in facts if not isinstance(fact, str)]
     kind = kinds[0] if kinds else _kind_of(annotation, parameter.default)
     return Option(kind, next((fact for fact in facts if isinstance(fact, str)), ""), parameter.default)
 
@@ -157,6 +175,7 @@ def _kind_of(annotation: Any, default: Any) -> Kind:
         if isinstance(default, bool):
             return BOOL
         # a default of 1 may well mean a float, or one for each side
-        numbers = Kind(NUMBER.text, lambda v: is_number(v) or isinstance(v, list))
-        return numbers if is_number(default) else Kind("text or ~", lambda v: v is None or isinstance(v, str))
+        numbers = Kind(NUMBER.text, lambda v: is_number(v) or isinstance(v, list), {"type": ["number", "array"]})
+        text = Kind("text or ~", lambda v: v is None or isinstance(v, str), {"type": ["string", "null"]})
+        return numbers if is_number(default) else text
     return ANY
