@@ -52,7 +52,7 @@ def test_a_cell_differs_from_another_by_its_loss_and_scale_alone(name):
     for key in ("optim_g", "scheduler", "total_iter", "init_g", "ema_decay"):
         assert opt["train"][key] == whole["train"][key]
     for text in (recipe(name), recipe(f"test_{name}")):
-        head = text.splitlines()[0]
+        head = text.splitlines()[1]
         assert head.startswith(f"# {network} ×{scale[1:]} ") and f"with {LOSSES[loss].title}" in head
         assert "# convolutions start" in text or "# the weighting network is not needed" in text  # comments stay
 

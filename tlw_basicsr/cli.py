@@ -22,6 +22,7 @@ COMMANDS = {  # the modules of tlw_basicsr.commands, and what they do
     "compare": "write a page that compares the images of several results",
     "tables": "train and measure the paper's comparison, and write its tables",
     "export": "write ONNX and safetensors",
+    "completion": "print the completion of a shell",
     "convert": "read the paper's published checkpoints",
 }
 HELP = """usage: tlw COMMAND …

@@ -19,6 +19,8 @@ from tlw_basicsr.tools.report import csv_text, json_text
 from tlw_basicsr.util.errors import UserError
 from tlw_basicsr.util.files import write_text
 
+STDOUT = Path("-")
+
 
 def find_sources(args: argparse.Namespace, protocols: list[str]) -> tuple[Mapping[str, Source], str, int]:
     """What makes the SR images of each protocol, its name, and the scale."""
@@ -44,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--protocol", choices=[*PROTOCOLS, "both"], help=both)
     parser.add_argument("--lpips", action="store_true", help="also LPIPS of VGG and AlexNet; needs their weights")
     parser.add_argument("--csv", type=Path, help="write the values of every image")
-    parser.add_argument("--json", type=Path, help="write the means")
+    json_help = "write the means into a file; without one print them as JSON alone"
+    parser.add_argument("--json", type=Path, nargs="?", const=STDOUT, metavar="FILE", help=json_help)
     args = parser.parse_args(argv)
     bare = "--bicubic" if args.bicubic else "--sr" if args.sr else ""
     if args.scale is None and bare:
@@ -56,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.sr and not args.sr.is_dir():
         raise UserError(f"--sr: {args.sr} is not a folder")
     for option, path in (("--csv", args.csv), ("--json", args.json)):
-        if path and (path.is_dir() or not path.parent.is_dir()):
+        if path and path != STDOUT and (path.is_dir() or not path.parent.is_dir()):
             raise UserError(f"{option}: {path} can't be written; expected a file in a folder that exists")
     given = "--lq" if args.lq else "--sr" if args.sr else ""
     if given and args.protocol in ("paper", "both"):
@@ -67,10 +70,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = {"with_lpips": args.lpips, "with_perceptual": args.perceptual, "grey_as_y": args.grey_as_y}
     rows = evaluate(sources, args.gt, scale, lq_folder=args.lq, **settings, progress=sys.stderr.isatty())
     result = means(rows)
-    print(f"{args.gt.name}, ×{scale}, {name}, mean of {len(rows) // len(protocols)} images\n")
-    for protocol, values in result.items():
-        print(f"{protocol}: " + ", ".join(f"{metric} {value:.6g}" for metric, value in values.items()))
+    if args.json == STDOUT:
+        print(json_text(result))
+    else:
+        print(f"{args.gt.name}, ×{scale}, {name}, mean of {len(rows) // len(protocols)} images\n")
+        for protocol, values in result.items():
+            print(f"{protocol}: " + ", ".join(f"{metric} {value:.6g}" for metric, value in values.items()))
     if args.csv:
         write_text(csv_text(rows), args.csv)
-    if args.json:
+    if args.json and args.json != STDOUT:
         write_text(json_text(result), args.json)

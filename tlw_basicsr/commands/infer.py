@@ -25,7 +25,7 @@ from tlw_basicsr.data.listing import name_images
 from tlw_basicsr.networks import fill_defaults, find_device
 from tlw_basicsr.tools.experiment import load_sr_network
 from tlw_basicsr.tools.inference import DTYPES, NetworkUpscaler, upscale_picture, write_result
-from tlw_basicsr.util.errors import UserError, clean, first_line, reason_of
+from tlw_basicsr.util.errors import UserError, clean, coloured, first_line, reason_of
 
 
 def find_images(source: str) -> list[Path]:
@@ -51,7 +51,7 @@ def find_images(source: str) -> list[Path]:
 
 def note(message: str) -> None:
     """One line on stderr, beside the bar."""
-    tqdm.write(f"note: {clean(message)}", file=sys.stderr)
+    tqdm.write(f"{coloured('note:', 33)} {clean(message)}", file=sys.stderr)
 
 
 def is_file(path: Path) -> bool:
@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     def skip(message: object) -> None:
         nonlocal skipped
         skipped += 1
-        tqdm.write(f"skipped: {clean(str(message))}", file=sys.stderr)
+        tqdm.write(f"{coloured('skipped:', 31)} {clean(str(message))}", file=sys.stderr)
 
     for source in args.inputs:
         try:

@@ -24,6 +24,7 @@ from tlw_basicsr.networks import get_section, load_network
 from tlw_basicsr.pictures import ALL, Frame, method_figure, strip_figure
 from tlw_basicsr.tools.evaluation import FIELD, read_pair
 from tlw_basicsr.tools.experiment import build_distance, find_distance, find_k, list_iterations, load_trained
+from tlw_basicsr.tools.report import json_text
 from tlw_basicsr.util.errors import UserError
 from tlw_basicsr.util.kinds import FRACTION, Options, check_section
 from tlw_basicsr.util.yaml_options import load_yaml
@@ -77,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--crop", type=int, nargs=4, metavar=("TOP", "LEFT", "HEIGHT", "WIDTH"), help="part to show")
     parser.add_argument("--strip", action="store_true", help="draw w over the training")
     parser.add_argument("--columns", type=int, default=6, help="iterations in the strip (default 6)")
+    parser.add_argument("--json", action="store_true", help="print the values as JSON, for scripts")
     parser.add_argument("--out", type=Path, help="file to write; default: weights.png or weights_strip.png")
     args = parser.parse_args(argv)
     if args.k is not None and not FRACTION.accepts(args.k):
@@ -126,11 +128,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.strip:
         out = args.out or Path("weights_strip.png")
         strip_figure(pair.gt[part], frames, out, f"Error and weights over the training (means of RGB), {name}")
-        print(f"{out}: iterations {', '.join(str(frame.iteration) for frame in frames)}")
+        iterations = [frame.iteration for frame in frames]
+        if args.json:
+            print(json_text({"file": str(out), "iterations": iterations}))
+        else:
+            print(f"{out}: iterations {', '.join(map(str, iterations))}")
         return
     distance = build_distance(opt["distance"], "distance")
     out = args.out or Path("weights.png")
     label = f"{name}, iteration {iteration:,}" if iteration is not None else name
     title = f"{label}, $D$: {opt['distance']['type']}"
     values = method_figure(net_w, k, distance, sr[0], pair.gt[0], out, title, crop)
+    if args.json:
+        print(json_text({"file": str(out), "iteration": iteration, **values}))
+        return
     print(f"{out}: " + ", ".join(f"{key} {value:.4f}" for key, value in values.items()) + f"; {trained}")

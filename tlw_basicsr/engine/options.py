@@ -312,6 +312,8 @@ def _check_val(opt: Options, is_train: bool) -> None:
     if best and best not in metrics:
         accepted = ", ".join(map(str, metrics)) or "none"
         raise UserError(f"val.save_best: {best} is not in val.metrics; accepted are {accepted}")
+    if val.get("patience") and not best:
+        raise UserError("val.patience: needs val.save_best, the metric that it goes by")
     if best and not hasattr(BaseModel, "_update_best_metric_result"):
         raise UserError("val.save_best: needs BasicSR 1.3.4.4 or later, which knows of best metrics; delete it")
     if not is_train:

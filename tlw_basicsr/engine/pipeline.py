@@ -1,5 +1,7 @@
 """BasicSR's training and testing, which ``train.py`` and ``test.py`` run."""
 
+import math
+import os
 import shlex
 import signal
 import sys
@@ -37,6 +39,8 @@ from tlw_basicsr.util.files import hold_lock, remove_leftovers, write_text
 from tlw_basicsr.util.kinds import Options
 from tlw_basicsr.util.signals import StopSignals, end_with_parent
 
+LONG = 10  # validations without a best one, after which a warning is due
+
 
 @files_in_a_line()
 def train_pipeline(root_path: str, argv: list[str] | None = None) -> None:
@@ -53,7 +57,7 @@ def train_pipeline(root_path: str, argv: list[str] | None = None) -> None:
     """
     opt, args = parse_options(root_path, is_train=True, argv=argv)
     opt["root_path"] = root_path
-    torch.backends.cudnn.benchmark = True
+    set_deterministic(opt.get("deterministic", False))
     states = Path(opt["path"]["training_states"])
     saved = opt["auto_resume"] and list_states(states)
     with join_after(opt):
@@ -69,6 +73,15 @@ def train_pipeline(root_path: str, argv: list[str] | None = None) -> None:
         if opt["dist"]:
             dist.barrier()
         train(opt, state, notes, summary)
+
+
+def set_deterministic(deterministic: bool) -> None:
+    """Let torch compute by deterministic algorithms alone, or by the fastest."""
+    torch.backends.cudnn.benchmark = not deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
+    if deterministic != torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(deterministic)
 
 
 @contextmanager
@@ -101,6 +114,8 @@ def train(opt: Options, state: dict[str, Any] | None, notes: list[str], summary:
     logger = start_log(opt, "train")
     if summary:
         logger.info(summary)
+    if opt.get("deterministic"):
+        logger.info("deterministic: cuDNN does not search for its fastest algorithms, and some of torch's are slower.")
     tb_logger = start_tensorboard(opt)
     damaged: DamagedState | None = None
     while True:
@@ -258,6 +273,25 @@ class Training:
                 self.logger.error(
                     f"The validation on {name} after iteration {self.current_iter:,} fails ({reason}); going on."
                 )
+
+        self.check_progress()
+
+    def check_progress(self) -> None:
+        """Warn where the first set's best validation is long ago; end the training by ``val.patience``."""
+        val = self.opt["val"]
+        metric = val.get("save_best") or next(iter(val.get("metrics") or {}), None)
+        name = getattr(self.val_loaders[0].dataset, "opt")["name"]  # noqa: B009, a torch Dataset has none
+        best = getattr(self.model, "best_metric_results", {}).get(name, {}).get(metric, {}).get("iter", 0)
+        since = (self.current_iter - best) // int(val["val_freq"]) if best > 0 else 0
+        if since and since % LONG == 0:
+            self.logger.warning(
+                f"{metric} of {name} was best at iteration {best:,}, {since} validations ago; val.save_best keeps the "
+                "networks of the best, val.patience ends a training that gets no better."
+            )
+        goes_on = since < (val.get("patience") or math.inf)
+        if not self.model.agreed(torch.tensor(goes_on, device=self.model.device)):
+            self.logger.info(f"val.patience: {metric} has been no better for {since} validations; the training ends.")
+            self.total_iters = self.current_iter
 
     def save(self) -> None:
         """Save the networks and the state, and remove those that are not to be kept."""

@@ -56,6 +56,9 @@ class TopOptions:
     scale: Annotated[int, whole(1), "factor of the super-resolution; needed where a data set or network needs it"]
     num_gpu: Annotated[int | str, GPUS, "GPUs of this process; 0 is the CPU, auto takes all that are visible"]
     manual_seed: Annotated[int | None, SEED, "seed of all random numbers; ~ draws one"] = None
+    deterministic: Annotated[
+        bool, BOOL, "torch's deterministic algorithms: slower on GPUs, and an operation without one is an error"
+    ] = False
     plugins: Annotated[
         list[str] | None, or_none(NAMES), "modules to import, which register further parts with BasicSR"
     ] = None
@@ -190,6 +193,9 @@ class ValOptions:
     ] = None
     save_best: Annotated[
         str | None, or_none(STR), "a name in `metrics`: the best networks by it become `net_…_best.pth`"
+    ] = None
+    patience: Annotated[
+        int | None, or_none(whole(1)), "(train) validations without a new best by `save_best` that end it; ~ for never"
     ] = None
 
 

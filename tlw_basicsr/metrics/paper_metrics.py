@@ -1,20 +1,22 @@
-"""The paper's metrics: Y-PSNR by its protocol, LPIPS, L1 and MSE.
+"""The paper's metrics: Y-PSNR by its protocol, LPIPS, L1 and MSE; and those of piq for the validation.
 
 ``psnr_y``, ``l1``, ``mse`` and ``lpips`` take RGB tensors (N, 3, H, W), clamped to [0, 1] first, and give one value per
 image, (N,). The registered ``tlw_*`` take two images as BasicSR's validation hands them to its metrics, BGR, (H, W, 3),
 levels of 255, of 8 bits or any float type, and give a number.
 """
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any, Literal
 
 import numpy as np
+import piq
 import torch
 from basicsr.utils.registry import METRIC_REGISTRY
 from torch import Tensor
 
 from tlw_basicsr.core.distances import LPIPSDistance
-from tlw_basicsr.util.errors import UserError
+from tlw_basicsr.util.errors import UserError, first_line
 
 LUMA = (0.299, 0.587, 0.114)
 
@@ -100,3 +102,35 @@ def tlw_lpips(
         weights: of the ImageNet network, see :class:`tlw_basicsr.LPIPSDistance`.
     """
     return float(lpips(_rgb(img), _rgb(img2), net, weights))
+
+
+@cache
+def piq_metric(name: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """A full-reference metric of piq; DISTS downloads its weights when it is first asked for."""
+    if name != "dists":
+        return {
+            "fsim": piq.fsim, "gmsd": piq.gmsd, "haarpsi": piq.haarpsi, "mdsi": piq.mdsi, "vif": piq.vif_p,
+            "vsi": piq.vsi,
+        }[name]  # fmt: skip
+    try:
+        return piq.DISTS()
+    except Exception as error:  # of the download
+        raise UserError(f"tlw_piq: the weights of DISTS could not be loaded ({first_line(error)})") from error
+
+
+@METRIC_REGISTRY.register()
+@torch.no_grad()
+def tlw_piq(
+    img: np.ndarray,
+    img2: np.ndarray,
+    name: Literal["dists", "fsim", "gmsd", "haarpsi", "mdsi", "vif", "vsi"],
+    **_: Any,
+) -> float:
+    """A full-reference metric of the package piq, of RGB; give ``dists``, ``gmsd`` and ``mdsi`` ``better: lower``.
+
+    Args:
+        img: SR image.
+        img2: HR image.
+        name: which one.
+    """
+    return float(piq_metric(name)(_rgb(img).float(), _rgb(img2).float()))

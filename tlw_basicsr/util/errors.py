@@ -56,6 +56,12 @@ def short(value: Any) -> str:
     return text if len(text) <= 300 else f"{text[:150]} … {text[-140:]}"
 
 
+def coloured(word: str, colour: int) -> str:
+    """Return a word for stderr in one of ANSI's colours, if that is a terminal and ``NO_COLOR`` is not set."""
+    plain = not sys.stderr.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return word if plain else f"\033[{colour}m{word}\033[0m"
+
+
 def first_line(error: BaseException) -> str:
     """Return the type and the first line of an error's message."""
     lines = str(error).strip().splitlines()
@@ -115,7 +121,7 @@ def run(main: Callable[[], None]) -> None:
     except UserError as error:
         if os.environ.get("TLW_TRACEBACK") == "1":
             raise
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"{coloured('error:', 31)} {error}", file=sys.stderr, flush=True)
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped by the user", file=sys.stderr, flush=True)
