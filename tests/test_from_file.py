@@ -93,6 +93,7 @@ def test_a_file_is_fine_tuned_and_known_by_spandrel_again(
     run(add, "--model", path, "--name", "tuned")
     opt = load_yaml(capsys.readouterr().out, "printed")
     assert (opt["scale"], opt["network_g"]) == (2, of_file(path))
+    assert opt["datasets"]["train"]["gt_size"] == 2 * 48 and opt["val"]["metrics"]["psnr"]["crop_border"] == 2
     small = tiny_options(photographs)
     opt |= {"datasets": small["datasets"], "logger": small["logger"], "num_gpu": small["num_gpu"], "val": None}
     opt["datasets"]["train"]["gt_size"] = 32

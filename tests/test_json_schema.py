@@ -42,6 +42,9 @@ def test_options_of_every_base_model_are_right(validator, photographs, base):
 def test_options_without_tlw_and_of_plugins_are_right(validator, photographs):
     for opt in (plain_options(photographs), control_options(photographs, "error")):
         assert validator.is_valid(opt)
+    theirs = tiny_options(photographs, network_g__res_scale="1")  # BasicSR's annotations and defaults bind nobody
+    check_options(theirs, is_train=True)
+    assert validator.is_valid(theirs)
     changes = {"model_type": "TheirModel", "network_g": {"type": "Theirs", "a": 1}, "train__pixel_opt": {"type": "B"}}
     assert validator.is_valid(tiny_options(photographs, plugins=["theirs"], **changes))
     assert not validator.is_valid(tiny_options(photographs, **changes))

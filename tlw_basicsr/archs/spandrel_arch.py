@@ -20,4 +20,4 @@ def SpandrelNetwork(file: str) -> nn.Module:
     Args:
         file: safetensors, or a checkpoint of BasicSR's format or a bare state dict; of the average, where there is one.
     """
-    return read_model(expanded(file, "file"), what="file").model.train().requires_grad_()
+    return read_model(expanded(file, "file"), what="file").model.train()
