@@ -31,6 +31,10 @@ if TYPE_CHECKING:  # the names of PLACES, for editors and type checkers
     from tlw_basicsr.core.functional import weighted_pixel_loss as weighted_pixel_loss
     from tlw_basicsr.core.tlw import TLW as TLW
     from tlw_basicsr.core.weight_net import TLWWeightNet as TLWWeightNet
+    from tlw_basicsr.core.weightings import LDLWeights as LDLWeights
+    from tlw_basicsr.core.weightings import LearnedWeights as LearnedWeights
+    from tlw_basicsr.core.weightings import PSPLWeights as PSPLWeights
+    from tlw_basicsr.core.weightings import Weighting as Weighting
     from tlw_basicsr.data.bicubic import imresize as imresize
     from tlw_basicsr.data.bicubic_sr_dataset import BicubicSRDataset as BicubicSRDataset
     from tlw_basicsr.losses.tlw_loss import TLWLoss as TLWLoss
@@ -50,6 +54,7 @@ PLACES = {
     ),
     "core.tlw": "TLW",
     "core.weight_net": "TLWWeightNet",
+    "core.weightings": "LDLWeights LearnedWeights PSPLWeights Weighting",
     "data.bicubic": "imresize",
     "data.bicubic_sr_dataset": "BicubicSRDataset",
     "losses.tlw_loss": "TLWLoss",
