@@ -1,6 +1,7 @@
 """Weightings: the maps against plain formulations, one's own in one file, and all of them through a YAML."""
 
 import copy
+import csv
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.metrics import structural_similarity
 
-from tests.conftest import control_options, tiny_options
+from tests.conftest import control_options, tiny_options, write_yaml
 from tlw_basicsr import (
     TLW,
     LDLWeights,
@@ -24,6 +25,7 @@ from tlw_basicsr import (
 from tlw_basicsr.core.weightings import SHORT_NAMES, ssim_map
 from tlw_basicsr.losses.tlw_loss import build_weighting
 from tlw_basicsr.models import build_model
+from tlw_basicsr.tools.weight_maps import describe_map
 from tlw_basicsr.util.errors import UserError
 
 PLUGIN = """
@@ -216,3 +218,53 @@ def test_a_learned_weighting_in_a_yaml_needs_its_network(photographs, train):
     del options["network_w"]
     with pytest.raises(UserError, match="network_w: missing"):
         train(options)
+
+
+def test_the_numbers_of_a_map_are_those_of_plain_formulas(pair):
+    sr, gt = (image[:1].cpu() for image in pair)
+    z, k = torch.rand_like(gt) * (sr - gt).abs(), 0.6
+    found = describe_map(z, sr, gt, k, SSIMDistance(5))
+    w, error = fixed_sum(z, k), (sr - gt).abs()
+    slopes = np.stack(np.gradient(gt[0].double().numpy(), axis=(1, 2)))
+    edges = torch.from_numpy(np.sqrt((slopes**2).sum(0)))
+    for name, other in (("error", error[0]), ("edges", edges)):
+        plain = [np.corrcoef(w[0, c].flatten(), other[c].flatten())[0, 1] for c in range(3)]
+        assert found[name] == pytest.approx(np.mean(plain), abs=1e-4)
+    mean = z.mean((2, 3), keepdim=True)
+    assert found["contrast"] == pytest.approx(w.std((2, 3)).mean().item())
+    assert 1 - found["cut"] == pytest.approx(((1 - (k - mean) / (1 - mean)).mean()).item(), abs=2e-3)  # 1 - α
+
+    def criterion(weights):
+        mixed = [a * gt + (1 - a) * sr for a in (weights, 1 - weights)]
+        return SSIMDistance(5)(mixed[1], gt) / SSIMDistance(5)(mixed[0], gt)
+
+    assert found["gain"] == pytest.approx((criterion(w) / criterion(torch.full_like(w, k))).item(), rel=1e-3)
+    constant = describe_map(torch.ones_like(gt), sr, gt, k, SSIMDistance(5))
+    assert constant["gain"] == pytest.approx(1) and constant["contrast"] == pytest.approx(0, abs=1e-6)
+    assert np.isnan(constant["cut"])
+
+
+def test_weights_of_a_folder_beside_each_other_and_over_a_training(photographs, train, tmp_path, script):
+    opt = tiny_options(photographs)
+    train(opt)
+    command = ["visualize_weights.py", "--opt", write_yaml(tmp_path, opt), "--data", photographs]
+    code, out, err = script(*command)
+    assert code == 0, err
+    rows = list(csv.DictReader((tmp_path / "weights_data.csv").open()))
+    labels = ["learned", "error", "LDL", "PSPL, σ = 1"]
+    assert len(rows) == 6 * len(labels) and (tmp_path / "weights_data.png").stat().st_size > 10_000
+    for label in labels:
+        gains = [float(row["gain"]) for row in rows if row["weights"] == label]
+        assert f"| {np.mean(gains):.3f} |" in next(line for line in out.splitlines() if line.startswith(f"| {label} |"))
+    assert "net_g_8.pth" in out and rows[1]["weights"] == "error" and float(rows[1]["error"]) == pytest.approx(1)
+    code, out, err = script(*command, "--strip", "--out", "over.png")
+    assert code == 0, err
+    assert [line.split(" | ")[0] for line in out.splitlines()[2:4]] == ["| iteration 4", "| iteration 8"]
+    for wrong, text in (
+        (["--crop", 0, 0, 8, 8], "--crop: with --image alone"),
+        (["--lq", "a.png"], "--lq: with --image"),
+    ):
+        code, _, err = script(*command, *wrong)
+        assert code == 2 and text in err
+    code, _, err = script(*command[:-1], tmp_path / "none")
+    assert code == 2 and "none" in err and err.count("\n") == 1
