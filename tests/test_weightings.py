@@ -268,3 +268,9 @@ def test_weights_of_a_folder_beside_each_other_and_over_a_training(photographs, 
         assert code == 2 and text in err
     code, _, err = script(*command[:-1], tmp_path / "none")
     assert code == 2 and "none" in err and err.count("\n") == 1
+
+
+def test_parts_of_the_learned_weights_are_refused_with_another_weighting(photographs, train):
+    options = control_options(photographs, {"type": "LDLWeights"}, train__optim_w={"type": "Adam"})
+    with pytest.raises(UserError, match=r"train.optim_w: not used with train.pixel_opt.weights: LDLWeights; delete it"):
+        train(options)

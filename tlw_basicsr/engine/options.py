@@ -375,7 +375,8 @@ def _check_tlw(opt: Options, train: Options) -> None:
     """Check that the parts of TLW are there together."""
     check_section(train.get("tlw") or {}, "train.tlw", TLW)
     if not is_learned(train["pixel_opt"]):
-        weights = short(train["pixel_opt"]["weights"])
+        weights = train["pixel_opt"]["weights"]
+        weights = weights["type"] if isinstance(weights, dict) else weights
         for section, place, key in (
             (opt, "", "network_w"),
             (opt["path"], "path.", "pretrain_network_w"),

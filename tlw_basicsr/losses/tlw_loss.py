@@ -78,7 +78,7 @@ class TLWLoss(nn.Module):
         weighting = build_weighting(weights)
         learned = isinstance(weighting, LearnedWeights)
         if not learned and distance is not None:
-            raise UserError(f"TLWLoss: distance is not used with weights: {short(weights)}; delete it")
+            raise UserError(f"TLWLoss: distance is not used with {type(weighting).__name__}; delete it")
         if learned and not isinstance(distance, nn.Module):
             distance = build_distance(PAPER_DISTANCE if distance is None else distance)
         self.distance = cast("nn.Module | None", distance)
