@@ -214,10 +214,12 @@ class Frame(NamedTuple):
 
 
 def strip_figure(gt: Tensor, frames: Sequence[Frame], path: Path, title: str = "") -> None:
-    """Write a strip of a training: x and, over time, the errors |x̂ - x| in the upper row, the weights in the lower."""
+    """Write a strip of a training: x and, over time, the errors |x̂ - x| in the upper row, the weights in the lower.
+
+    The errors share a scale; the weights of each moment have their own, around k.
+    """
     errors = [levels(frame.sr.clamp(0, 1), gt) for frame in frames]
     limit = float(np.percentile(errors[-1], 99))
-    furthest = max(around_mean(frame.w)[1] for frame in frames)
     cell = 2.8 * min(gt.shape[1] / gt.shape[2], 1.5)
     figure, axes = pyplot().subplots(
         2, len(frames) + 1, figsize=(2.8 * (len(frames) + 1) + 1, 2 * (cell + 0.3) + 0.6), layout="constrained"
@@ -227,13 +229,16 @@ def strip_figure(gt: Tensor, frames: Sequence[Frame], path: Path, title: str = "
         axis.set_axis_off()
     axes[0, 0].imshow(shown(gt))
     axes[0, 0].set_title("HR image $x$")
+    furthest = 0.0
     for column, (frame, error) in enumerate(zip(frames, errors, strict=True), 1):
         error_map = draw_error(axes[0, column], error, limit)
         axes[0, column].set_title(f"iteration {frame.iteration:,}")
-        weights = draw_weights(axes[1, column], frame.w, furthest)
-        axes[1, column].set_title(f"white: $k$ = {frame.k:.2f}")
+        weights = draw_weights(axes[1, column], frame.w)
+        furthest = weights.norm.vmax
+        axes[1, column].set_title(f"$k$ = {frame.k:.2f}, scale ± {furthest:.2f}")
     figure.colorbar(error_map, ax=axes[0], label=r"$|\hat{x} - x|$, levels of 255", extend="max", location="right")
-    figure.colorbar(weights, ax=axes[1], label="$w - k$", extend="both", location="right")
+    bar = {"label": "weight $w$", "extend": "both", "location": "right", "ticks": [-furthest, 0, furthest]}
+    figure.colorbar(weights, ax=axes[1], **bar).set_ticklabels(["$k$ − scale", "$k$", "$k$ + scale"])
     save(figure, path)
 
 
