@@ -487,10 +487,15 @@ class LiteDistance(nn.Module):
             last[x.shape[-1]] = x
         return [F.normalize(features, dim=1) for features in last.values()]
 
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+    @staticmethod
+    def compare(features_a: list[Tensor], features_b: list[Tensor]) -> Tensor:
         """Σ over the layers of the mean squared difference: (N,)."""
-        layers = zip(self.features(a), self.features(b), strict=True)
+        layers = zip(features_a, features_b, strict=True)
         return torch.stack([(f - g).square().sum(1).mean((1, 2)) for f, g in layers]).sum(0)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """The distance of images in [0, 1]: (N,)."""
+        return self.compare(self.features(a), self.features(b))
 
 
 class Judge:
@@ -500,7 +505,7 @@ class Judge:
         # in TF32 VIF is wrong by up to 5% on some images: it takes small differences of large means
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         self.device = torch.device(args.device)
-        self.distance = load_distance(args)
+        self.distance, self.middle = load_distance(args), args.middle
         self.lite = LiteDistance().to(self.device)
         self.nets: dict[str, nn.Module] = {}
         for file in sorted((args.out / "runs").glob("*.json")):
@@ -514,14 +519,18 @@ class Judge:
         pair = read_pair(str(path), SCALE, FIELD)
         pair = replace(pair, lq=pair.lq.to(self.device), gt=pair.gt.to(self.device))
         found, reference = {}, None
+        side = self.middle or max(pair.gt.shape)
+        top, left = (max(length - side, 0) // 2 for length in pair.gt.shape[2:])
+        part = (..., slice(top, top + side), slice(left, left + side))
+        lite_reference = self.lite.features(pair.gt[part])
         for name in [name for name in self.nets if name not in known]:
             sr = self.nets[name](pair.lq)
             found[name] = measure_image(sr, pair, (*FIELD.metrics, *PERCEPTUAL))
-            sr = FIELD.finish(sr)
+            sr = FIELD.finish(sr)[part]
             if self.distance is not None:
-                reference = self.distance.features(pair.gt) if reference is None else reference
+                reference = self.distance.features(pair.gt[part]) if reference is None else reference
                 found[name]["d"] = self.distance.compare(self.distance.features(sr), reference).item()
-            found[name]["lite0"] = self.lite(sr, pair.gt).item()
+            found[name]["lite0"] = self.lite.compare(self.lite.features(sr), lite_reference).item()
         return found
 
 
@@ -590,6 +599,7 @@ def main() -> None:
     parser.add_argument("--photographs", type=Path, nargs="*", default=[], help="folders of HR photographs to train on")
     parser.add_argument("--data", type=Path, help="folder of the test sets")
     parser.add_argument("--images", type=int, help="images of each test set, evenly spread; default: all")
+    parser.add_argument("--middle", type=int, help="D and Lite0 see so many pixels a side; default: the whole image")
     parser.add_argument("--losses", nargs="*", default=[], help=f"of {', '.join(LOSSES)}")
     parser.add_argument(
         "--variant", nargs="+", action="append", default=[], metavar="NAME LOSS [KEY=VALUE …]",
