@@ -191,7 +191,14 @@ def test_a_training_by_a_plugins_weighting_reads_the_mask_of_the_batch(photograp
     assert len(seen) == 3 and all(mask.shape == (2, 1, 16, 16) and mask[:, :, 0].all() for mask in seen)
 
 
-def test_ldl_compares_with_the_moving_average(photographs, tmp_path):
+def test_ldl_compares_with_the_moving_average(photographs, train, monkeypatch):
+    seen, map_of_images = [], LDLWeights.map
+    monkeypatch.setattr(
+        LDLWeights, "map", lambda w, sr, gt, t, sr_ema: seen.append((sr, sr_ema)) or map_of_images(w, sr, gt, t, sr_ema)
+    )
+    train(control_options(photographs, {"type": "LDLWeights"}, train__total_iter=2, train__ema_decay=0.9))
+    distances = [(sr - sr_ema).abs().max().item() for sr, sr_ema in seen]
+    assert distances[-2] == 0 and 0 < distances[-1] < 0.1  # the average begins where the network does
     options = control_options(photographs, {"type": "LDLWeights"}, train__ema_decay=0, is_train=True, dist=False)
     with pytest.raises(UserError, match=r"train.ema_decay: LDLWeights needs the moving average"):
         build_model(options)

@@ -111,10 +111,10 @@ class LDLWeights(Weighting):
 
     With r = Σ_c |x̂ - x|, and r_EMA the same of the SR image of the network's moving average::
 
-        M = var_{7×7}(r), the unbiased variance in a window;  M = 0 where r < r_EMA
+        M = var_{7×7}(r), the variance in a window;  M = 0 where r < r_EMA
 
-    The source multiplies by var(r over the image)^(1/5), one number for an image, which drops out of the relative map;
-    and it adds the weighted loss to a GAN's, where here it is the pixel loss. It costs one more forward of the SR
+    The source multiplies by var(r over the image)^(1/5), one number for an image, which drops out of the relative map
+    as any factor does; and it adds the weighted loss to a GAN's, where here it is the pixel loss. It costs one more forward of the SR
     network. Source: Liang, Zeng and Zhang, "Details or Artifacts", CVPR 2022.
 
     Args:
@@ -133,8 +133,7 @@ class LDLWeights(Weighting):
         r, r_ema = ((at_least_fp32(image) - at_least_fp32(gt)).abs().sum(1, keepdim=True) for image in (sr, sr_ema))
         padded = F.pad(r, [self.window // 2] * 4, mode="reflect")
         mean, square = (F.avg_pool2d(values, self.window, 1) for values in (padded, padded.square()))
-        variance = (square - mean.square()).clamp_min(0)
-        return torch.where(r < r_ema, 0.0, variance * (self.window**2 / (self.window**2 - 1)))
+        return torch.where(r < r_ema, 0.0, (square - mean.square()).clamp_min(0))
 
 
 class PSPLWeights(Weighting):
