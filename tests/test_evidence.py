@@ -23,6 +23,7 @@ from tlw_basicsr.util.errors import UserError
 sys.path.insert(0, str(ROOT / "scripts"))
 import evidence
 import evidence_report
+import results
 
 
 @pytest.fixture
@@ -178,7 +179,7 @@ def test_the_script_for_a_gpu_at_toy_size(args, tmp_path):
     subprocess.run(["bash", ROOT / "scripts/gpu_day.sh", out], env=environ, check=True)
     prices = json.loads((out / "price.json").read_text())["seconds"]
     records = [json.loads(file.read_text()) for file in (out / "runs").iterdir()]
-    losses = sorted(evidence.LOSSES.keys() - {"Plain", "MSEPlain"})
+    losses = sorted(evidence.LOSSES.keys() - {"Plain", "MSEPlain", "LDL", "PSPL", "TLWSSIM"})
     assert sorted(prices) == losses == sorted(record["loss"] for record in records)
     for record in records:
         price = prices["Exact" if record["loss"] == "Exact" else "TLW"]
@@ -186,3 +187,47 @@ def test_the_script_for_a_gpu_at_toy_size(args, tmp_path):
         assert record["iterations"] == (4 if same_work else round(4 * price / prices[record["loss"]]))
     if "measure" in stages:
         assert len(evidence_report.load(out)[1]["BSD100"]) == len(records)
+
+
+def test_a_summary_has_differences_seed_by_seed_and_the_page_their_verdicts(tmp_path):
+    row = dict.fromkeys(evidence_report.METRICS, 1.0)
+    values = {"Set5": {"L1 8": {}, "TLW 8": {}, "MSE 8": {}}}
+    for seed, (base, gain, gmsd) in enumerate([(20.0, 0.10, 0.02), (25.0, 0.12, 0.03), (30.0, 0.11, 0.02)]):
+        values["Set5"]["L1 8"][seed] = row | {"psnr_y": base}
+        values["Set5"]["TLW 8"][seed] = row | {"psnr_y": base + gain, "gmsd": 1 + gmsd}
+    values["Set5"]["MSE 8"][1] = row | {"psnr_y": 24.0}
+    rows = [{key: str(v) for key, v in r.items()} for r in evidence_report.summarize(values, "L1 8")]
+    assert rows[1]["psnr_y_difference"] == "0.1100" and rows[1]["psnr_y_difference_spread"] == "0.0100"
+    assert rows[1]["psnr_y"] == "25.1100" and rows[1]["psnr_y_spread"] == "5.0050"
+    assert [results.verdict(rows[1], metric) for metric in ("psnr_y", "ssim_y", "gmsd")] == ["✓", "", "✗"]
+    assert rows[2]["psnr_y_difference"] == "-1.0000" and results.verdict(rows[2], "psnr_y") == ""  # one seed
+    lines = results.table(rows, "L1")
+    assert lines[2].startswith("| L1, 8 (3) | 25.000 | 1.0000 |")
+    assert lines[3].startswith("| L1+TLW, 8 (3) | +0.110 ± 0.010 ✓ | +0.0000 ± 0.0000 |")
+    assert lines[4].startswith("| MSE, 8 (1) | −1.000 |") and "PSNR ↑" in lines[0] and "GMSD ↓" in lines[0]
+    results.draw(rows, "L1", tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 5000
+
+
+def test_the_page_of_results_has_the_tables_of_its_files():
+    page = (results.DOCS / "RESULTS.md").read_text("utf-8")
+    assert len(results.BLOCK.findall(page)) > 3 and results.fill(page) == page
+    text = [line for line in page.splitlines() if not line.startswith(("|", "<!--", "!["))]
+    assert len(" ".join(text).split("## Commands")[0].split()) <= 1500  # one reading
+
+
+def test_a_published_network_is_built_by_its_file_and_ldl_has_the_moving_average(args, tmp_path):
+    spandrel = pytest.importorskip("spandrel")
+    net = spandrel.architectures.SAFMN.SAFMN(dim=8, n_blocks=1, upscaling_factor=4)
+    torch.save({"params": net.state_dict()}, tmp_path / "start.pth")
+    args.setting = replace(args.setting, network={"type": "spandrel"}, start=str(tmp_path / "start.pth"))
+    one = evidence.Run("LDL", "LDL", {}, 8, 0)
+    photographs = evidence.Photographs(args.photographs, tmp_path / "cache.pt", torch.device("cpu"))
+    training = evidence.Training(args.setting, one, photographs, None, torch.device("cpu"))
+    built = training.net.state_dict()
+    assert all(torch.equal(built[name], value) for name, value in net.state_dict().items())
+    before = [p.detach().clone() for p in training.net.parameters()]
+    training.step(0)
+    for start, new, mean in zip(before, training.net.parameters(), training.average.parameters(), strict=True):
+        torch.testing.assert_close(mean, start + 0.001 * (new - start), rtol=0, atol=1e-7)
+    assert any((new != start).any() for start, new in zip(before, training.net.parameters(), strict=True))

@@ -112,14 +112,18 @@ def test_a_figure_of_a_perfect_image_of_constant_weights_and_of_another_network(
 
 def test_tensorboards_picture_is_x_then_sr_then_w_with_names_and_a_bar_of_the_colours():
     gt, sr, w = torch.rand(3, 40, 200), torch.ones(3, 40, 200), torch.full((3, 40, 200), 0.25)
-    w[:, :20] = 0.75
+    w[:, :10] = 0.75
     beside = weights_beside(gt, sr, w)
     assert beside.dtype == torch.uint8 and beside.shape[0] == 3 and beside.shape[2] == 600
     assert (beside[:, :40, :200].float() - gt * 255).abs().max() <= 1  # pixel by pixel
     assert (beside[:, :40, 201:399] == 255).all()
-    viridis = torch.tensor([matplotlib.colormaps["viridis"](level)[:3] for level in (0.75, 0.25)]) * 255
-    assert (beside[:, 10, 500].float() - viridis[0]).abs().max() <= 1
-    assert (beside[:, 30, 500].float() - viridis[1]).abs().max() <= 1
+    limit = 0.75 - w.mean().item()  # of the weights furthest from their mean, which is white
+    levels = (1.0, (0.25 - w.mean().item()) / limit / 2 + 0.5)
+    colours = torch.tensor([matplotlib.colormaps["PuOr_r"](level)[:3] for level in levels]) * 255
+    assert (beside[:, 5, 500].float() - colours[0]).abs().max() <= 1
+    assert (beside[:, 30, 500].float() - colours[1]).abs().max() <= 1
+    white = weights_beside(gt, sr, torch.full_like(w, 0.3) + 1e-4 * torch.rand_like(w))[:, :40, 401:]
+    assert white.float().mean() > 240  # nearly constant weights look so
     below = beside[:, 40:].float()
     for column in range(3):
         assert (below[:, :18, 200 * column : 200 * (column + 1)] < 128).any()  # a name

@@ -32,6 +32,10 @@ if TYPE_CHECKING:  # the names of PLACES, for editors and type checkers
     from tlw_basicsr.core.pixel_loss import TLWPixelLoss as TLWPixelLoss
     from tlw_basicsr.core.tlw import TLW as TLW
     from tlw_basicsr.core.weight_net import TLWWeightNet as TLWWeightNet
+    from tlw_basicsr.core.weightings import LDLWeights as LDLWeights
+    from tlw_basicsr.core.weightings import LearnedWeights as LearnedWeights
+    from tlw_basicsr.core.weightings import PSPLWeights as PSPLWeights
+    from tlw_basicsr.core.weightings import Weighting as Weighting
     from tlw_basicsr.data.bicubic import imresize as imresize
     from tlw_basicsr.data.bicubic_sr_dataset import BicubicSRDataset as BicubicSRDataset
     from tlw_basicsr.losses.tlw_loss import TLWLoss as TLWLoss
@@ -52,6 +56,7 @@ PLACES = {
     "core.pixel_loss": "TLWPixelLoss",
     "core.tlw": "TLW",
     "core.weight_net": "TLWWeightNet",
+    "core.weightings": "LDLWeights LearnedWeights PSPLWeights Weighting",
     "data.bicubic": "imresize",
     "data.bicubic_sr_dataset": "BicubicSRDataset",
     "losses.tlw_loss": "TLWLoss",

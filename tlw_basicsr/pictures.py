@@ -1,6 +1,6 @@
-"""Figures of learned weights: viridis for weights, magma for errors, both readable by the colour-blind."""
+"""Figures of weights: orange above their mean, purple below; magma for errors. The colour-blind can read both."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-ERROR, WEIGHT = "magma", "viridis"
+ERROR, WEIGHT = "magma", "PuOr_r"
 ALL = (slice(None), slice(None))
 
 
@@ -48,9 +48,20 @@ def draw_error(axis: "Axes", error: np.ndarray, limit: float) -> Any:
     return axis.imshow(error, cmap=ERROR, vmin=0, vmax=max(limit, 1e-6))
 
 
-def draw_weights(axis: "Axes", w: Tensor) -> Any:
-    """Weights (C, H, W), mean of the channels, on a scale from 0 to 1."""
-    return axis.imshow(w.mean(0).cpu().numpy(), cmap=WEIGHT, vmin=0, vmax=1)
+def around_mean(w: Tensor) -> tuple[np.ndarray, float]:
+    """Weights (C, H, W) less their mean, mean of the channels, and how far most of them are from it.
+
+    That is the 99th percentile of their distance; at least ``NEARLY_CONSTANT``, so that noise is not enlarged.
+    """
+    deviation = (w.mean(0) - w.mean()).float().cpu().numpy()
+    return deviation, max(float(np.percentile(np.abs(deviation), 99)), NEARLY_CONSTANT)
+
+
+def draw_weights(axis: "Axes", w: Tensor, limit: float | None = None) -> Any:
+    """Weights (C, H, W) around their mean, mean of the channels, on a scale from ``-limit`` to ``limit``."""
+    deviation, own = around_mean(w)
+    limit = limit or own
+    return axis.imshow(deviation, cmap=WEIGHT, vmin=-limit, vmax=limit)
 
 
 def save(figure: "Figure", path: Path, dpi: int = 80) -> None:
@@ -65,7 +76,7 @@ def save(figure: "Figure", path: Path, dpi: int = 80) -> None:
 
 
 def weights_beside(gt: Tensor, sr: Tensor, w: Tensor) -> Tensor:
-    """x, x̂ and w (mean of the channels, viridis) beside each other, for TensorBoard: (3, H, W), uint8.
+    """x, x̂ and w (mean of the channels, around k) beside each other, for TensorBoard: (3, H, W), uint8.
 
     Below them are their names and the colours' bar. ``gt``, ``sr`` and ``w`` are (C, h, w) in [0, 1], each shown
     pixel by pixel; images narrower than 160 pixels are enlarged by a whole factor.
@@ -74,7 +85,7 @@ def weights_beside(gt: Tensor, sr: Tensor, w: Tensor) -> Tensor:
     factor, dpi, below = -(-160 // width), 100, 56
     figure = pyplot().figure(figsize=(3 * width * factor / dpi, (height * factor + below) / dpi), dpi=dpi)
     total = height * factor + below
-    names = ("HR image x", "SR image x̂", f"weights w, mean {w.mean():.2f}")
+    names = ("HR image x", "SR image x̂", f"weights w, white: their mean {w.mean():.2f}")
     for number, (name, image) in enumerate(zip(names, (shown(gt), shown(sr), w), strict=True)):
         axis = figure.add_axes((number / 3, below / total, 1 / 3, height * factor / total))
         drawn = draw_weights(axis, w) if image is w else axis.imshow(image)
@@ -82,12 +93,22 @@ def weights_beside(gt: Tensor, sr: Tensor, w: Tensor) -> Tensor:
         axis.set_axis_off()
         figure.text((number + 0.5) / 3, (below - 8) / total, name, ha="center", va="top", fontsize=8)
     bar = figure.add_axes((2 / 3 + 0.04, 20 / total, 1 / 3 - 0.08, 8 / total))
-    figure.colorbar(drawn, cax=bar, orientation="horizontal", ticks=[0, 0.5, 1])
+    limit = drawn.norm.vmax
+    ticks = figure.colorbar(drawn, cax=bar, orientation="horizontal", ticks=[-limit, 0, limit], extend="both").ax
+    ticks.set_xticklabels([f"{w.mean() + value:.2f}" for value in (-limit, 0, limit)])
     bar.tick_params(labelsize=7, length=2, pad=1)
     figure.canvas.draw()
     pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()  # type: ignore[attr-defined]
     pyplot().close(figure)
     return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def find_probabilities(net_w: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+    """The method of a weighting network that returns the weights before FixedSum of x̂ and x."""
+    found = getattr(net_w, "probabilities", None)
+    if found is None:
+        raise UserError(f"network_w: {type(net_w).__name__} has no method probabilities, the weights before FixedSum")
+    return found
 
 
 @torch.no_grad()
@@ -112,10 +133,7 @@ def method_figure(
         times the WC of the constant map k it is, and w's mean ``k`` and standard deviation ``w_std``.
     """
     sr, gt = sr[None].clamp(0, 1), gt[None]
-    probabilities = getattr(net_w, "probabilities", None)
-    if probabilities is None:
-        raise UserError(f"network_w: {type(net_w).__name__} has no method probabilities, the weights before FixedSum")
-    z = at_least_fp32(probabilities(sr, gt))
+    z = at_least_fp32(find_probabilities(net_w)(sr, gt))
     w = fixed_sum(z, k)
     x_w, x_1w = mix(sr, gt, w)
     distance = fix_reference(distance, gt)
@@ -129,11 +147,11 @@ def method_figure(
     sr_title = rf"SR image $\hat{{x}}$:  $D(\hat{{x}}, x)$ = {d_sr:.4f}"
     w_title = rf"$x_w = w\,x + (1 - w)\,\hat{{x}}$:  $D(x_w, x)$ = {d_w:.4f}"
     rest_title = rf"$x_{{1-w}} = (1 - w)\,x + w\,\hat{{x}}$:  $D(x_{{1-w}}, x)$ = {d_1w:.4f}"
-    mean_title = f"weights $w$ of mean $k$ = {values['k']:.2f}"
+    mean_title = f"weights $w$; white: their mean $k$ = {values['k']:.2f}"
     rows = (
         (gt, sr, "HR image $x$", sr_title, r"error $|\hat{x} - x|$"),
         (w, x_w, mean_title, w_title, r"error $|x_w - x| = (1 - w)\,|\hat{x} - x|$"),
-        (1 - w, x_1w, "$1 - w$", rest_title, r"error $|x_{1-w} - x| = w\,|\hat{x} - x|$"),
+        (1 - w, x_1w, "$1 - w$; white: $1 - k$", rest_title, r"error $|x_{1-w} - x| = w\,|\hat{x} - x|$"),
     )
     limit = float(np.percentile(levels(sr[part][0], gt[part][0]), 99))
     height, width = gt[part].shape[-2:]
@@ -155,7 +173,14 @@ def method_figure(
             weights = draw_weights(axes[row, 0], left[part][0])
         axes[row, 1].imshow(shown(mixture[part][0]))
         errors = draw_error(axes[row, 2], levels(mixture[part][0], gt[part][0]), limit)
-    figure.colorbar(weights, ax=axes[:3, 0], location="left", label="weight (mean of RGB)", shrink=0.6)
+    figure.colorbar(
+        weights,
+        ax=axes[:3, 0],
+        location="left",
+        label="difference from the mean (mean of RGB)",
+        shrink=0.6,
+        extend="both",
+    )
     bar = {"label": "error, levels of 255 (mean of RGB)", "extend": "max", "location": "right", "shrink": 0.6}
     figure.colorbar(errors, ax=axes[:3, 2], **bar)
     histograms = {
@@ -163,7 +188,7 @@ def method_figure(
         "weights $w$, after FixedSum": w,
         "a sample of $w$ (relaxed Bernoulli)": sample_weights(w, 1),
     }
-    colour = pyplot().colormaps[WEIGHT](0.35)
+    colour = pyplot().colormaps[WEIGHT](0.1)
     for axis, (name, values_of) in zip(axes[3], histograms.items(), strict=True):
         flat = values_of.flatten().float().cpu().numpy()
         axis.hist(flat, bins=50, range=(0, 1), weights=np.full(flat.shape, 100 / flat.size), color=colour)
@@ -189,7 +214,10 @@ class Frame(NamedTuple):
 
 
 def strip_figure(gt: Tensor, frames: Sequence[Frame], path: Path, title: str = "") -> None:
-    """Write a strip of a training: x and, over time, the errors |x̂ - x| in the upper row, the weights in the lower."""
+    """Write a strip of a training: x and, over time, the errors |x̂ - x| in the upper row, the weights in the lower.
+
+    The errors share a scale; the weights of each moment have their own, around k.
+    """
     errors = [levels(frame.sr.clamp(0, 1), gt) for frame in frames]
     limit = float(np.percentile(errors[-1], 99))
     cell = 2.8 * min(gt.shape[1] / gt.shape[2], 1.5)
@@ -201,13 +229,16 @@ def strip_figure(gt: Tensor, frames: Sequence[Frame], path: Path, title: str = "
         axis.set_axis_off()
     axes[0, 0].imshow(shown(gt))
     axes[0, 0].set_title("HR image $x$")
+    furthest = 0.0
     for column, (frame, error) in enumerate(zip(frames, errors, strict=True), 1):
         error_map = draw_error(axes[0, column], error, limit)
         axes[0, column].set_title(f"iteration {frame.iteration:,}")
         weights = draw_weights(axes[1, column], frame.w)
-        axes[1, column].set_title(f"$k$ = {frame.k:.2f}")
+        furthest = weights.norm.vmax
+        axes[1, column].set_title(f"$k$ = {frame.k:.2f}, scale ± {furthest:.2f}")
     figure.colorbar(error_map, ax=axes[0], label=r"$|\hat{x} - x|$, levels of 255", extend="max", location="right")
-    figure.colorbar(weights, ax=axes[1], label="weight $w$", location="right")
+    bar = {"label": "weight $w$", "extend": "both", "location": "right", "ticks": [-furthest, 0, furthest]}
+    figure.colorbar(weights, ax=axes[1], **bar).set_ticklabels(["$k$ − scale", "$k$", "$k$ + scale"])
     save(figure, path)
 
 
@@ -217,11 +248,13 @@ def spread_figure(
     path: Path,
     title: str,
     across: int,
+    zero: bool = False,
 ) -> None:
-    """Write a figure of values over seeds: a panel for each test set and metric, a line for each of ``rows``.
+    """Write a figure of values over seeds or images: a panel for each measured value, a line for each of ``rows``.
 
     A panel is its heading, the label of its axis with the unit, and the values of every row; ``across`` stand side by
-    side. Every seed is a ring, their mean a dot, with a bar of one sample standard deviation to each side.
+    side. Every seed is a ring, their mean a dot, with a bar of one sample standard deviation to each side. ``zero``
+    draws a line at 0, where the values are differences.
     """
     down = -(-len(panels) // across)
     size = (1.5 + 3.4 * across, 0.8 + down * (0.9 + 0.3 * len(rows)))
@@ -233,10 +266,14 @@ def spread_figure(
     for axis, (heading, label, values) in zip(axes.ravel(), panels, strict=False):
         for position, seeds in zip(positions, values, strict=True):
             spread = float(np.std(seeds, ddof=1)) if len(seeds) > 1 else 0.0
+            if not len(seeds):
+                continue
             axis.plot(seeds, [position] * len(seeds), "o", mfc="none", mec="0.45", ms=5)
             axis.errorbar(np.mean(seeds), position, xerr=spread, fmt="o", color="#0072b2", ms=6, capsize=4, lw=1.8)
         axis.set_title(heading, fontsize=10)
         axis.set_xlabel(label)
+        if zero:
+            axis.axvline(0, color="0.3", lw=1)
         axis.grid(axis="x", color="0.9")
         axis.set_axisbelow(True)
         axis.margins(x=0.12)

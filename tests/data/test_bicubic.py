@@ -21,6 +21,14 @@ def test_without_antialiasing():
     np.testing.assert_allclose(imresize(image, 0.37, False), basicsr_imresize(image, 0.37, False), atol=1e-6)
 
 
+def test_replicated_borders_are_those_of_an_image_that_goes_on():
+    image = np.random.rand(36, 48, 3).astype(np.float32)
+    wide = np.pad(image, ((16, 16), (16, 16), (0, 0)), mode="edge")
+    ours = imresize(image, 1 / 4, borders="replicate")
+    np.testing.assert_allclose(ours, imresize(wide, 1 / 4)[4:-4, 4:-4], atol=1e-6)
+    assert np.abs(ours - imresize(image, 1 / 4))[0].max() > 1e-3
+
+
 def test_matlabs_value_of_a_step():
     """imresize([0 0 0 0 1 1 1 1], 0.5, 'bicubic') worked out by the kernel: weights at odd quarters, mirrored."""
     step = np.tile(np.repeat([0.0, 1.0], 4).astype(np.float32), (8, 1))

@@ -27,6 +27,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     thresh = "add a tile at a border where more than this many pixels are left (default: never)"
     parser.add_argument("--thresh-size", type=int, help=thresh)
     parser.add_argument("--scales", type=int, nargs="*", default=[], help="make LR images of these scales")
+    borders = "beyond an image: mirrored, or its outer pixels again, as in the LR images of SelfExSR and RCAN"
+    parser.add_argument("--borders", choices=("mirror", "replicate"), default="mirror", help=borders)
+    rounding = "to 8 bits after each of the two passes, as MATLAB, or at the end, as the benchmark of EDSR at ×8"
+    parser.add_argument("--rounding", choices=("twice", "once"), default="twice", help=rounding)
     parser.add_argument("--multiple", type=int, help="cut tiles to a multiple of this (default: fits the scales)")
     parser.add_argument("--lmdb", action="store_true", help="also pack the folders into LMDBs")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="number of processes")
@@ -44,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if any(scale < 2 for scale in args.scales):
         raise UserError(f"--scales: expected numbers of at least 2, got {args.scales}")
     cut = (args.crop_size, args.step, args.thresh_size, args.scales, args.multiple)
-    made = prepare(args.gt, args.out, *cut, lmdb=args.lmdb, workers=args.workers)
+    lq = {"borders": args.borders, "rounding": args.rounding}
+    made = prepare(args.gt, args.out, *cut, lmdb=args.lmdb, workers=args.workers, **lq)
     print(f"{args.out}: {made['tiles']} HR tiles of {made['images']} images, {made['images_lq']} LR images")
     if made["left_out"]:
         print(f"Left out: {made['left_out']} images in subfolders of {args.gt}")

@@ -1,7 +1,9 @@
-"""Draw what a weighting network does on one image, or how its weights change over a training.
+"""Draw what a weighting network does on one image, or say in numbers what weightings do on a folder of images.
 
   tlw weights --opt TRAINING.yml --image HR.png            # one figure that explains the method
   tlw weights --opt TRAINING.yml --image HR.png --strip    # a strip of w over the training
+  tlw weights --opt TRAINING.yml --data datasets/Set5      # a table and a plot: learned weights, and others beside them
+  tlw weights --opt TRAINING.yml --data datasets/Set5 --strip   # the learned weights over the training
 
 The networks are the newest of experiments/NAME/models, NAME from the YAML; --experiment names another folder, --iter
 another iteration, --net_g and --net_w two files. Without a YAML, --network_g, --network_w and --distance give the
@@ -10,21 +12,26 @@ options.
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
 from tlw_basicsr.commands import parser_of
+from tlw_basicsr.core.functional import Distance
+from tlw_basicsr.core.weightings import ErrorWeights, LDLWeights, PSPLWeights
 from tlw_basicsr.data.images import image_size
 from tlw_basicsr.engine.options import read_options
 from tlw_basicsr.losses.tlw_loss import PAPER_DISTANCE, complete_economy, describe_options
 from tlw_basicsr.networks import get_section, load_network
-from tlw_basicsr.pictures import ALL, Frame, method_figure, strip_figure
-from tlw_basicsr.tools.evaluation import FIELD, read_pair
-from tlw_basicsr.tools.experiment import build_distance, find_distance, find_k, list_iterations, load_trained
+from tlw_basicsr.pictures import ALL, Frame, find_probabilities, method_figure, strip_figure
+from tlw_basicsr.tools.evaluation import FIELD, pairs, read_pair
+from tlw_basicsr.tools.experiment import Trained, build_distance, find_distance, find_k, list_iterations, load_trained
 from tlw_basicsr.tools.report import json_text
+from tlw_basicsr.tools.weight_maps import describe_set, map_of, write_rows
 from tlw_basicsr.util.errors import UserError
 from tlw_basicsr.util.kinds import FRACTION, Options, check_section
 from tlw_basicsr.util.yaml_options import load_yaml
@@ -59,6 +66,46 @@ def choose_iterations(args: argparse.Namespace, models: Path) -> list[int]:
     return [available[i] for i in spread] if args.strip else [args.iter or available[-1]]
 
 
+OTHERS = {"error": ErrorWeights, "LDL": LDLWeights, "PSPL, σ = 1": PSPLWeights}
+
+
+class Moment(NamedTuple):
+    """The networks of an iteration, or of two files."""
+
+    trained: Trained
+    net_w: nn.Module
+    k: float
+    iteration: int | None
+
+
+def load_moment(args: argparse.Namespace, opt: Options, models: Path, iteration: int | None) -> Moment:
+    """The networks and k of an iteration of the training whose networks lie in ``models``."""
+    trained = load_trained(opt, args.net_g or models / f"net_g_{iteration}.pth", args.param_key)
+    net_w = load_network(opt["network_w"], args.net_w or models / f"net_w_{iteration}.pth", key="network_w")
+    return Moment(trained, net_w, args.k if args.k is not None else find_k(opt, models, iteration), iteration)
+
+
+def describe(args: argparse.Namespace, moments: Iterable[Moment], distance: Distance) -> None:
+    """Write the numbers of the weights on the folder ``--data``: of every moment, or beside other weightings."""
+    rows = []
+    for moment in moments:
+        maps = {"learned": find_probabilities(moment.net_w)}
+        if args.strip:
+            maps = {f"iteration {moment.iteration:,}": maps["learned"]}
+        else:
+            maps |= {label: map_of(weighting()) for label, weighting in OTHERS.items()}
+        upscale = moment.trained.upscaler("cpu")
+        rows += describe_set(pairs(args.data, upscale.scale, FIELD), upscale, maps, moment.k, distance)
+    out = args.out or Path("weights_data.png")
+    k = "" if args.strip else f", mean k = {moment.k:.2f}"
+    table = write_rows(rows, out, f"Weights on {args.data.name}{k}")
+    if args.json:
+        print(json_text({"file": str(out), "rows": rows}))
+    else:
+        print(table)
+        print(f"{out}, {out.with_suffix('.csv')}; {moment.trained}")
+
+
 @torch.no_grad()
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the arguments, draw."""
@@ -67,8 +114,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--network_g", metavar="OPTIONS", help="SR network, such as '{type: EDSR, num_in_ch: 3, …}'")
     parser.add_argument("--network_w", metavar="OPTIONS", help="weighting network, such as '{type: TLWWeightNet}'")
     parser.add_argument("--distance", metavar="OPTIONS", help="D, such as '{type: SSIMDistance}'; default: the YAML's")
-    parser.add_argument("--image", required=True, help="HR image")
-    parser.add_argument("--lq", help="LR image; default: MATLAB's bicubic of HR")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--image", help="HR image")
+    what.add_argument("--data", type=Path, help="folder of HR images; their LR images are made of them")
+    parser.add_argument("--lq", help="LR image, with --image; default: MATLAB's bicubic of HR")
     parser.add_argument("--experiment", type=Path, help="folder of the training; default: experiments/NAME")
     parser.add_argument("--iter", type=int, help="iteration; default: the last one saved")
     parser.add_argument("--net_g", type=Path, help="checkpoint of the SR network, with --net_w")
@@ -76,10 +125,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--param_key", choices=("params_ema", "params"), default="params_ema", help="of the SR network")
     parser.add_argument("--k", type=float, help="mean of the weights; default: what it was in the training")
     parser.add_argument("--crop", type=int, nargs=4, metavar=("TOP", "LEFT", "HEIGHT", "WIDTH"), help="part to show")
-    parser.add_argument("--strip", action="store_true", help="draw w over the training")
+    parser.add_argument("--strip", action="store_true", help="w over the training")
     parser.add_argument("--columns", type=int, default=6, help="iterations in the strip (default 6)")
     parser.add_argument("--json", action="store_true", help="print the values as JSON, for scripts")
-    parser.add_argument("--out", type=Path, help="file to write; default: weights.png or weights_strip.png")
+    parser.add_argument("--out", type=Path, help="file to write; default: weights.png and the like")
     args = parser.parse_args(argv)
     if args.k is not None and not FRACTION.accepts(args.k):
         raise UserError(f"--k: expected {FRACTION.text}, got {args.k}")
@@ -87,6 +136,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--columns: expected a number of at least 1, got {args.columns}")
     if args.strip and args.iter is not None:
         raise UserError("--iter: not with --strip, which draws iterations from the first to the last; see --columns")
+    for option in ("lq", "crop") if args.data else ():
+        if getattr(args, option):
+            raise UserError(f"--{option}: with --image alone, not with --data")
     for option in ("image", "lq"):
         path = getattr(args, option)
         if path and not Path(path).exists():
@@ -104,11 +156,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         chosen = [*choose_iterations(args, models)]
 
+    moments = (load_moment(args, opt, models, iteration) for iteration in chosen)
+    if args.data:
+        return describe(args, moments, build_distance(opt["distance"], "distance"))
     name, frames = Path(args.image).name, []
-    for iteration in chosen:
-        trained = load_trained(opt, args.net_g or models / f"net_g_{iteration}.pth", args.param_key)
-        net_w = load_network(opt["network_w"], args.net_w or models / f"net_w_{iteration}.pth", key="network_w")
-        k = args.k if args.k is not None else find_k(opt, models, iteration)
+    for trained, net_w, k, iteration in moments:
         upscale = trained.upscaler("cpu")
         pair = read_pair(args.image, upscale.scale, FIELD, args.lq)
         expected = tuple(side // upscale.scale for side in image_size(Path(args.image), "--image"))

@@ -167,12 +167,16 @@ def sample_weights(w: Tensor, num_samples: int, noise: Tensor | None = None, tem
     return relaxed_bernoulli(w, noise, temperature)  # which takes the logit of w once for all samples
 
 
+def relative(x: Tensor) -> Tensor:
+    """A map of at least 0 over its maximum in each sample and channel, in [0, 1]; 0 where all of it is 0."""
+    largest = x.amax(dim=(-2, -1), keepdim=True)
+    return x / largest.clamp_min(torch.finfo(x.dtype).tiny)
+
+
 @torch.no_grad()
 def relative_error(sr: Tensor, gt: Tensor) -> Tensor:
     """|x̂ - x| over its maximum in each sample and channel, in [0, 1]; 0 without any error. No gradient."""
-    error = (at_least_fp32(sr) - at_least_fp32(gt)).abs()
-    largest = error.amax(dim=(-2, -1), keepdim=True)
-    return error / largest.clamp_min(torch.finfo(error.dtype).tiny)
+    return relative((at_least_fp32(sr) - at_least_fp32(gt)).abs())
 
 
 @torch.no_grad()

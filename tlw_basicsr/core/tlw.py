@@ -14,19 +14,17 @@ from torch.optim import Adam, Optimizer
 from tlw_basicsr.core.arguments import FRACTION, POSITIVE, Accepted, checked, or_none, whole
 from tlw_basicsr.core.distances import CachedDistanceTo, LPIPSDistance, SSIMDistance
 from tlw_basicsr.core.functional import (
-    EPS_DISTANCE,
     at_least_fp32,
     check_range,
-    error_weights,
     is_at_hand,
     k_schedule,
     marginal_pixel_loss,
     sample_weights,
-    weight_criterion_loss,
     weighted_pixel_loss,
 )
 from tlw_basicsr.core.graphs import RECORDERS, RecordedLoss, copy_all
 from tlw_basicsr.core.weight_net import TLWWeightNet
+from tlw_basicsr.core.weightings import SHORT_NAMES, LearnedWeights, RandomWeights, Weighting
 
 EXACT: dict[str, Any] = {"importance": True, "weight_interval": 1}
 PRESETS: dict[str, dict[str, Any]] = {
@@ -46,7 +44,10 @@ NEARLY_CONSTANT = 0.01  # standard deviation of weights that hardly tell pixels 
 
 # the arguments that a YAML has in pixel_opt
 Base = Annotated[Literal["l1", "mse"], "ℓ of a pixel; `mse` is the paper's l2"]
-Weights = Annotated[Literal["learned", "random", "error"], "by the weighting network, or a control without learning"]
+WEIGHTS = Accepted(
+    f"one of {', '.join(SHORT_NAMES)}, or a Weighting",
+    lambda v: isinstance(v, Weighting) or (isinstance(v, str) and v in SHORT_NAMES),
+)
 Stochastic = Annotated[bool, "relaxed Bernoulli samples of the weights, the variant of the paper's tables; or the map"]
 NumSamples = Annotated[int, whole(1, 1000), "samples in one M step"]
 LossWeight = Annotated[float, "factor of the loss of the SR network"]
@@ -90,9 +91,11 @@ class TLW(nn.Module):
         distance: D, a module ``distance(a, b)`` on images in [0, 1] with one value per sample, which depends on that
             sample alone. None for the paper's, ``LPIPSDistance("vgg")``. The controls have none.
         base: ℓ of a pixel, see :func:`tlw_basicsr.core.functional.pixel_error`.
-        weights: ``'learned'``, or a control without learning at about the price of ℓ alone: ``'random'`` samples the
-            constant map k, ``'error'`` takes :func:`tlw_basicsr.error_weights` as they are.
-        stochastic: relaxed Bernoulli samples of the weights, the variant of the paper's tables; else the map itself.
+        weights: ``'learned'``; a control without learning at about the price of ℓ alone: ``'random'`` samples the
+            constant map k, ``'error'`` takes :func:`tlw_basicsr.error_weights` as they are; or any
+            :class:`tlw_basicsr.Weighting`, such as ``LDLWeights()``.
+        stochastic: relaxed Bernoulli samples of the weights, the variant of the paper's tables; else the map itself,
+            which a weighting that is not ``sampled`` always takes.
         num_samples: S, samples in an M step.
         loss_weight: factor of L_θ.
         net_w: g_φ, a module ``net_w(sr, gt, k)``; None for ``TLWWeightNet()``.
@@ -120,7 +123,7 @@ class TLW(nn.Module):
         distance: Annotated[nn.Module | None, MODULE] = None,
         *,
         base: Base = "l1",
-        weights: Weights = "learned",
+        weights: Annotated[str | Weighting, WEIGHTS] = "learned",
         stochastic: Stochastic = True,
         num_samples: NumSamples = 3,
         loss_weight: LossWeight = 1.0,
@@ -138,13 +141,14 @@ class TLW(nn.Module):
         use_graphs: Annotated[bool | None, BOOL_OR_NONE, "CUDA graphs of both steps; ~ where it is safe"] = None,
     ) -> None:
         super().__init__()
-        learned = weights == "learned"
+        self.weighting = weights if isinstance(weights, Weighting) else SHORT_NAMES[weights]()
+        learned = isinstance(self.weighting, LearnedWeights)
         if not learned and any(part is not None for part in (distance, net_w, optimizer)):
-            raise ValueError(f"TLW: distance, net_w and optimizer are not used with weights='{weights}'")
-        if weights == "random" and not stochastic:
+            raise ValueError(f"TLW: distance, net_w and optimizer are not used with weights={weights!r}")
+        if isinstance(self.weighting, RandomWeights) and not stochastic:
             raise ValueError("TLW: stochastic must be True with weights='random', which are sampled")
-        self.base, self.weighting, self.num_samples, self.loss_weight = base, weights, num_samples, loss_weight
-        self.stochastic = stochastic and weights != "error"
+        self.base, self.num_samples, self.loss_weight = base, num_samples, loss_weight
+        self.stochastic = stochastic and self.weighting.sampled
         self.k_start, self.k_end, self.k_decay = k_start, k_end, k_decay
         self.importance = importance and learned
         self.weight_interval, self.weight_batch, self.weight_crop = weight_interval, weight_batch, weight_crop
@@ -178,7 +182,9 @@ class TLW(nn.Module):
 
     # ------------------------------------------------------------------------------------------------- the iteration
 
-    def forward(self, sr: Tensor, gt: Tensor, t: float | None = None, *, iteration: int | None = None) -> Tensor:
+    def forward(
+        self, sr: Tensor, gt: Tensor, t: float | None = None, *, iteration: int | None = None, **images: Tensor
+    ) -> Tensor:
         """One iteration: the E step on φ where one is due, then ``loss_weight``·L_θ.
 
         Args:
@@ -187,13 +193,15 @@ class TLW(nn.Module):
             t: epoch or iteration from 0, from which k follows; None counts the calls.
             iteration: the number of this call, for a loop that does not call in every iteration; ``weight_interval``
                 counts from it. None counts the calls.
+            **images: what the weighting ``needs``, such as ``sr_ema`` or ``mask``; others are left out.
 
         Returns:
             Scalar.
 
         Raises:
             ValueError: the shapes are others, x is not in [0, 1], an image has no floating-point numbers or a number of
-                channels that φ or D does not take, or D does not give one value per sample.
+                channels that φ or D does not take, D does not give one value per sample, or an image is missing that
+                the weighting needs.
         """
         self.calls = self.calls if iteration is None else iteration
         t = self.calls if t is None else t
@@ -201,7 +209,7 @@ class TLW(nn.Module):
         due = self.last_e_step is None or self.calls - self.last_e_step >= self.weight_interval
         if self.net_w is not None and self.training and due and torch.is_grad_enabled():
             self.e_step(sr, gt, t)
-        loss = self.m_loss(sr, gt, t)
+        loss = self.m_loss(sr, gt, t, **images)
         self.calls += self.training
         return loss
 
@@ -211,7 +219,7 @@ class TLW(nn.Module):
         Arguments and errors as :meth:`forward`.
         """
         if self.net_w is None or self.optimizer is None:
-            raise ValueError(f"TLW: there is no E step with weights='{self.weighting}'")
+            raise ValueError(f"TLW: there is no E step with {type(self.weighting).__name__}")
         self._share_start_values()
         before = self._copy_buffers()
         k = self.k(t)
@@ -232,7 +240,7 @@ class TLW(nn.Module):
         self._e_sample = (sr, gt, k, noise)
         return self.log["l_w"]
 
-    def m_loss(self, sr: Tensor, gt: Tensor, t: float | None = None) -> Tensor:
+    def m_loss(self, sr: Tensor, gt: Tensor, t: float | None = None, **images: Tensor) -> Tensor:
         """Return ``loss_weight``·L_θ with fresh weights, which get no gradient: scalar.
 
         Arguments and errors as :meth:`forward`.
@@ -241,7 +249,8 @@ class TLW(nn.Module):
         sr, gt = self._take_images(sr, gt)
         if not is_at_hand(gt):
             self._look_at(gt)
-        loss, self.log["w"] = self._loss("_m_loss", sr, gt, self.k(t), None)
+        more = (self.calls if t is None else t, self._take_needed(images))
+        loss, self.log["w"] = self._loss("_m_loss", sr, gt, self.k(t), None, *more)
         self._to_gt = None  # its features of x are large
         return self.loss_weight * loss
 
@@ -252,14 +261,14 @@ class TLW(nn.Module):
     # ------------------------------------------------------------------------------------------------- looking
 
     @torch.no_grad()
-    def weights(self, sr: Tensor, gt: Tensor, t: float | None = None) -> Tensor:
+    def weights(self, sr: Tensor, gt: Tensor, t: float | None = None, **images: Tensor) -> Tensor:
         """The weights w of images, to look at: in [0, 1], (N, C, H, W). Batch norm is in eval mode meanwhile."""
         sr, gt = self._take_images(sr, gt)
         modes = {} if self.net_w is None else {module: module.training for module in self.net_w.modules()}
         if self.net_w is not None:
             self.net_w.eval()
         try:
-            return self._map(sr, gt, self.k(t))
+            return self._map(sr, gt, self.k(t), self.calls if t is None else t, self._take_needed(images))
         finally:
             for module, mode in modes.items():
                 module.training = mode
@@ -297,9 +306,16 @@ class TLW(nn.Module):
 
     # ------------------------------------------------------------------------------------------------- parts
 
-    def _loss(self, name: str, sr: Tensor, gt: Tensor, k: float, noise: Tensor | None) -> tuple[Tensor, ...]:
-        """What the method ``name`` returns, replayed where ``use_graphs`` and the device have it."""
+    def _loss(
+        self, name: str, sr: Tensor, gt: Tensor, k: float, noise: Tensor | None, *more: Any
+    ) -> tuple[Tensor, ...]:
+        """What the method ``name`` returns, replayed where ``use_graphs`` and the device have it.
+
+        A weighting that may depend on ``more``, t and further images, is not recorded.
+        """
         function, known = getattr(self, name), (TLWWeightNet, LPIPSDistance, SSIMDistance, type(None))
+        if type(self.weighting) not in SHORT_NAMES.values():
+            return function(sr, gt, k, noise, *more)
         safe = not self.importance and type(self.net_w) in known and type(self.distance) in known
         if gt.device.type not in RECORDERS or not (safe if self.use_graphs is None else self.use_graphs):
             return function(sr, gt, k, noise)
@@ -321,14 +337,16 @@ class TLW(nn.Module):
             w = self.net_w(sr, gt, k)
         return (self._criterion_loss(sr, gt, w, noise),)
 
-    def _m_loss(self, sr: Tensor, gt: Tensor, k: Any, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _m_loss(
+        self, sr: Tensor, gt: Tensor, k: Any, noise: Tensor | None, t: float = 0.0, images: Any = None
+    ) -> tuple[Tensor, Tensor]:
         """L_θ, with gradient to x̂, and the weights."""
         self._forget_features(k)
         with torch.no_grad():
             if not is_at_hand(gt):  # the smallest and largest values of x that are finite
                 low, high = (value.float().nan_to_num(0.0, 0.0, 0.0) for value in gt.aminmax())
                 self._extremes.copy_(torch.stack([low.minimum(self._extremes[0]), high.maximum(self._extremes[1])]))
-            w = self._map(sr.detach(), gt, k)
+            w = self._map(sr.detach(), gt, k, t, images or {})
         if not self.stochastic:
             return weighted_pixel_loss(sr, gt, w, self.base), w
         ws = sample_weights(w, self.num_samples, noise)
@@ -347,12 +365,9 @@ class TLW(nn.Module):
         self._looks += 1
         self._extremes = self._extremes.to(gt.device)
 
-    def _map(self, sr: Tensor, gt: Tensor, k: Any) -> Tensor:
-        if self.weighting == "random":
-            return torch.zeros_like(gt) + k
-        if self.weighting == "error":
-            return error_weights(sr, gt, k)
-        assert self.net_w is not None
+    def _map(self, sr: Tensor, gt: Tensor, k: Any, t: float, images: dict[str, Tensor]) -> Tensor:
+        if self.net_w is None:
+            return self.weighting(sr, gt, k, t, **images)
         before = self._copy_buffers()
         with self._autocast(gt.device, self.net_w):
             w = self.net_w(sr, gt, k)
@@ -363,10 +378,9 @@ class TLW(nn.Module):
         return w
 
     def _criterion_loss(self, sr: Tensor, gt: Tensor, w: Tensor, noise: Tensor | None) -> Tensor:
-        eps = 0.0 if noise is None else EPS_DISTANCE
-        w = w if noise is None else sample_weights(w, 1, noise)[0]
+        assert isinstance(self.weighting, LearnedWeights)
         with self._autocast(gt.device, self.distance):
-            return weight_criterion_loss(self._distance_to(gt), sr, gt, w, eps)
+            return self.weighting.e_loss(self._distance_to(gt), sr, gt, w, noise)
 
     def _distance_to(self, gt: Tensor) -> CachedDistanceTo:
         """D(·, x), the same for both steps of an iteration, so that the features of x are computed once."""
@@ -381,6 +395,13 @@ class TLW(nn.Module):
             return sr, gt
         dtype = next((p.dtype for p in self.net_w.parameters()), torch.float32)
         return sr.to(dtype), gt.to(dtype)
+
+    def _take_needed(self, images: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Those of ``images`` that the weighting needs, with frames as samples."""
+        if missing := [name for name in self.weighting.needs if images.get(name) is None]:
+            raise ValueError(f"TLW: {type(self.weighting).__name__} needs the image {missing[0]}")
+        needed = {name: images[name] for name in self.weighting.needs}
+        return {name: image.flatten(0, 1) if image.ndim == 5 else image for name, image in needed.items()}
 
     def _copy_buffers(self) -> list[tuple[Tensor, Tensor]]:
         """The buffers of φ with copies, unless φ's optimiser comes with a guard, which copies them itself."""
@@ -483,9 +504,7 @@ class TLW(nn.Module):
 
     def extra_repr(self) -> str:
         """The main options, for ``print(tlw)``."""
-        return (
-            f"base={self.base}, weights={self.weighting}, k={self.k_start}…{self.k_end}, every={self.weight_interval}"
-        )
+        return f"base={self.base}, k={self.k_start}…{self.k_end}, every={self.weight_interval}"
 
 
 def fold_frames(sr: Tensor, gt: Tensor) -> tuple[Tensor, Tensor]:

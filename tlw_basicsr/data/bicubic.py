@@ -12,14 +12,16 @@ KERNEL_WIDTH = 4  # width of the cubic kernel in pixels of the smaller image
 
 
 @lru_cache(maxsize=512)
-def resize_matrix(length: int, scale: float, antialiasing: bool = True) -> csr_matrix:
-    """Return the matrix (out, ``length``) that resizes one side; the image is mirrored at its borders.
+def resize_matrix(length: int, scale: float, antialiasing: bool = True, borders: str = "mirror") -> csr_matrix:
+    """Return the matrix (out, ``length``) that resizes one side; beyond its borders the image is as they say.
 
     Row i holds BasicSR's weights for output pixel i. The result is cached and shared: do not change it.
     """
     out_length = math.ceil(length * scale)
     weights, indices, pad, _ = calculate_weights_indices(length, out_length, scale, "cubic", KERNEL_WIDTH, antialiasing)
     source = (indices.long() - pad).numpy()
+    if borders == "replicate":
+        source = source.clip(0, length - 1)
     source = np.where(source < 0, -1 - source, source)
     source = np.where(source >= length, 2 * length - 1 - source, source)
     if source.min() < 0 or source.max() >= length:
@@ -30,7 +32,7 @@ def resize_matrix(length: int, scale: float, antialiasing: bool = True) -> csr_m
     return matrix
 
 
-def imresize(image: np.ndarray, scale: float, antialiasing: bool = True) -> np.ndarray:
+def imresize(image: np.ndarray, scale: float, antialiasing: bool = True, borders: str = "mirror") -> np.ndarray:
     """Resize as MATLAB's ``imresize(image, scale, 'bicubic')`` does, rows first, then columns.
 
     For float32 the result is that of BasicSR's ``imresize``, only faster. For uint8 it is rounded and saturated after
@@ -40,6 +42,8 @@ def imresize(image: np.ndarray, scale: float, antialiasing: bool = True) -> np.n
         image: (H, W) or (H, W, C), float32 of any range or uint8.
         scale: Factor of both sides; the result has ceil(side · scale) pixels.
         antialiasing: Whether to widen the kernel when downscaling, MATLAB's default.
+        borders: What lies beyond the image: ``'mirror'``, or ``'replicate'`` for its outermost pixels, with which the
+            LR images of an older generation were made.
 
     Returns:
         (H', W') or (H', W', C) of the same dtype; float32 is neither rounded nor clamped.
@@ -47,10 +51,10 @@ def imresize(image: np.ndarray, scale: float, antialiasing: bool = True) -> np.n
     Raises:
         ValueError: A side is so short that the kernel would reach beyond the mirrored image.
     """
-    columns = resize_matrix(image.shape[1], scale, antialiasing)
+    columns = resize_matrix(image.shape[1], scale, antialiasing, borders)
     finish = to_8_bits if image.dtype == np.uint8 else np.asarray
     blocks = []
-    for first, last, matrix in row_blocks(image.shape[0], scale, antialiasing):
+    for first, last, matrix in row_blocks(image.shape[0], scale, antialiasing, borders):
         # first the rows, then the columns, which swapped axes turn into rows
         block = finish(along_first_axis(matrix, image[first:last]))
         blocks.append(swap_axes(finish(along_first_axis(columns, swap_axes(block)))))
@@ -64,12 +68,12 @@ def along_first_axis(matrix: csr_matrix, image: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=512)
-def row_blocks(length: int, scale: float, antialiasing: bool) -> list[tuple[int, int, csr_matrix]]:
+def row_blocks(length: int, scale: float, antialiasing: bool, borders: str) -> list[tuple[int, int, csr_matrix]]:
     """Split :func:`resize_matrix` into blocks of 32 rows, whose results fit into a processor's cache.
 
     Each block is the first row of the image that it needs, the last one plus 1, and the matrix for these rows.
     """
-    whole, blocks = resize_matrix(length, scale, antialiasing), []
+    whole, blocks = resize_matrix(length, scale, antialiasing, borders), []
     for row in range(0, whole.shape[0], 32):
         block = whole[row : row + 32]
         first, last = int(block.indices.min()), int(block.indices.max()) + 1

@@ -34,7 +34,7 @@ from tlw_basicsr.engine.schema import (
     UncertaintyOptions,
     ValOptions,
 )
-from tlw_basicsr.losses.tlw_loss import complete_economy, describe_options
+from tlw_basicsr.losses.tlw_loss import complete_economy, describe_options, is_learned
 from tlw_basicsr.models.tlw_model import TLWMixin, with_tlw
 from tlw_basicsr.models.validation import LQ_ALONE, compares
 from tlw_basicsr.networks import FROM_FILE, fill_defaults
@@ -379,8 +379,9 @@ def _check_pixel_loss(opt: Options, model_type: str, pixel_type: str) -> None:
 def _check_tlw(opt: Options, train: Options) -> None:
     """Check that the parts of TLW are there together."""
     check_section(train.get("tlw") or {}, "train.tlw", TLW)
-    weights = train["pixel_opt"].get("weights", "learned")
-    if weights != "learned":
+    if not is_learned(train["pixel_opt"]):
+        weights = train["pixel_opt"]["weights"]
+        weights = weights["type"] if isinstance(weights, dict) else weights
         for section, place, key in (
             (opt, "", "network_w"),
             (opt["path"], "path.", "pretrain_network_w"),

@@ -1,5 +1,6 @@
 """The YAML's side of TLW: the pixel loss ``TLWLoss`` and the section ``train.tlw``."""
 
+import inspect
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal, cast
 
@@ -15,13 +16,23 @@ from tlw_basicsr.core.tlw import (
     LossWeight,
     NumSamples,
     Stochastic,
-    Weights,
 )
+from tlw_basicsr.core.weightings import SHORT_NAMES, LDLWeights, LearnedWeights, PSPLWeights, Weighting
 from tlw_basicsr.losses.distance_loss import build_distance
 from tlw_basicsr.networks import get_section
+from tlw_basicsr.registry import check_arguments, lookup
 from tlw_basicsr.util.errors import UserError, short
-from tlw_basicsr.util.kinds import Option, describe_parameters
+from tlw_basicsr.util.kinds import Kind, Option, describe_parameters
 
+LOSS_REGISTRY.register(LearnedWeights)
+LOSS_REGISTRY.register(LDLWeights)
+LOSS_REGISTRY.register(PSPLWeights)
+
+WEIGHTS = Kind(
+    f"one of {', '.join(SHORT_NAMES)}, or a section {{type: a registered Weighting, …}}",
+    lambda v: isinstance(v, dict | Weighting) or (isinstance(v, str) and v in SHORT_NAMES),
+)
+Weights = Annotated[str | dict | Weighting, WEIGHTS, "how the pixels are weighted: learned, or without learning"]
 PAPER_DISTANCE = {"type": "LPIPSDistance", "net": "vgg"}  # the D of arXiv:2301.10575
 
 
@@ -40,7 +51,8 @@ class TLWLoss(nn.Module):
         num_samples: S, samples in an M step.
         loss_weight: factor of L_θ.
         reduction: BasicSR's; only the mean.
-        weights: ``'learned'``, ``'random'`` or ``'error'``.
+        weights: ``'learned'``, ``'random'``, ``'error'``, a :class:`tlw_basicsr.Weighting`, or the options of a
+            registered one, ``{type: LDLWeights, …}``.
     """
 
     def __init__(
@@ -61,19 +73,23 @@ class TLWLoss(nn.Module):
                 f"TLWLoss: distance must be options such as {{type: LPIPSDistance, net: vgg}}, or a module, "
                 f"got {short(distance)}"
             )
-        if weights != "learned" and distance is not None:
-            raise UserError(f"TLWLoss: distance is not used with weights: {weights}; delete it")
-        if weights == "learned" and not isinstance(distance, nn.Module):
+        if not WEIGHTS.accepts(weights):
+            raise UserError(f"TLWLoss: weights: expected {WEIGHTS.text}, got {short(weights)}")
+        weighting = build_weighting(weights)
+        learned = isinstance(weighting, LearnedWeights)
+        if not learned and distance is not None:
+            raise UserError(f"TLWLoss: distance is not used with {type(weighting).__name__}; delete it")
+        if learned and not isinstance(distance, nn.Module):
             distance = build_distance(PAPER_DISTANCE if distance is None else distance)
         self.distance = cast("nn.Module | None", distance)
         self.arguments = {
             "base": base,
-            "weights": weights,
+            "weights": weighting,
             "stochastic": stochastic,
             "num_samples": num_samples,
             "loss_weight": loss_weight,
         }
-        if weights != "learned":
+        if not learned:
             self.make_tlw()  # raises where the options don't go together
 
     def make_tlw(self, **more: Any) -> TLW:
@@ -86,6 +102,34 @@ class TLWLoss(nn.Module):
     def forward(self, sr: Tensor, gt: Tensor) -> Tensor:
         """Raise a UserError: there is no weighting network."""
         raise UserError("TLWLoss needs model_type: TLWModel, which has the weighting network; in Python use TLW")
+
+
+def find_weighting(weights: Any) -> type[Weighting]:
+    """The class that ``train.pixel_opt.weights`` names; that of ``learned`` if it is missing or no name at all."""
+    if not isinstance(weights, dict):
+        return SHORT_NAMES.get(weights, LearnedWeights) if isinstance(weights, str) else LearnedWeights
+    place = "train.pixel_opt.weights"
+    found = lookup(LOSS_REGISTRY, weights, place)
+    if not (inspect.isclass(found) and issubclass(found, Weighting)):
+        raise UserError(f"{place}.type: {weights['type']} is no Weighting; LDLWeights is one")
+    check_arguments(weights, place, found)
+    return found
+
+
+def is_learned(pixel_opt: dict[str, Any]) -> bool:
+    """Whether the weights of ``train.pixel_opt`` are those of a weighting network."""
+    return issubclass(find_weighting(pixel_opt.get("weights")), LearnedWeights)
+
+
+def build_weighting(weights: str | dict[str, Any] | Weighting) -> Weighting:
+    """The weighting of ``train.pixel_opt.weights``."""
+    if isinstance(weights, Weighting):
+        return weights
+    arguments = {key: value for key, value in weights.items() if key != "type"} if isinstance(weights, dict) else {}
+    try:
+        return find_weighting(weights)(**arguments)
+    except ValueError as error:
+        raise UserError(f"train.pixel_opt.weights: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,8 +167,7 @@ def complete_economy(opt: dict[str, Any]) -> None:
     """
     train = get_section(opt, "train")
     loss, tlw = (get_section(train, key, "train") for key in ("pixel_opt", "tlw"))
-    learned = loss.get("type") == "TLWLoss" and loss.get("weights", "learned") == "learned"
-    if not learned or tlw.get("preset") != "economy":
+    if tlw.get("preset") != "economy" or loss.get("type") != "TLWLoss" or not is_learned(loss):
         return
     data = get_section(get_section(opt, "datasets"), "train", "datasets")
     channels = 1 if data.get("color") == "y" else get_section(opt, "network_g").get("num_out_ch", 3)

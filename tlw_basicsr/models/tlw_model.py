@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from tlw_basicsr.core.tlw import NEARLY_CONSTANT
 from tlw_basicsr.data.images import undo_normalization
-from tlw_basicsr.losses.tlw_loss import TLWLoss, complete_economy, split_options
+from tlw_basicsr.losses.tlw_loss import TLWLoss, complete_economy, is_learned, split_options
 from tlw_basicsr.models.training import TrainingMixin, channels_last
 from tlw_basicsr.pictures import weights_beside
 from tlw_basicsr.util.errors import UserError
@@ -34,6 +34,7 @@ class TLWMixin(TrainingMixin):
     """
 
     first_visuals: dict[str, Tensor] | None = None
+    further: dict[str, Tensor]
     graphs_failure: str | None = None
 
     def init_training_settings(self) -> None:
@@ -41,7 +42,7 @@ class TLWMixin(TrainingMixin):
         complete_economy(self.opt)
         train = self.opt["train"]
         self.tlw_options, arguments = split_options(train.get("tlw"))
-        learned = train["pixel_opt"].get("weights", "learned") == "learned"
+        learned = is_learned(train["pixel_opt"])
         self.net_w = self.make_net_w() if learned else None
         if self.opt["datasets"]["train"].get("mean"):
             get_root_logger().info("datasets.train.mean, std: TLW and its loss see the images in [0, 1], without them.")
@@ -56,6 +57,9 @@ class TLWMixin(TrainingMixin):
         self.tlw.to(self.device)
         self.k = self.tlw.k(0)
         self.cri_pix = self.tlw_pixel_loss
+        if "sr_ema" in self.tlw.weighting.needs and not hasattr(self, "net_g_ema"):
+            kind = type(self.tlw.weighting).__name__
+            raise UserError(f"train.ema_decay: {kind} needs the moving average of the network; accepted is above 0")
         if self.tlw.distance is None:
             return
         if self.tlw_options.use_channels_last or train.get("use_channels_last"):
@@ -100,6 +104,12 @@ class TLWMixin(TrainingMixin):
         """Set the epoch, counted from 0, for ``k_unit: epoch``."""
         self.epoch = epoch
 
+    def feed_data(self, data: dict[str, Any]) -> None:
+        """Take a batch, with the images that the weighting needs beside those of the base model."""
+        super().feed_data(data)
+        needs = self.tlw.weighting.needs if self.is_train else ()
+        self.further = {name: data[name].to(self.device) for name in needs if name in data}
+
     def optimize_parameters(self, current_iter: int) -> None:
         """Run the base model's step with k of this iteration."""
         self.t = current_iter - 1 if self.tlw_options.k_unit == "iter" else self.epoch
@@ -125,9 +135,21 @@ class TLWMixin(TrainingMixin):
         """
         sr, gt = (undo_normalization(image, self.opt["datasets"]["train"]) for image in (sr, gt))
         # a GAN's generator, and with it the pixel loss, may wait for iterations
-        loss = self.tlw(sr, gt, self.t, iteration=self.iteration)
+        loss = self.tlw(sr, gt, self.t, iteration=self.iteration, **self.list_further())
         self.watch_losses(loss)
         return loss
+
+    @torch.no_grad()
+    def list_further(self) -> dict[str, Tensor]:
+        """The images that the weighting needs beside x̂ and x."""
+        train, weighting = self.opt["datasets"]["train"], self.tlw.weighting
+        images = dict(self.further)
+        if "sr_ema" in weighting.needs:
+            images["sr_ema"] = undo_normalization(self.net_g_ema(self.lq), train)
+        if missing := [name for name in weighting.needs if name not in images]:
+            kind = type(weighting).__name__
+            raise UserError(f"datasets.train: {train['type']} gives no {missing[0]}, which {kind} needs in each batch")
+        return images
 
     def get_current_visuals(self) -> OrderedDict[str, Tensor]:
         """Return the base model's; keep the first image of a validation for :meth:`log_weight_map`."""
@@ -144,7 +166,7 @@ class TLWMixin(TrainingMixin):
         self.first_visuals = None
         first_set = next((d["name"] for d in self.opt["datasets"].values() if d["phase"] == "val"), None)
         name = opt["name"]
-        if tb_logger and name == first_set and "gt" in visuals:
+        if tb_logger and name == first_set and "gt" in visuals and not self.tlw.weighting.needs:
             self.log_weight_map(tb_logger, name, current_iter, visuals["result"], visuals["gt"])
 
     @torch.no_grad()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tlw_basicsr.core.functional import Distance, fix_reference
 from tlw_basicsr.data.bicubic import to_8_bits
-from tlw_basicsr.pictures import ERROR, WEIGHT
+from tlw_basicsr.pictures import ERROR, WEIGHT, around_mean
 from tlw_basicsr.tools.evaluation import FIELD, METRICS, Source, make_sr, means, measure, pairs
 from tlw_basicsr.tools.report import Row, csv_text, json_text
 from tlw_basicsr.util.files import write_text
@@ -41,11 +41,11 @@ class Result:
 
 @dataclass
 class Shot:
-    """One HR image with all results: arrays (H, W, 3) of 8 bits, weights (H, W), and the values of the metrics."""
+    """One HR image with all results: arrays (H, W, 3) of 8 bits, weights around their mean, values of the metrics."""
 
     name: str
     images: dict[str, np.ndarray]
-    weights: dict[str, np.ndarray] = field(default_factory=dict)
+    weights: dict[str, tuple[np.ndarray, float]] = field(default_factory=dict)
     rows: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
@@ -79,8 +79,7 @@ def shoot(results: Sequence[Result], gt_folder: Path, scale: int, distance: Dist
             if distance is not None:
                 shot.rows[result.label]["d"] = fix_reference(distance, pair.gt)(sr).item()
             if result.weigh:
-                w = result.weigh(sr, pair.gt).float().mean(dim=1)[0]
-                shot.weights[result.label] = to_8_bits(w.cpu().numpy() * 255)
+                shot.weights[result.label] = around_mean(result.weigh(sr, pair.gt)[0])
         shots.append(shot)
     return shots
 
@@ -113,6 +112,8 @@ def describe_shot(shot: Shot, side: int | None) -> dict[str, Any]:
     top, left = (0, 0) if side is None else most_different(spread, side)
     place = (slice(top, top + (side or height)), slice(left, left + (side or width)))
     part_top, part_left = most_different(spread[place], PART)
+    limit = max((own for _, own in shot.weights.values()), default=1.0)
+    weights = {label: to_8_bits(255 * (w[place] / limit + 1) / 2) for label, (w, _) in shot.weights.items()}
     return {
         "name": shot.name,
         "left": left,
@@ -122,7 +123,8 @@ def describe_shot(shot: Shot, side: int | None) -> dict[str, Any]:
         "whole": spread[place].shape == spread.shape,
         "part": [part_left, part_top],
         "images": {label: data_url(image[place]) for label, image in shot.images.items()},
-        "weights": {label: data_url(image[place]) for label, image in shot.weights.items()},
+        "weights": {label: data_url(image) for label, image in weights.items()},
+        "weight_limit": limit,
         "rows": shot.rows,
     }
 
@@ -149,7 +151,7 @@ def write_page(path: Path, shots: Sequence[Shot], title: str, about: str = "", l
         "metrics": {key: dict(zip(("name", "digits", "higher"), label, strict=True)) for key, label in metrics.items()},
         "means": averages,
         "magma": list_colours(ERROR),
-        "viridis": list_colours(WEIGHT),
+        "purple_orange": list_colours(WEIGHT),
     }
     sides = [side for shot in shots for side in shot.images[HR].shape[:2]]
     side: int | None = None

@@ -26,7 +26,7 @@ import numpy as np
 from basicsr.utils import FileClient
 from tqdm import tqdm
 
-from tlw_basicsr.data.bicubic import imresize
+from tlw_basicsr.data.bicubic import imresize, to_8_bits
 from tlw_basicsr.data.images import COMPRESSION, find_fault, image_size, read_8bit, write_image
 from tlw_basicsr.data.listing import ImageEntry, count_below, list_folder, list_lmdb, name_images, scandir
 from tlw_basicsr.data.tiles import tile_starts
@@ -75,12 +75,13 @@ def make_tiles(item: tuple[str, list[str]], gt: Path, out: Path, cut: Cut) -> No
         write_image(np.ascontiguousarray(tile[:height, :width]), out / name, COMPRESSION)
 
 
-def make_lq(tile: Path, out: Path, scale: int) -> None:
+def make_lq(tile: Path, out: Path, scale: int, borders: str = "mirror", rounding: str = "twice") -> None:
     """Write the LR image of one tile, under the same name: MATLAB's bicubic of 8 bits."""
     if not (out / tile.name).exists():
         image = read_8bit(tile)
         height, width = (side // scale * scale for side in image.shape[:2])
-        write_image(imresize(image[:height, :width], 1 / scale), out / tile.name, COMPRESSION)
+        image = image[:height, :width].astype(np.uint8 if rounding == "twice" else np.float32)
+        write_image(to_8_bits(imresize(image, 1 / scale, borders=borders)), out / tile.name, COMPRESSION)
 
 
 def make_lmdb(folder: Path) -> None:
@@ -139,6 +140,8 @@ def prepare(
     multiple: int | None = None,
     lmdb: bool = False,
     workers: int = 1,
+    borders: str = "mirror",
+    rounding: str = "twice",
 ) -> dict[str, int]:
     """Make ``out/HR``, ``out/LRbicx{scale}``, their ``.lmdb`` and ``out/meta_info.txt`` from the images in ``gt``.
 
@@ -146,7 +149,8 @@ def prepare(
     an earlier run with the same settings has made is kept, except tiles of images that are gone or have changed. The
     arguments are those of ``tlw prepare``; None for ``crop_size`` means whole images, for ``step`` no overlap, for
     ``threshold`` no tiles at the border (see :func:`tlw_basicsr.data.tiles.tile_starts`), for ``multiple`` the least
-    common multiple of the scales.
+    common multiple of the scales. LR images that are not MATLAB's of 8 bits lie in folders of their own, such as
+    ``LRbicx4_replicate`` and ``LRbicx8_once``.
 
     Returns:
         Numbers of ``images``, ``tiles`` and LR ``images_lq``, of images whose earlier tiles were ``deleted``, and of
@@ -166,7 +170,8 @@ def prepare(
                 f"--scales: tiles of {path}, {height}×{width} pixels, have a side of {side} as a multiple of "
                 f"{multiple}; needed are {need}, 4 times the largest scale"
             )
-    hr, lq = out / "HR", {scale: out / f"{LQ}{scale}" for scale in scales}
+    suffix = "".join(f"_{value}" for value in (borders, rounding) if value not in ("mirror", "twice"))
+    hr, lq = out / "HR", {scale: out / f"{LQ}{scale}{suffix}" for scale in scales}
     for path in (hr, *lq.values(), out / "meta_info.txt"):
         if path.exists() and path.is_dir() == (path.name == "meta_info.txt"):
             kind = "a folder" if path.is_dir() else "not a folder"
@@ -180,7 +185,8 @@ def prepare(
         tiles = [hr / tile for names in sources.values() for tile in names]
         for scale, folder in lq.items():
             folder.mkdir(exist_ok=True)
-            in_parallel(partial(make_lq, out=folder, scale=scale), tiles, workers, folder.name)
+            work = partial(make_lq, out=folder, scale=scale, borders=borders, rounding=rounding)
+            in_parallel(work, tiles, workers, folder.name)
         sizes = [(tile.name, *image_size(tile, "--out")) for tile in sorted(tiles)]
         write_text("".join(f"{name} ({height},{width},3)\n" for name, height, width in sizes), out / "meta_info.txt")
         for folder in [hr, *lq.values()] if lmdb else []:
