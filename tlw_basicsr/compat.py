@@ -38,6 +38,7 @@ MOVED_INSIDE = [
 # BasicSR's functions that ours take the place of: in BasicSR, and wherever they have been imported to.
 REPLACED = {
     "basicsr.utils.img_util.imwrite": "tlw_basicsr.data.images.imwrite",  # files whole or not at all
+    "basicsr.utils.img_util.imfrombytes": "tlw_basicsr.data.images.imfrombytes",  # takes an image of a cache, too
     "basicsr.utils.img_process_util.filter2D": "tlw_basicsr.compat.filter2D",  # today's torch pads to other strides
     "basicsr.ops.fused_act.fused_act.fused_leaky_relu": "tlw_basicsr.compat.fused_leaky_relu",  # without extension, too
     # OpenCV 5 takes whole numbers alone
