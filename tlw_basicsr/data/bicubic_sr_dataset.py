@@ -80,12 +80,13 @@ class BicubicSRDataset(data.Dataset):
             top, left = random.randint(0, h - side), random.randint(0, w - side)
             h = w = side
         lq = lq_of_crop(levels, top, left, h, w, self.scale, self.quantize_lq)
-        gt = as_floats(levels[top * self.scale : (top + h) * self.scale, left * self.scale : (left + w) * self.scale])
+        gt = levels[top * self.scale : (top + h) * self.scale, left * self.scale : (left + w) * self.scale]
         if self.train:
-            # augment flips in place, and lq need not be contiguous
-            pair = [np.ascontiguousarray(gt), np.ascontiguousarray(lq)]
-            gt, lq = augment(pair, self.opt.get("use_hflip", False), self.opt.get("use_rot", False))
-        gt, lq = img2tensor([np.ascontiguousarray(gt), np.ascontiguousarray(lq)])
+            # augment flips in place, which neither an image of a cache nor a part of an array is for
+            gt, lq = augment(
+                [np.array(gt), np.array(lq)], self.opt.get("use_hflip", False), self.opt.get("use_rot", False)
+            )
+        gt, lq = img2tensor([as_floats(np.ascontiguousarray(gt)), np.ascontiguousarray(lq)])
         return {"lq": lq, "gt": gt, "lq_path": path, "gt_path": path}
 
     def __len__(self) -> int:

@@ -183,7 +183,7 @@ def hold_lock(path: Path, what: str, warn: Callable[[str], object], wait: bool =
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             holder = os.read(descriptor, 300).decode(errors="replace") or "another process"
-            if not wait:
+            if not wait or fcntl is None:
                 raise UserError(f"{what} is in use by {holder}; its lock is {path}") from error
             warn(f"{what} is in use by {holder}; waiting for it")
             fcntl.flock(descriptor, fcntl.LOCK_EX)
