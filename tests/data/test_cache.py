@@ -202,7 +202,7 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(tmp_path, mon
     usage = namedtuple("usage", "total used free")
     need = 3 * (24 * 24 * 3 + 2**12)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, need - 1))
-    with pytest.raises(UserError, match=r"^datasets.train.cache: .* needs 0.0 GB more, and its disk has 0.0 GB free"):
+    with pytest.raises(UserError, match=r"^datasets.train.cache: .* needs 0 MB more, and its disk has 0 MB free"):
         cached(opt)
     assert not files(tmp_path / "cache")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, need))
@@ -270,4 +270,4 @@ def test_a_training_from_a_cache_is_that_from_files(photographs, tmp_path, train
         logs.append(next(folder.glob("*.log")).read_text())
         networks.append(torch.load(folder / "models/net_g_latest.pth", weights_only=True)["params"])
     assert all(torch.equal(value, networks[1][key]) for key, value in networks[0].items())
-    assert "Cache ../pixels: 6 images, 0.00 GB of pixels; 6 were decoded, in " in logs[1] and "Cache" not in logs[0]
+    assert "Cache ../pixels: 6 images, 0 MB of pixels; 6 were decoded, in " in logs[1] and "Cache" not in logs[0]

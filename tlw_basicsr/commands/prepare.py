@@ -29,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--scales", type=int, nargs="*", default=[], help="make LR images of these scales")
     parser.add_argument("--multiple", type=int, help="cut tiles to a multiple of this (default: fits the scales)")
     parser.add_argument("--lmdb", action="store_true", help="also pack the folders into LMDBs")
+    parser.add_argument("--cache", type=Path, help="fill a folder with the decoded images, for datasets.train.cache")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="number of processes")
     parser.add_argument("--check", type=Path, nargs="+", metavar="FOLDER", help="only read every image of these")
     args = parser.parse_args(argv)
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if any(scale < 2 for scale in args.scales):
         raise UserError(f"--scales: expected numbers of at least 2, got {args.scales}")
     cut = (args.crop_size, args.step, args.thresh_size, args.scales, args.multiple)
-    made = prepare(args.gt, args.out, *cut, lmdb=args.lmdb, workers=args.workers)
+    made = prepare(args.gt, args.out, *cut, lmdb=args.lmdb, cache=args.cache, workers=args.workers)
     print(f"{args.out}: {made['tiles']} HR tiles of {made['images']} images, {made['images_lq']} LR images")
     if made["left_out"]:
         print(f"Left out: {made['left_out']} images in subfolders of {args.gt}")

@@ -94,7 +94,7 @@ def fill(folder: Path, sources: list[Source], client: Any, where: str, quiet: bo
             free = shutil.disk_usage(folder).free
             if need > free:
                 raise UserError(
-                    f"{where}: {folder} needs {need / 1e9:.1f} GB more, and its disk has {free / 1e9:.1f} GB free; "
+                    f"{where}: {folder} needs {need / 1e6:,.0f} MB more, and its disk has {free / 1e6:,.0f} MB free; "
                     "make room, name a folder elsewhere, or delete the option"
                 )
             made: list[Path] = []
@@ -107,7 +107,7 @@ def fill(folder: Path, sources: list[Source], client: Any, where: str, quiet: bo
                 raise
             maps.update(zip(lacking, added, strict=True))
     size = sum(int(np.prod(shape)) for _, shape, _ in set(maps.values()))
-    line = f"Cache {folder}: {len(maps):,} images, {size / 1e9:.2f} GB of pixels"
+    line = f"Cache {folder}: {len(maps):,} images, {size / 1e6:,.0f} MB of pixels"
     return CacheClient(maps), f"{line}; {len(lacking):,} were decoded, in {time.perf_counter() - start:.1f} s in all."
 
 
