@@ -12,9 +12,11 @@ import glob
 import os
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -68,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--tile", type=int, default=512, help="side of a tile in LR pixels, 512; 0: the whole image")
     parser.add_argument("--overlap", type=int, help="of tiles, in LR pixels; default 32, or half of a smaller tile")
     add_arguments(parser, "--device")
+    parser.add_argument("--compression", type=int, choices=range(10), help="of the PNGs, 0 to 9; default: the fastest")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="precision of the network (autocast)")
     args = parser.parse_args(argv)
     if Path(args.suffix).name != args.suffix or len(args.suffix) > 100:
@@ -83,11 +86,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         trained.normalization,
     )
 
-    skipped, images = 0, {}
+    made, skipped, images = [], [], {}
 
     def skip(message: object) -> None:
-        nonlocal skipped
-        skipped += 1
+        skipped.append(message)
         tqdm.write(f"skipped: {clean(str(message))}", file=sys.stderr)
 
     for source in args.inputs:
@@ -101,25 +103,35 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out: {args.out} can't be made ({error.strerror})") from error
-    made = 0
+
+    def write(sr: np.ndarray, target: Path, path: Path) -> None:
+        try:
+            if message := write_result(sr, target, path, args.compression):
+                note(message)
+            made.append(target)
+        except UserError as error:
+            skip(error)
+        except OSError as error:
+            skip(f"{target} can't be written ({reason_of(error)})")
+
     names = name_images(list(images))
-    for name, path in zip(names, tqdm(images.values(), unit="image", disable=None), strict=True):
-        target = args.out / f"{name}{args.suffix}.png"
-        if os.path.realpath(target) in inputs:
-            skip(f"{path}: its result would replace the input {target}; choose another --out or --suffix")
-        else:
+    with ThreadPoolExecutor(1) as writer:  # an image is written while the network works on the next one
+        writing = writer.submit(lambda: None)
+        for name, path in zip(names, tqdm(images.values(), unit="image", disable=None), strict=True):
+            target = args.out / f"{name}{args.suffix}.png"
+            if os.path.realpath(target) in inputs:
+                skip(f"{path}: its result would replace the input {target}; choose another --out or --suffix")
+                continue
             try:
                 progress = partial(tqdm, unit="tile", leave=False, disable=None, desc=clean(path.name))
                 sr = upscale_picture(upscale, read_picture(path), progress)
-                if message := write_result(sr, target, path):
-                    note(message)
-                made += 1
+                writing.result()
+                writing = writer.submit(write, sr, target, path)
             except UserError as error:
                 skip(error)
-            except OSError as error:
-                skip(f"{target} can't be written ({reason_of(error)})")
             except (RuntimeError, ValueError, ArithmeticError, MemoryError) as error:
                 hint = "; try a smaller --tile" if isinstance(error, (torch.OutOfMemoryError, MemoryError)) else ""
                 skip(f"{path}: can't be upscaled ({first_line(error)}){hint}")
-    print(f"{args.out}: {made} written, {skipped} skipped, by {trained}")
+        writing.result()
+    print(f"{args.out}: {len(made)} written, {len(skipped)} skipped, by {trained}")
     sys.exit(1 if skipped else 0)

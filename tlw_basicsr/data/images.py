@@ -210,11 +210,12 @@ def read_picture(path: Path) -> Picture:
     try:
         content = read_bytes(path)
         colour = _decode(content, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
-        raw = _decode(content, cv2.IMREAD_UNCHANGED)
         with of_any_size(), Image.open(BytesIO(content)) as header:
             kind, mode, frames = header.format or "", header.mode, getattr(header, "n_frames", 1)
             orientation = header.getexif().get(ExifTags.Base.Orientation, 1)
             clear = header.info.get("transparency")
+        opaque = kind in ("PNG", "JPEG", "MPO", "WEBP") and mode in ("1", "L", "P", "RGB", "I;16") and clear is None
+        raw = colour if opaque else _decode(content, cv2.IMREAD_UNCHANGED)
     except (OSError, ValueError, SyntaxError) as error:
         raise UserError(f"{path}: not an image that can be read ({type(error).__name__})") from error
     if colour.dtype not in (np.uint8, np.uint16):
