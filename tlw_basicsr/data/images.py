@@ -235,7 +235,8 @@ def read_picture(path: Path) -> Picture:
         alpha = (colour != (clear & top) * (levels // top)).astype(np.float32)
     grey = colour.ndim == 2 or is_grey(path)
     image = np.atleast_3d(colour)[..., :1] if grey else cv2.cvtColor(colour, cv2.COLOR_BGR2RGB)
-    return Picture(torch.from_numpy(image.astype(np.float32) / levels).permute(2, 0, 1)[None], alpha, levels)
+    image = torch.from_numpy(image.astype(np.float32)).div_(levels)
+    return Picture(image.permute(2, 0, 1)[None], alpha, levels)
 
 
 def turn(image: np.ndarray, orientation: int) -> np.ndarray:

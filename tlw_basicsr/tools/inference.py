@@ -31,11 +31,11 @@ WIDER = {torch.float16: "; try bf16 or fp32", torch.bfloat16: "; try fp32"}
 class NetworkUpscaler:
     """A trained network as an upscaler of images of any size, in tiles that overlap if they are large.
 
-    The image is padded by reflection to what the network takes (windows, pixel unshuffle), and the result cut. All tiles
-    are of one size, see :func:`tlw_basicsr.data.tiles.even_tiles`. Where they overlap, the outer 3/8 of the overlap,
-    which have seen the tile's border most, are left out, and the results are blended linearly over the quarter in the
-    middle. A network of one fixed size, a ``…_size`` of its options, gets tiles of that size. Of several results the
-    first is taken.
+    The image is padded by reflection to what the network takes (windows, pixel unshuffle), and the result cut. Tiles
+    are those of :func:`tlw_basicsr.data.tiles.even_tiles`. Where they overlap, the outer 3/8 of the overlap, which have
+    seen the tile's border most, are left out, and the results are blended linearly over the quarter in the middle. A
+    network of one fixed size, a ``…_size`` of its options, gets tiles of that size. Of several results the first is
+    taken.
 
     Args:
         net: SR network, in eval mode.
@@ -192,18 +192,16 @@ def upscale_picture(
     else:
         sr = upscale(image.expand(-1, upscale.channels, -1, -1), progress)
         sr = sr.mean(dim=1, keepdim=True) if grey else sr
-    if not sr.isfinite().all():
+    if not torch.stack(sr.aminmax()).isfinite().all():
         name = next(name for name, dtype in DTYPES.items() if dtype == upscale.dtype)
         raise FloatingPointError(f"values are not finite in {name}{WIDER.get(upscale.dtype, '')}")
     if picture.alpha is not None:
         alpha = imresize(np.ascontiguousarray(picture.alpha), upscale.scale)
         sr = torch.cat([sr.expand(-1, 3, -1, -1), torch.from_numpy(alpha)[None, None]], dim=1)
-    # in place: a large image is gigabytes
-    levels = sr[0].clamp(0, 1).mul_(picture.levels).add_(0.5).numpy()
-    image = cv2.merge([*levels.astype(np.uint8 if picture.levels == 255 else np.uint16)])
-    if image.ndim == 2:
-        return image
-    return cv2.cvtColor(image, cv2.COLOR_RGB2BGR if image.shape[2] == 3 else cv2.COLOR_RGBA2BGRA)
+    # in place, as a large image is gigabytes
+    levels = sr[0].clamp_(0, 1).mul_(picture.levels).add_(0.5).numpy()
+    levels = levels.astype(np.uint8 if picture.levels == 255 else np.uint16)
+    return cv2.merge([*levels[2::-1], *levels[3:]])  # BGR
 
 
 def fill_hidden(image: Tensor, alpha: np.ndarray) -> Tensor:
