@@ -1,7 +1,7 @@
 """The only place that knows of BasicSR's versions and forks, of other libraries' and of platforms.
 
 It makes ``import basicsr`` work, of any version from 1.3.4 on, and of forks that ship a ``basicsr`` of their own;
-:mod:`tlw_basicsr.plugin` calls it when BasicSR is imported. What is done to BasicSR stands in the four tables below;
+:mod:`tlw_basicsr.plugin` calls it when BasicSR is imported. What is done to BasicSR stands in the five tables below;
 :func:`tell_basicsr` says it in one line.
 """
 
@@ -10,7 +10,8 @@ import inspect
 import sys
 import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ MOVED_OUTSIDE = {
     "torchvision.transforms.functional_tensor": ("torchvision.transforms.functional", ["rgb_to_grayscale"]),
     "scipy.ndimage.filters": ("scipy.ndimage", ["convolve", "gaussian_filter"]),
 }
+
+# What a module imports for a function that few call, at a cost of seconds: imported when the function is called.
+LATER = {"torchvision": "torch._dynamo.utils", "basicsr.data.degradations": "scipy.stats"}
 
 # BasicSR's modules whose content went from one to another between its versions. Each gets what it lacks of the others
 # of its group, so that code for either version finds it.
@@ -58,6 +62,29 @@ REPLACED = {
 MISSING: dict[str, str] = {}
 
 
+class Later(types.ModuleType):
+    """Stands in for a module that is imported when one of its functions is called."""
+
+    def __getattr__(self, name: str) -> Callable:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return lambda *args, **kwargs: getattr(importlib.import_module(self.__name__), name)(*args, **kwargs)
+
+
+@contextmanager
+def import_later(user: str) -> Iterator[None]:
+    """Import the module ``user`` within it, without what it needs :data:`LATER`."""
+    name = LATER[user]
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = Later(name)
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+
+
 def _find(name: str) -> types.ModuleType | None:
     """Return the module, or None if it does not exist."""
     try:
@@ -84,6 +111,8 @@ def _complete(name: str, content: dict[str, Any]) -> None:
 
 def mend_imports_of_others() -> None:
     """Give other libraries the modules that BasicSR imports from them; before BasicSR is imported."""
+    with import_later("torchvision"):
+        importlib.import_module("torchvision")
     for name, (source, attributes) in MOVED_OUTSIDE.items():
         module = importlib.import_module(source)
         _complete(name, {attribute: getattr(module, attribute) for attribute in attributes})

@@ -39,7 +39,7 @@ def test_tiles_do_not_overlap_and_stay_inside(length, crop, threshold):
 def test_even_tiles_cover_a_side_and_are_as_short_as_the_overlap_allows(length, largest, overlap, multiple, fixed):
     length, largest = length * multiple, largest * multiple
     overlap = min(overlap, largest // 2)
-    starts, tile = even_tiles(length, largest, overlap, multiple, largest // multiple if fixed else 1)
+    starts, tile = even_tiles(length, largest, overlap, multiple, largest if fixed else 0)
     assert starts[0] == 0 and starts[-1] + tile == length and tile <= largest
     assert all(value % multiple == 0 for value in (*starts, tile))
     if length <= largest:

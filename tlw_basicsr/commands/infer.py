@@ -1,12 +1,4 @@
-"""Upscale images by a trained network: files, folders and globs.
-
-  tlw infer photo.jpg folder 'more/*.png' --opt TRAINING.yml --out results/inference
-
-Results are PNG files of the name of the image and --suffix; images of one name also have their suffix or folder in it.
-16 bits, alpha (by bicubic), grey and the colour space (ICC profile, gAMA) stay. What can't be read, or would be
-replaced by its result, is skipped.
-Exit code: 0 all done, 1 some skipped, 2 wrong usage.
-"""
+"""``tlw infer``, see ``tlw infer --help``."""
 
 import glob
 import os
@@ -20,7 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from tlw_basicsr.commands import add_arguments, add_network_arguments, parser_of
+from tlw_basicsr.commands import parser_of_infer
 from tlw_basicsr.data.images import SUFFIXES, read_picture
 from tlw_basicsr.data.listing import name_images
 from tlw_basicsr.networks import find_device
@@ -62,17 +54,7 @@ def is_file(path: Path) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the arguments, upscale one image after the other."""
-    parser = parser_of("infer", __doc__)
-    parser.add_argument("inputs", nargs="+", help="images, folders of images, or globs ('**' goes into folders)")
-    add_network_arguments(parser)
-    parser.add_argument("--out", type=Path, default=Path("results/inference"), help="folder; default results/inference")
-    parser.add_argument("--suffix", default="", help="put behind the name of the image, such as _x4")
-    parser.add_argument("--tile", type=int, default=512, help="side of a tile in LR pixels, 512; 0: the whole image")
-    parser.add_argument("--overlap", type=int, help="of tiles, in LR pixels; default 32, or half of a smaller tile")
-    add_arguments(parser, "--device")
-    parser.add_argument("--compression", type=int, choices=range(10), help="of the PNGs, 0 to 9; default: the fastest")
-    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="precision of the network (autocast)")
-    args = parser.parse_args(argv)
+    args = parser_of_infer().parse_args(argv)
     if Path(args.suffix).name != args.suffix or len(args.suffix) > 100:
         raise UserError(f"--suffix: expected a part of a file name, at most 100 characters, got {args.suffix!r}")
     trained = load_sr_network(args)

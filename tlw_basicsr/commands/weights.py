@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from tlw_basicsr.commands import parser_of
 from tlw_basicsr.data.images import image_size
@@ -103,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         chosen = [*choose_iterations(args, models)]
 
     name, frames = Path(args.image).name, []
-    for iteration in chosen:
+    for iteration in tqdm(chosen, unit="network", disable=None):
         trained = load_trained(opt, args.net_g or models / f"net_g_{iteration}.pth", args.param_key)
         net_w = load_network(opt["network_w"], args.net_w or models / f"net_w_{iteration}.pth", key="network_w")
         k = args.k if args.k is not None else find_k(opt, models, iteration)

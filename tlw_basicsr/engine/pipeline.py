@@ -38,6 +38,7 @@ from tlw_basicsr.registry import OTHER, find_origin, lookup
 from tlw_basicsr.util.errors import UserError, clean, files_in_a_line, first_line
 from tlw_basicsr.util.files import hold_lock, remove_leftovers, write_text
 from tlw_basicsr.util.kinds import Options
+from tlw_basicsr.util.progress import announce
 from tlw_basicsr.util.signals import StopSignals, end_with_parent
 
 
@@ -60,8 +61,11 @@ def train_pipeline(root_path: str, argv: list[str] | None = None) -> None:
     states = Path(opt["path"]["training_states"])
     saved = opt["auto_resume"] and list_states(states)
     with join_after(opt):
+        report = announce if opt["rank"] == 0 else str
         state, found = find_state(opt)
+        report("Reading the headers of the images …")
         check_files(opt)
+        report("Rehearsing an iteration and the validations …")
         summary, notes = rehearse(opt, args.given)
         notes += found
         pixels, cached = fill_cache(opt)

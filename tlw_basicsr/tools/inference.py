@@ -77,7 +77,7 @@ class NetworkUpscaler:
         self.channels = count_input_channels(options)
         self.multiple = get_size_multiple(options)
         self.tile = None if tile is None else -(-tile // self.multiple) * self.multiple
-        self.overlap, self.unit, self.smallest = overlap, self.multiple, 1
+        self.overlap, self.unit, self.smallest = overlap, self.multiple, 0
         side = -(-16 // self.multiple) * self.multiple
         sizes = [
             v for key, v in fill_defaults(options).items() if key.endswith("_size") and type(v) is int and v > side
