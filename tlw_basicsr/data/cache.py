@@ -6,6 +6,7 @@ stale, runs and data sets share the folder, and it may be deleted whenever no ru
 
 import errno
 import hashlib
+import mmap
 import os
 import shutil
 import sys
@@ -47,7 +48,9 @@ class CacheClient:
     def get(self, filepath: str, client_key: str) -> Pixels:
         """Return the pixels of an image, (H, W, 3), BGR; those that are used are read from the disk."""
         file, shape, offset = self.maps[filepath, client_key]
-        return Pixels(np.asarray(np.memmap(file, np.uint8, "r", offset, shape)))
+        with open(file, "rb") as opened:
+            content = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)  # a third of np.memmap's time
+        return Pixels(np.frombuffer(content, np.uint8, offset=offset).reshape(shape))
 
 
 def use_cache(dataset: Any, opt: dict[str, Any], where: str, quiet: bool = False) -> str:
