@@ -97,7 +97,9 @@ def test_samples_are_bit_for_bit_those_without_a_cache(prepared, tmp_path):
 def write_levels(folder, level, count=3):
     folder.mkdir(exist_ok=True)
     for number in range(count):
-        Image.new("RGB", (24, 24), (level, level, number)).save(folder / f"{number}.bmp")
+        image = Image.new("RGB", (24, 24), (0, 0, number))
+        image.paste((level, level, number), (4, 12, 20, 13))
+        image.save(folder / f"{number}.bmp")
         os.utime(folder / f"{number}.bmp", (1, 1))
     return folder
 
@@ -134,6 +136,7 @@ def test_damaged_files_are_made_again(tmp_path):
     read_level(opt)
     for change in (
         lambda content: content[:-1],
+        lambda content: content + b"x",
         lambda _: b"",
         lambda content: content[:20],
         lambda content: b"x" + content,
