@@ -48,6 +48,31 @@ def test_an_unknown_command_is_one_line(monkeypatch, capfd):
         assert code == 2 and err.startswith(f"error: tlw {word}: unknown command; {message}") and err.count("\n") == 1
 
 
+LIGHT = """
+import sys, time
+from tlw_basicsr.cli import main
+try:
+    main(sys.argv[1:])
+finally:
+    print("seconds of CPU", time.process_time() < 0.5, *{"torch", "numpy", "basicsr"} & {*sys.modules})
+"""
+
+
+@pytest.mark.parametrize("words", ["--help", "infer --help", "prepare --chek", "infer", "inferr"])
+def test_help_and_a_wrong_command_come_at_once(words):
+    command = [sys.executable, "-c", LIGHT, *words.split()]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.endswith("seconds of CPU True\n"), done.stdout
+    assert done.returncode == (0 if "--help" in words else 2)
+
+
+def test_a_terminal_is_told_at_once_what_begins(monkeypatch, capfd):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    for words, line in (["convert", "none.pth", "out.pth", "--net", "hat"], "tlw convert: "), (["options"], ""):
+        err = call(monkeypatch, capfd, cli.main, *words)[2]
+        assert err.startswith(line) and bool(err) == bool(line)
+
+
 @pytest.mark.parametrize("name", [*SCRIPTS, "tlw_basicsr", "tlw_basicsr.train", "tlw_basicsr.test"])
 def test_a_script_and_a_module_are_commands(monkeypatch, capfd, name):
     """``python -m tlw_basicsr.train`` is ``tlw train``, and does not end silently."""

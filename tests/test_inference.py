@@ -281,6 +281,18 @@ def test_seams_of_tiles_are_below_one_level(options):
     assert (hard - whole).abs().max() * 255 > 2  # so the overlap is what does it
 
 
+def test_tiles_that_overlap_by_what_a_network_sees_give_the_whole():
+    torch.manual_seed(1)
+    options = {**EDSR, "num_block": 1}  # sees 6 pixels to each side, 3/8 of the overlap
+    net, image = network(options), as_tensor(photograph(height=203, width=131))
+    whole, seen = net(image), []
+    net.register_forward_hook(lambda _, given, __: seen.append(given[0].shape[-2:].numel()))
+    tiled = NetworkUpscaler(net, options, tile=64, overlap=16)
+    seen.clear()
+    assert (tiled(image) - whole).abs().max() < 1e-6
+    assert len(seen) == 4 * 3 and sum(seen) == 12 * 63 * 55
+
+
 @given(st.integers(1, 90), st.integers(0, 40), st.integers(1, 200), st.sampled_from([1, 2, 8]))
 def test_any_tiling_of_a_local_network_is_the_whole(tile, overlap, length, multiple):
     double = torch.nn.Upsample(scale_factor=2)
@@ -332,7 +344,7 @@ def test_images_are_normalised_as_those_of_the_data_set(trained, photographs, tm
 
 
 def test_weights_of_neighbours_add_up_to_one():
-    left, right = blend_weights(30, 12, False, True), blend_weights(30, 12, True, False)
+    left, right = blend_weights(30, 0, 12), blend_weights(30, 12, 0)
     assert torch.allclose(left[-12:] + right[:12], torch.ones(12))
     assert (left[:18] == 1).all() and (left[-4:] == 0).all() and (left.diff() <= 0).all()
 

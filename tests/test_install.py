@@ -30,6 +30,28 @@ def python(program, cwd=ROOT, paths=()):
     return done.returncode, done.stdout, done.stderr
 
 
+LATER = """
+import sys, numpy as np
+import tlw_basicsr, basicsr.data.degradations as degradations
+late = {"torch._dynamo", "scipy.stats"}
+assert not late & {*sys.modules}, late & {*sys.modules}
+points, covariance = np.array([[0.0, 0.5], [1.0, -1.0]]), np.eye(2)
+found = degradations.cdf2(covariance, points)
+from scipy.stats import multivariate_normal
+assert (found == multivariate_normal([0, 0], covariance).cdf(points)).all()
+import torch, torchvision
+torch.use_deterministic_algorithms(True)
+boxes = torch.tensor([[0.0, 0, 0, 4, 4]])
+assert torchvision.ops.roi_align(torch.ones(1, 1, 8, 8), boxes, (2, 2)).eq(1).all()
+assert torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1)) == 2
+"""
+
+
+def test_what_few_functions_need_is_imported_when_they_are_called():
+    code, _, err = python(LATER)
+    assert code == 0, err
+
+
 TRAIN = """
 import resource, torch
 cpu = lambda: sum(resource.getrusage(resource.RUSAGE_SELF)[:2])

@@ -395,12 +395,14 @@ with StopSignals() as stop:
 
 
 def test_a_second_signal_ends_at_once():
-    process = subprocess.Popen([sys.executable, "-c", WAITS], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, "-c", WAITS], cwd=ROOT, **pipes)
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
     assert process.stdout.readline() == f"{signal.SIGINT.value}\n"
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=10) == 128 + signal.SIGTERM
+    assert process.stderr.read() == "\nSIGINT: stopping after this iteration; once more stops at once\n"
 
 
 HOLDS = """

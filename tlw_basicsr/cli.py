@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
 
+from tlw_basicsr.commands import PARSERS
 from tlw_basicsr.plugin import explain
 from tlw_basicsr.util.errors import UserError, run
+from tlw_basicsr.util.progress import announce
 from tlw_basicsr.version import __version__
 
 COMMANDS = {  # the modules of tlw_basicsr.commands, and what they do
@@ -55,6 +57,10 @@ def run_command(name: str, argv: Sequence[str] | None = None) -> None:
             near = get_close_matches(name, COMMANDS, 1)
             hint = f"did you mean {near[0]}?" if near else f"accepted are {', '.join(COMMANDS)}"
             raise UserError(f"tlw {name}: unknown command; {hint}")
+        if name in PARSERS:
+            PARSERS[name]().parse_args(argv)  # before the imports, which take seconds
+        if name != "options" and not {"-h", "--help"} & {*(sys.argv[1:] if argv is None else argv)}:
+            announce(f"tlw {name}: {COMMANDS[name]} …")
         try:
             command = import_module(f"tlw_basicsr.commands.{name}")
         except ImportError as error:

@@ -1,7 +1,7 @@
 """The only place that knows of BasicSR's versions and forks, of other libraries' and of platforms.
 
 It makes ``import basicsr`` work, of any version from 1.3.4 on, and of forks that ship a ``basicsr`` of their own;
-:mod:`tlw_basicsr.plugin` calls it when BasicSR is imported. What is done to BasicSR stands in the four tables below;
+:mod:`tlw_basicsr.plugin` calls it when BasicSR is imported. What is done to BasicSR stands in the five tables below;
 :func:`tell_basicsr` says it in one line.
 """
 
@@ -10,7 +10,8 @@ import inspect
 import sys
 import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ MOVED_OUTSIDE = {
     "scipy.ndimage.filters": ("scipy.ndimage", ["convolve", "gaussian_filter"]),
 }
 
+# What a module imports for a function that few call, at a cost of seconds: imported when the function is called.
+LATER = {"torchvision": "torch._dynamo.utils", "basicsr.data.degradations": "scipy.stats"}
+
 # BasicSR's modules whose content went from one to another between its versions. Each gets what it lacks of the others
 # of its group, so that code for either version finds it.
 MOVED_INSIDE = [
@@ -38,6 +42,7 @@ MOVED_INSIDE = [
 # BasicSR's functions that ours take the place of: in BasicSR, and wherever they have been imported to.
 REPLACED = {
     "basicsr.utils.img_util.imwrite": "tlw_basicsr.data.images.imwrite",  # files whole or not at all
+    "basicsr.utils.img_util.imfrombytes": "tlw_basicsr.data.images.imfrombytes",  # takes an image of a cache, too
     "basicsr.utils.img_process_util.filter2D": "tlw_basicsr.compat.filter2D",  # today's torch pads to other strides
     "basicsr.ops.fused_act.fused_act.fused_leaky_relu": "tlw_basicsr.compat.fused_leaky_relu",  # without extension, too
     # OpenCV 5 takes whole numbers alone
@@ -55,6 +60,29 @@ REPLACED = {
 
 # What this BasicSR lacks, and what that costs.
 MISSING: dict[str, str] = {}
+
+
+class Later(types.ModuleType):
+    """Stands in for a module that is imported when one of its functions is called."""
+
+    def __getattr__(self, name: str) -> Callable:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return lambda *args, **kwargs: getattr(importlib.import_module(self.__name__), name)(*args, **kwargs)
+
+
+@contextmanager
+def import_later(user: str) -> Iterator[None]:
+    """Import the module ``user`` within it, without what it needs :data:`LATER`."""
+    name = LATER[user]
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = Later(name)
+    try:
+        yield
+    finally:
+        del sys.modules[name]
 
 
 def _find(name: str) -> types.ModuleType | None:
@@ -83,6 +111,8 @@ def _complete(name: str, content: dict[str, Any]) -> None:
 
 def mend_imports_of_others() -> None:
     """Give other libraries the modules that BasicSR imports from them; before BasicSR is imported."""
+    with import_later("torchvision"):
+        importlib.import_module("torchvision")
     for name, (source, attributes) in MOVED_OUTSIDE.items():
         module = importlib.import_module(source)
         _complete(name, {attribute: getattr(module, attribute) for attribute in attributes})

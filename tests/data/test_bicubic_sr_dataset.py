@@ -26,10 +26,8 @@ def options(folder, phase="train", **more):
 @pytest.mark.parametrize("scale", [2, 3, 4])
 @pytest.mark.parametrize("quantize", [True, False])
 def test_lq_of_a_crop_is_the_crop_of_the_whole_lq(scale, quantize):
-    gt = np.random.rand(scale * 20, scale * 24, 3).astype(np.float32)
-    levels = (gt * 255).round()
-    gt = levels / 255
-    whole = imresize(levels.astype(np.uint8), 1 / scale) / 255 if quantize else basicsr_imresize(gt, 1 / scale)
+    gt = np.random.randint(0, 256, (scale * 20, scale * 24, 3), np.uint8)
+    whole = imresize(gt, 1 / scale) / 255 if quantize else basicsr_imresize(gt.astype(np.float32) / 255, 1 / scale)
     for top, left, h, w in [(0, 0, 20, 24), (0, 0, 5, 5), (15, 19, 5, 5), (7, 9, 6, 8), (1, 3, 4, 4)]:
         ours = lq_of_crop(gt, top, left, h, w, scale, quantize)
         np.testing.assert_allclose(ours, whole[top : top + h, left : left + w], atol=1e-6)

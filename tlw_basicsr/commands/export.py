@@ -13,6 +13,7 @@ from tlw_basicsr.commands import add_network_arguments, parser_of
 from tlw_basicsr.tools.experiment import load_sr_network
 from tlw_basicsr.tools.export import NEEDED, check_installed, export_onnx, export_safetensors
 from tlw_basicsr.util.errors import UserError
+from tlw_basicsr.util.progress import announce
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -30,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     trained = load_sr_network(args)
     net, options = trained.net, trained.options
     for path in args.out:
+        announce(f"Writing {path} …")
         if path.suffix.lower() == ".onnx":
             difference = export_onnx(net, options, path, args.size and tuple(args.size))
             sizes = f"images of {args.size[0]}×{args.size[1]}, one at a time" if args.size else "any batch and size"

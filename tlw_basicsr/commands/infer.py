@@ -1,25 +1,18 @@
-"""Upscale images by a trained network: files, folders and globs.
-
-  tlw infer photo.jpg --model 4x_anything.safetensors
-  tlw infer photo.jpg folder 'more/*.png' --opt TRAINING.yml --out results/inference
-
-Results are PNG files of the name of the image and --suffix; images of one name also have their suffix or folder in it.
-16 bits, alpha (by bicubic), grey and the colour space (ICC profile, gAMA) stay. What can't be read, or would be
-replaced by its result, is skipped.
-Exit code: 0 all done, 1 some skipped, 2 wrong usage.
-"""
+"""``tlw infer``, see ``tlw infer --help``."""
 
 import glob
 import os
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
-from tlw_basicsr.commands import add_arguments, add_network_arguments, parser_of
+from tlw_basicsr.commands import parser_of_infer
 from tlw_basicsr.data.images import SUFFIXES, read_picture
 from tlw_basicsr.data.listing import name_images
 from tlw_basicsr.networks import fill_defaults, find_device
@@ -61,16 +54,7 @@ def is_file(path: Path) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the arguments, upscale one image after the other."""
-    parser = parser_of("infer", __doc__)
-    parser.add_argument("inputs", nargs="+", help="images, folders of images, or globs ('**' goes into folders)")
-    add_network_arguments(parser)
-    parser.add_argument("--out", type=Path, default=Path("results/inference"), help="folder; default results/inference")
-    parser.add_argument("--suffix", default="", help="put behind the name of the image, such as _x4")
-    parser.add_argument("--tile", type=int, default=512, help="side of a tile in LR pixels, 512; 0: the whole image")
-    parser.add_argument("--overlap", type=int, help="of tiles, in LR pixels; default 32, or half of a smaller tile")
-    add_arguments(parser, "--device")
-    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="precision of the network (autocast)")
-    args = parser.parse_args(argv)
+    args = parser_of_infer().parse_args(argv)
     if Path(args.suffix).name != args.suffix or len(args.suffix) > 100:
         raise UserError(f"--suffix: expected a part of a file name, at most 100 characters, got {args.suffix!r}")
     trained = load_sr_network(args)
@@ -87,11 +71,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.tile and not fill_defaults(trained.options).get("takes_tiles", True):
         note(f"{args.model}: its architecture is best without tiles; --tile 0 takes the whole image, if memory allows")
 
-    skipped, images = 0, {}
+    made, skipped, images = [], [], {}
 
     def skip(message: object) -> None:
-        nonlocal skipped
-        skipped += 1
+        skipped.append(message)
         tqdm.write(f"{coloured('skipped:', 31)} {clean(str(message))}", file=sys.stderr)
 
     for source in args.inputs:
@@ -105,25 +88,35 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out: {args.out} can't be made ({error.strerror})") from error
-    made = 0
+
+    def write(sr: np.ndarray, target: Path, path: Path) -> None:
+        try:
+            if message := write_result(sr, target, path, args.compression):
+                note(message)
+            made.append(target)
+        except UserError as error:
+            skip(error)
+        except OSError as error:
+            skip(f"{target} can't be written ({reason_of(error)})")
+
     names = name_images(list(images))
-    for name, path in zip(names, tqdm(images.values(), unit="image", disable=None), strict=True):
-        target = args.out / f"{name}{args.suffix}.png"
-        if os.path.realpath(target) in inputs:
-            skip(f"{path}: its result would replace the input {target}; choose another --out or --suffix")
-        else:
+    with ThreadPoolExecutor(1) as writer:  # an image is written while the network works on the next one
+        writing = writer.submit(lambda: None)
+        for name, path in zip(names, tqdm(images.values(), unit="image", disable=None), strict=True):
+            target = args.out / f"{name}{args.suffix}.png"
+            if os.path.realpath(target) in inputs:
+                skip(f"{path}: its result would replace the input {target}; choose another --out or --suffix")
+                continue
             try:
                 progress = partial(tqdm, unit="tile", leave=False, disable=None, desc=clean(path.name))
                 sr = upscale_picture(upscale, read_picture(path), progress)
-                if message := write_result(sr, target, path):
-                    note(message)
-                made += 1
+                writing.result()
+                writing = writer.submit(write, sr, target, path)
             except UserError as error:
                 skip(error)
-            except OSError as error:
-                skip(f"{target} can't be written ({reason_of(error)})")
             except (RuntimeError, ValueError, ArithmeticError, MemoryError) as error:
                 hint = "; try a smaller --tile" if isinstance(error, (torch.OutOfMemoryError, MemoryError)) else ""
                 skip(f"{path}: can't be upscaled ({first_line(error)}){hint}")
-    print(f"{args.out}: {made} written, {skipped} skipped, by {trained}")
+        writing.result()
+    print(f"{args.out}: {len(made)} written, {len(skipped)} skipped, by {trained}")
     sys.exit(1 if skipped else 0)

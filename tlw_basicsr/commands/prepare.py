@@ -1,41 +1,17 @@
-"""Prepare training data: cut HR images into tiles, make LR folders, LMDBs and meta_info.txt.
+"""``tlw prepare``, see ``tlw prepare --help``."""
 
-It may be stopped and run again: what is complete is kept, and tiles of images that are gone or have changed are
-replaced. With --check it reads every image of folders or LMDBs and names those that can't be read. Examples:
-
-  tlw prepare --gt DIV2K_train_HR --out datasets/DIV2K/tiles512 --crop-size 512 --scales 2 3 4
-  tlw prepare --check datasets/DIV2K/tiles512/HR datasets/DIV2K/tiles512/LRbicx4
-"""
-
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tlw_basicsr.commands import parser_of
+from tlw_basicsr.commands import parser_of_prepare
 from tlw_basicsr.tools.prepare import check_folder, prepare
 from tlw_basicsr.util.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the arguments and prepare the data."""
-    parser = parser_of("prepare", __doc__)
-    parser.add_argument("--gt", type=Path, help="folder of HR images")
-    parser.add_argument("--out", type=Path, help="folder to fill: HR/, LRbicx2/, …, meta_info.txt")
-    parser.add_argument("--crop-size", type=int, help="side of the tiles in pixels (default: whole images)")
-    parser.add_argument("--step", type=int, help="distance from tile to tile (default: the crop size, no overlap)")
-    thresh = "add a tile at a border where more than this many pixels are left (default: never)"
-    parser.add_argument("--thresh-size", type=int, help=thresh)
-    parser.add_argument("--scales", type=int, nargs="*", default=[], help="make LR images of these scales")
-    borders = "beyond an image: mirrored, or its outer pixels again, as in the LR images of SelfExSR and RCAN"
-    parser.add_argument("--borders", choices=("mirror", "replicate"), default="mirror", help=borders)
-    rounding = "to 8 bits after each of the two passes, as MATLAB, or at the end, as the benchmark of EDSR at ×8"
-    parser.add_argument("--rounding", choices=("twice", "once"), default="twice", help=rounding)
-    parser.add_argument("--multiple", type=int, help="cut tiles to a multiple of this (default: fits the scales)")
-    parser.add_argument("--lmdb", action="store_true", help="also pack the folders into LMDBs")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="number of processes")
-    parser.add_argument("--check", type=Path, nargs="+", metavar="FOLDER", help="only read every image of these")
-    args = parser.parse_args(argv)
+    args = parser_of_prepare().parse_args(argv)
     for name in ("crop_size", "step", "multiple", "workers"):
         value = getattr(args, name)
         if value is not None and value < 1:
@@ -49,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--scales: expected numbers of at least 2, got {args.scales}")
     cut = (args.crop_size, args.step, args.thresh_size, args.scales, args.multiple)
     lq = {"borders": args.borders, "rounding": args.rounding}
-    made = prepare(args.gt, args.out, *cut, lmdb=args.lmdb, workers=args.workers, **lq)
+    made = prepare(args.gt, args.out, *cut, lmdb=args.lmdb, cache=args.cache, workers=args.workers, **lq)
     print(f"{args.out}: {made['tiles']} HR tiles of {made['images']} images, {made['images_lq']} LR images")
     if made["left_out"]:
         print(f"Left out: {made['left_out']} images in subfolders of {args.gt}")

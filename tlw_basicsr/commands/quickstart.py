@@ -24,6 +24,7 @@ from tlw_basicsr.pictures import method_figure
 from tlw_basicsr.tools.evaluation import bicubic, field_metrics
 from tlw_basicsr.tools.experiment import build_distance, find_k
 from tlw_basicsr.tools.recipes import recipe
+from tlw_basicsr.util.progress import announce
 from tlw_basicsr.util.yaml_options import force_options, load_yaml
 
 TRAIN = ("brick", "camera", "coffee", "coins", "grass", "gravel", "moon", "rocket", "stereo_motorcycle")
@@ -56,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--force_yml", nargs="*", default=[], help="options to set in both trainings")
     args = parser.parse_args(argv)
     out = args.out.resolve()
+    announce(f"Writing photographs to {args.out}/data, and measuring bicubic on those held out …")
     write_photographs(out / "data")
     options = {"dataroot_gt": str(out / "data/held_out"), "io_backend": {"type": "disk"}, "scale": 4, "phase": "val"}
     held_out = BicubicSRDataset(options)

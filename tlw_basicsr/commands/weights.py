@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from tlw_basicsr.commands import parser_of
 from tlw_basicsr.core.functional import Distance
@@ -156,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         chosen = [*choose_iterations(args, models)]
 
-    moments = (load_moment(args, opt, models, iteration) for iteration in chosen)
+    moments = (load_moment(args, opt, models, n) for n in tqdm(chosen, unit="network", disable=None))
     if args.data:
         return describe(args, moments, build_distance(opt["distance"], "distance"))
     name, frames = Path(args.image).name, []

@@ -5,18 +5,18 @@ from typing import Any
 
 import numpy as np
 from basicsr.data.transforms import augment
-from basicsr.utils import FileClient, img2tensor
+from basicsr.utils import img2tensor
 from basicsr.utils.registry import DATASET_REGISTRY
 from torch.utils import data
 
-from tlw_basicsr.data.bicubic import KERNEL_WIDTH, imresize, to_8_bits
-from tlw_basicsr.data.images import read_image
+from tlw_basicsr.data.bicubic import KERNEL_WIDTH, imresize
+from tlw_basicsr.data.images import as_floats, open_client, read_levels
 from tlw_basicsr.data.listing import ImageEntry, list_images
 from tlw_basicsr.util.errors import UserError
 
 
 def lq_of_crop(gt: np.ndarray, top: int, left: int, height: int, width: int, scale: int, quantize: bool) -> np.ndarray:
-    """Return a crop, in LR pixels, of MATLAB's bicubic LR image of ``gt`` (H, W, C) in [0, 1].
+    """Return a crop, in LR pixels, of MATLAB's bicubic LR image of ``gt`` (H, W, C), uint8: float32 in [0, 1].
 
     It is computed from the pixels that it depends on; H and W are multiples of ``scale``. With ``quantize`` the 8-bit
     image is resized to 8 bits, as LR images on disk are made.
@@ -24,10 +24,8 @@ def lq_of_crop(gt: np.ndarray, top: int, left: int, height: int, width: int, sca
     margin = KERNEL_WIDTH // 2 + 1
     y0, x0 = max(top - margin, 0), max(left - margin, 0)
     region = gt[y0 * scale : (top + height + margin) * scale, x0 * scale : (left + width + margin) * scale]
-    if quantize:
-        region = to_8_bits(region * 255)
-    lq = imresize(region, 1 / scale)[top - y0 :, left - x0 :][:height, :width]
-    return lq.astype(np.float32) / 255 if quantize else lq
+    lq = imresize(region if quantize else as_floats(region), 1 / scale)[top - y0 :, left - x0 :][:height, :width]
+    return as_floats(lq) if quantize else lq
 
 
 @DATASET_REGISTRY.register()
@@ -67,34 +65,28 @@ class BicubicSRDataset(data.Dataset):
         what = f"datasets.{opt['phase']}"
         self.entries = list_images(opt, what=what)
         check_sizes(self.entries, self.gt_size, self.mod_crop, self.scale, what)
-        self.file_client: FileClient | None = None
-
-    def _client(self) -> FileClient:
-        # each worker opens it for itself, since an LMDB does not survive a fork
-        if self.file_client is None:
-            options = dict(self.opt["io_backend"])
-            if options["type"] == "lmdb":
-                options.update(db_paths=[self.opt["dataroot_gt"]], client_keys=["gt"])
-            self.file_client = FileClient(options.pop("type"), **options)
-        return self.file_client
+        self.file_client: Any = None
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         path = self.entries[index].path
-        gt = read_image(self._client(), path)
-        height, width = (side // self.mod_crop * self.mod_crop for side in gt.shape[:2])
-        gt = gt[:height, :width]
+        if self.file_client is None:  # each worker opens it for itself, since an LMDB does not survive a fork
+            self.file_client = open_client(self.opt)
+        levels = read_levels(self.file_client, path)
+        height, width = (side // self.mod_crop * self.mod_crop for side in levels.shape[:2])
+        levels = levels[:height, :width]
         top, left, h, w = 0, 0, height // self.scale, width // self.scale
         if self.gt_size:
             side = self.gt_size // self.scale
             top, left = random.randint(0, h - side), random.randint(0, w - side)
             h = w = side
-        lq = lq_of_crop(gt, top, left, h, w, self.scale, self.quantize_lq)
-        gt = gt[top * self.scale : (top + h) * self.scale, left * self.scale : (left + w) * self.scale]
+        lq = lq_of_crop(levels, top, left, h, w, self.scale, self.quantize_lq)
+        gt = levels[top * self.scale : (top + h) * self.scale, left * self.scale : (left + w) * self.scale]
         if self.train:
-            # augment flips in place, and lq need not be contiguous
-            pair = [np.ascontiguousarray(gt), np.ascontiguousarray(lq)]
-            gt, lq = augment(pair, self.opt.get("use_hflip", False), self.opt.get("use_rot", False))
-        gt, lq = img2tensor([np.ascontiguousarray(gt), np.ascontiguousarray(lq)])
+            # augment flips in place, which neither an image of a cache nor a part of an array is for
+            gt, lq = augment(
+                [np.array(gt), np.array(lq)], self.opt.get("use_hflip", False), self.opt.get("use_rot", False)
+            )
+        gt, lq = img2tensor([as_floats(np.ascontiguousarray(gt)), np.ascontiguousarray(lq)])
         return {"lq": lq, "gt": gt, "lq_path": path, "gt_path": path}
 
     def __len__(self) -> int:

@@ -12,7 +12,8 @@ import cv2
 import lmdb
 import numpy as np
 import torch
-from basicsr.utils import FileClient, imfrombytes
+from basicsr.utils import FileClient
+from basicsr.utils import imfrombytes as basicsr_imfrombytes
 from PIL import ExifTags, Image
 from torch import Tensor
 
@@ -91,16 +92,68 @@ def _decode(content: bytes, flags: int) -> np.ndarray:
     return image
 
 
-def read_image(client: FileClient, path: str, client_key: str = "gt") -> np.ndarray:
-    """Decode an image of any kind as BasicSR does: BGR, float32 in [0, 1], (H, W, 3)."""
+class Pixels:
+    """The levels (H, W, 3) of an image of a cache; what is cut from it is float32 in [0, 1], as BasicSR's are."""
+
+    def __init__(self, levels: np.ndarray) -> None:
+        self.levels, self.shape = levels, levels.shape
+
+    def __getitem__(self, place: Any) -> np.ndarray:
+        return as_floats(self.levels[place])
+
+
+def as_floats(levels: np.ndarray) -> np.ndarray:
+    """Return uint8 levels as float32 in [0, 1], as BasicSR makes them."""
+    return levels.astype(np.float32) / 255.0
+
+
+def imfrombytes(content: Any, flag: str = "color", float32: bool = False) -> Any:
+    """BasicSR's; an image of a cache stays what it is."""
+    return content if isinstance(content, Pixels) else basicsr_imfrombytes(content, flag, float32)
+
+
+def open_client(opt: Mapping[str, Any]) -> FileClient:
+    """Open what reads the files of a data set by its options, with the keys ``gt`` and, for pairs, ``lq``."""
+    options = dict(opt["io_backend"])
+    kind = options.pop("type")
+    if kind == "lmdb":
+        keys = [key for key in ("gt", "lq") if f"dataroot_{key}" in opt]
+        options.update(db_paths=[opt[f"dataroot_{key}"] for key in keys], client_keys=keys)
+    return FileClient(kind, **options)
+
+
+def read_content(client: FileClient, path: str, client_key: str = "gt") -> Any:
+    """Return the content of an image file, or what a cache has of it."""
     try:
         content = client.get(path, client_key)
-        image = None if content is None else imfrombytes(content, float32=True)
-    except (OSError, AttributeError, ValueError, cv2.error, lmdb.Error) as error:  # a failed decode is None in BasicSR
+    except (OSError, ValueError, lmdb.Error) as error:
         raise UserError(f"{path}: not an image that can be read") from error
-    if image is None:
+    if content is None:
         raise UserError(f"{path}: no image of this key in the LMDB")
-    return image
+    return content
+
+
+def read_levels(client: FileClient, path: str, client_key: str = "gt") -> np.ndarray:
+    """Decode an image of any kind as BasicSR does: BGR, uint8, (H, W, 3)."""
+    content = read_content(client, path, client_key)
+    return content.levels if isinstance(content, Pixels) else decode_levels(content, path)
+
+
+def decode_levels(content: bytes, path: str) -> np.ndarray:
+    """Decode the content of the image file ``path``, see :func:`read_levels`."""
+    try:
+        return _decode(content, cv2.IMREAD_COLOR)
+    except ValueError as error:
+        raise UserError(f"{path}: not an image that can be read") from error
+
+
+def count_pixels(content: bytes) -> int:
+    """Return the number of pixels of an image file, from its header if possible; 0 where it can't be read."""
+    with suppress(Exception), of_any_size(), Image.open(BytesIO(content)) as header:
+        return header.height * header.width
+    with suppress(ValueError):
+        return _decode(content, cv2.IMREAD_COLOR)[..., 0].size
+    return 0
 
 
 def read_8bit(path: Path) -> np.ndarray:
@@ -157,11 +210,12 @@ def read_picture(path: Path) -> Picture:
     try:
         content = read_bytes(path)
         colour = _decode(content, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
-        raw = _decode(content, cv2.IMREAD_UNCHANGED)
         with of_any_size(), Image.open(BytesIO(content)) as header:
             kind, mode, frames = header.format or "", header.mode, getattr(header, "n_frames", 1)
             orientation = header.getexif().get(ExifTags.Base.Orientation, 1)
             clear = header.info.get("transparency")
+        opaque = kind in ("PNG", "JPEG", "MPO", "WEBP") and mode in ("1", "L", "P", "RGB", "I;16") and clear is None
+        raw = colour if opaque else _decode(content, cv2.IMREAD_UNCHANGED)
     except (OSError, ValueError, SyntaxError) as error:
         raise UserError(f"{path}: not an image that can be read ({type(error).__name__})") from error
     if colour.dtype not in (np.uint8, np.uint16):
@@ -181,7 +235,8 @@ def read_picture(path: Path) -> Picture:
         alpha = (colour != (clear & top) * (levels // top)).astype(np.float32)
     grey = colour.ndim == 2 or is_grey(path)
     image = np.atleast_3d(colour)[..., :1] if grey else cv2.cvtColor(colour, cv2.COLOR_BGR2RGB)
-    return Picture(torch.from_numpy(image.astype(np.float32) / levels).permute(2, 0, 1)[None], alpha, levels)
+    image = torch.from_numpy(image.astype(np.float32)).div_(levels)
+    return Picture(image.permute(2, 0, 1)[None], alpha, levels)
 
 
 def turn(image: np.ndarray, orientation: int) -> np.ndarray:

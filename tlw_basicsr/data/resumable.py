@@ -115,15 +115,15 @@ class SeededDataset(Dataset):
         return len(self.dataset)  # type: ignore[arg-type]  torch's Dataset has no length
 
     def __getitem__(self, draw: Draw) -> Any:
-        python, numpy = random.getstate(), np.random.get_state()
+        python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
         sequence = np.random.SeedSequence([self.seed, draw.epoch, draw.rank, draw.position])
         words = [int(word) for word in sequence.generate_state(3)]
         try:
-            with torch.random.fork_rng(devices=[]):
-                random.seed(words[0])
-                np.random.seed(words[1])
-                torch.manual_seed(words[2])
-                return self.dataset[draw.index]
+            random.seed(words[0])
+            np.random.seed(words[1])
+            torch.default_generator.manual_seed(words[2])  # torch.manual_seed takes a millisecond, and seeds GPUs
+            return self.dataset[draw.index]
         finally:
             random.setstate(python)
             np.random.set_state(numpy)
+            torch.set_rng_state(cpu)

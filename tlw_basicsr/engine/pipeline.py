@@ -21,22 +21,26 @@ from basicsr.data import build_dataloader
 from basicsr.data.prefetch_dataloader import CUDAPrefetcher
 from basicsr.utils import MessageLogger, get_root_logger, get_time_str, make_exp_dirs, mkdir_and_rename
 from basicsr.utils.dist_util import master_only
+from basicsr.utils.registry import DATASET_REGISTRY
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from tlw_basicsr.data.resumable import CheckedDataset, NamedDataset, ResumableSampler, SeededDataset
+from tlw_basicsr.data.cache import CacheClient, use_cache
+from tlw_basicsr.data.resumable import CheckedDataset, Draw, NamedDataset, ResumableSampler, SeededDataset
 from tlw_basicsr.engine.distributed import join_after
 from tlw_basicsr.engine.logs import named_file, start_log, start_tensorboard
 from tlw_basicsr.engine.options import parse_options
 from tlw_basicsr.engine.preflight import check_batch, check_files, check_folders
-from tlw_basicsr.engine.rehearsal import rehearse
+from tlw_basicsr.engine.rehearsal import rehearse, silence
 from tlw_basicsr.engine.resume import DamagedState, find_state, list_states, prune, set_aside, strip_options, take
 from tlw_basicsr.models import build_model
 from tlw_basicsr.models.validation import names_of_sets
+from tlw_basicsr.registry import OTHER, find_origin, lookup
 from tlw_basicsr.util.errors import UserError, clean, files_in_a_line, first_line
 from tlw_basicsr.util.files import hold_lock, remove_leftovers, write_text
 from tlw_basicsr.util.kinds import Options
+from tlw_basicsr.util.progress import announce
 from tlw_basicsr.util.signals import StopSignals, end_with_parent
 
 LONG = 10  # validations without a best one, after which a warning is due
@@ -61,10 +65,14 @@ def train_pipeline(root_path: str, argv: list[str] | None = None) -> None:
     states = Path(opt["path"]["training_states"])
     saved = opt["auto_resume"] and list_states(states)
     with join_after(opt):
+        report = announce if opt["rank"] == 0 else str
         state, found = find_state(opt)
+        report("Reading the headers of the images …")
         check_files(opt)
+        report("Rehearsing an iteration and the validations …")
         summary, notes = rehearse(opt, args.given)
         notes += found
+        pixels, cached = fill_cache(opt)
     with lock_experiment(opt, notes.append):
         if opt["auto_resume"] and saved != list_states(states):  # another training has just ended
             state, found = find_state(opt)
@@ -72,7 +80,7 @@ def train_pipeline(root_path: str, argv: list[str] | None = None) -> None:
         make_folders(opt, args, state is not None)
         if opt["dist"]:
             dist.barrier()
-        train(opt, state, notes, summary)
+        train(opt, state, notes, [summary, cached], pixels)
 
 
 def set_deterministic(deterministic: bool) -> None:
@@ -108,12 +116,14 @@ def lock_experiment(opt: Options, warn: Callable[[str], object]) -> Iterator[Non
         yield
 
 
-def train(opt: Options, state: dict[str, Any] | None, notes: list[str], summary: str = "") -> None:
-    """Train in the experiment's folders from a state or from the start; ``notes`` and ``summary`` are for the log."""
+def train(
+    opt: Options, state: dict[str, Any] | None, notes: list[str], lines: list[str], pixels: CacheClient | None
+) -> None:
+    """Train in the experiment's folders from a state or from the start; ``notes`` and ``lines`` are for the log."""
     # The logger must not be used before this: its file lies in the new folder.
     logger = start_log(opt, "train")
-    if summary:
-        logger.info(summary)
+    for line in filter(None, lines):
+        logger.info(line)
     if opt.get("deterministic"):
         logger.info("deterministic: cuDNN does not search for its fastest algorithms, and some of torch's are slower.")
     tb_logger = start_tensorboard(opt)
@@ -123,7 +133,7 @@ def train(opt: Options, state: dict[str, Any] | None, notes: list[str], summary:
             logger.warning(clean(note))
         model = build_model(opt)
         model.given_options = strip_options(opt)
-        loader, sampler = train_data(opt)
+        loader, sampler = train_data(opt, pixels)
         val_loaders = validation_data(opt)
         damaged = take(model, state)
         if damaged is None:
@@ -345,10 +355,25 @@ def make_folders(opt: Options, args: Any, resuming: bool) -> None:
     write_text(f"# {get_time_str()}: {shlex.join(sys.argv)}\n\n{text}", copy)
 
 
-def train_data(opt: Options) -> tuple[DataLoader, ResumableSampler]:
-    """Build the loader of the training data and its sampler."""
+def fill_cache(opt: Options) -> tuple[CacheClient | None, str]:
+    """Fill the cache of the training set and try it; return what reads it, and a line for the log."""
     dataset_opt = opt["datasets"]["train"]
-    dataset = SeededDataset(CheckedDataset(dataset_opt, "datasets.train"), opt["manual_seed"])
+    if not dataset_opt.get("cache") or find_origin(lookup(DATASET_REGISTRY, dataset_opt, "datasets.train")) == OTHER:
+        return None, ""
+    with silence():
+        dataset = CheckedDataset(dataset_opt, "datasets.train")
+    line = use_cache(dataset.dataset, dataset_opt, dataset.where, quiet=opt["rank"] > 0)
+    _ = SeededDataset(dataset, opt["manual_seed"])[Draw(0, 0, 0, 0)]  # a fork's data set may not take such images
+    return dataset.file_client, line
+
+
+def train_data(opt: Options, pixels: CacheClient | None) -> tuple[DataLoader, ResumableSampler]:
+    """Build the loader of the training data, which may come from a cache, and its sampler."""
+    dataset_opt = opt["datasets"]["train"]
+    checked = CheckedDataset(dataset_opt, "datasets.train")
+    if pixels:
+        checked.dataset.file_client = pixels
+    dataset = SeededDataset(checked, opt["manual_seed"])
     check_batch(len(dataset), dataset_opt, opt)
     ratio = dataset_opt.get("dataset_enlarge_ratio", 1)
     sampler = ResumableSampler(dataset, opt["world_size"], opt["rank"], ratio)

@@ -63,7 +63,7 @@ def rehearse(opt: Options, given: Options) -> tuple[str, list[str]]:
     start = time.perf_counter()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    with tempfile.TemporaryDirectory(prefix="tlw_rehearsal_", ignore_cleanup_errors=True) as folder, _silence():
+    with tempfile.TemporaryDirectory(prefix="tlw_rehearsal_", ignore_cleanup_errors=True) as folder, silence():
         rehearsal = Rehearsal(opt, folder)
         rehearsal.run()
     asked, sets, notes = rehearsal.asked, rehearsal.validations, rehearsal.notes
@@ -306,7 +306,7 @@ def _find_call(place: Place, name: Any) -> Any:
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """Let nothing be printed, warned of or logged, and BasicSR's logger not be started: its file has no folder yet."""
     logger = logging.getLogger("basicsr")
     before, started = logger.disabled, "basicsr" in initialized_logger

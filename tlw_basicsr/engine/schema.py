@@ -95,6 +95,11 @@ class ImageOptions(LoaderOptions):
     dataroot_gt: Annotated[str, STR, "folder of HR images, or an LMDB"]
     io_backend: Annotated[dict, DICT, "`{type: disk}` or `{type: lmdb}`"]
     meta_info_file: Annotated[str | None, or_none(STR), "text file with an image name at the start of each line"] = None
+    cache: Annotated[
+        str | None,
+        or_none(STR),
+        "(train) folder for decoded images, which are read from there; of BicubicSRDataset and PairedImageDataset",
+    ] = None
     gt_size: Annotated[int | None, or_none(whole(1)), "(train) side of the random HR crop, a multiple of the scale"]
     use_hflip: Annotated[bool, BOOL, "(train) flip at random"] = False
     use_rot: Annotated[bool, BOOL, "(train) turn by 90 degrees at random"] = False

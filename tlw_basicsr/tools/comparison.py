@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
 from tlw_basicsr.core.functional import Distance, fix_reference
 from tlw_basicsr.data.bicubic import to_8_bits
@@ -70,7 +71,7 @@ def shoot(results: Sequence[Result], gt_folder: Path, scale: int, distance: Dist
         UserError: a folder or an image is wrong, or a network fails.
     """
     shots = []
-    for pair in pairs(gt_folder, scale, FIELD, metrics=FIELD.metrics):
+    for pair in tqdm(pairs(gt_folder, scale, FIELD, metrics=FIELD.metrics), unit="image", disable=None):
         shot = Shot(pair.name, {HR: to_rgb(pair.gt)})
         for result in results:
             sr = FIELD.finish(make_sr(result.source, pair, result.label))

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from tlw_basicsr.data.bicubic import imresize, to_8_bits
 from tlw_basicsr.data.bicubic_sr_dataset import check_sizes, lq_of_crop
-from tlw_basicsr.data.images import SUFFIXES, is_grey, read_image
+from tlw_basicsr.data.images import SUFFIXES, as_floats, is_grey, read_levels
 from tlw_basicsr.data.listing import ImageEntry, list_images, name_images, pair_names
 from tlw_basicsr.metrics.paper_metrics import l1, lpips, mse, psnr_y
 from tlw_basicsr.tools.report import Row
@@ -104,9 +104,9 @@ def read_pair(
 ) -> Pair:
     """One pair: the LR image is read from ``lq_path`` and HR cut to its size, or it is made of HR by the protocol."""
     client = FileClient("disk")
-    gt = read_image(client, path)
+    gt = read_levels(client, path)
     if lq_path:
-        lq = read_image(client, lq_path)
+        lq = as_floats(read_levels(client, lq_path))
         height, width = lq.shape[:2]
         if gt.shape[0] < height * scale or gt.shape[1] < width * scale:
             raise UserError(f"--lq: {lq_path} is larger than {path} by 1/{scale}")
@@ -116,7 +116,7 @@ def read_pair(
         if min(height, width) < 4:
             raise UserError(f"{path} is too small for scale {scale}")
         lq = lq_of_crop(gt[: height * scale, : width * scale], 0, 0, height, width, scale, protocol.quantize)
-    images = [np.ascontiguousarray(lq), np.ascontiguousarray(gt[: height * scale, : width * scale])]
+    images = [np.ascontiguousarray(lq), np.ascontiguousarray(as_floats(gt[: height * scale, : width * scale]))]
     lq, gt = (image[None] for image in img2tensor(images))
     return Pair(name or Path(path).stem, path, lq, gt, scale, protocol, grey)
 
@@ -222,7 +222,7 @@ def make_sr(source: Source, pair: Pair, label: str = "") -> Tensor:
     height, width = pair.gt.shape[2:]
     if isinstance(source, Path):
         path = find_sr_file(source, pair.name, pair.scale)
-        image = read_image(FileClient("disk"), str(path))[:height, :width]
+        image = as_floats(read_levels(FileClient("disk"), str(path))[:height, :width])
         if image.shape[:2] != (height, width):
             raise UserError(f"{path} is {image.shape[0]}×{image.shape[1]}; expected {height}×{width}, as HR")
         return img2tensor([np.ascontiguousarray(image)])[0][None]

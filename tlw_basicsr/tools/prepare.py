@@ -27,6 +27,7 @@ from basicsr.utils import FileClient
 from tqdm import tqdm
 
 from tlw_basicsr.data.bicubic import imresize, to_8_bits
+from tlw_basicsr.data.cache import fill
 from tlw_basicsr.data.images import COMPRESSION, find_fault, image_size, read_8bit, write_image
 from tlw_basicsr.data.listing import ImageEntry, count_below, list_folder, list_lmdb, name_images, scandir
 from tlw_basicsr.data.tiles import tile_starts
@@ -139,11 +140,14 @@ def prepare(
     scales: Iterable[int] = (),
     multiple: int | None = None,
     lmdb: bool = False,
+    cache: Path | None = None,
     workers: int = 1,
     borders: str = "mirror",
     rounding: str = "twice",
 ) -> dict[str, int]:
     """Make ``out/HR``, ``out/LRbicx{scale}``, their ``.lmdb`` and ``out/meta_info.txt`` from the images in ``gt``.
+
+    With ``cache``, also fill that folder with the decoded images, for the option ``datasets.train.cache``.
 
     Names are those of the images, with ``_`` for spaces and dots, which BasicSR does not read, and all different. What
     an earlier run with the same settings has made is kept, except tiles of images that are gone or have changed. The
@@ -191,6 +195,9 @@ def prepare(
         write_text("".join(f"{name} ({height},{width},3)\n" for name, height, width in sizes), out / "meta_info.txt")
         for folder in [hr, *lq.values()] if lmdb else []:
             make_lmdb(folder)
+        if cache:  # LMDBs hold the same files
+            folders = [hr, *lq.values()]
+            fill(cache, [(str(f / tile.name), "gt") for f in folders for tile in tiles], FileClient("disk"), "--cache")
     made = {"images": len(sources), "tiles": len(tiles), "images_lq": len(tiles) * len(scales)}
     return {**made, "deleted": deleted, "left_out": count_below(gt)}
 

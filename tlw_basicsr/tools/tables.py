@@ -121,8 +121,8 @@ def cell_options(run: Run, cell: Cell) -> Options:
     data = opt["datasets"]["train"]
     if run.train_data:
         data.update(dataroot_gt=str(run.train_data), name=run.train_data.name)
-    folder = expanded(data["dataroot_gt"], "datasets.train.dataroot_gt")
-    data["dataroot_gt"] = str(folder.resolve())  # the training runs in run.out
+    for key in ("dataroot_gt", "cache"):  # the training runs in run.out
+        data[key] = str(expanded(data[key], f"datasets.train.{key}").resolve())
     if not (run.data / "Set5").is_dir():
         del opt["datasets"]["val"], opt["val"]
     else:
@@ -199,7 +199,10 @@ def is_trained(run: Run, cell: Cell) -> bool:
     trained = record.get("trained") is True
     difference = ""
     if trained or list_states(run.out / "experiments" / cell.name / "training_states"):
-        difference = first_difference(record.get("options", opt), opt)
+        old = deepcopy(record.get("options", opt))
+        for each in (old, opt):
+            each["datasets"]["train"].pop("cache", None)  # changes no image
+        difference = first_difference(old, opt)
     if trained and not difference and "train_images" in record:
         images = Path(opt["datasets"]["train"]["dataroot_gt"])
         if images.is_dir() and record["train_images"] != run.fingerprint(images):

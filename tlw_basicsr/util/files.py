@@ -159,7 +159,7 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextmanager
-def hold_lock(path: Path, what: str, warn: Callable[[str], object]) -> Iterator[tuple[int, ...]]:
+def hold_lock(path: Path, what: str, warn: Callable[[str], object], wait: bool = False) -> Iterator[tuple[int, ...]]:
     """Hold the lock ``path`` alone; the system releases it when the process ends, however that happens.
 
     A forked process does not hold the lock; one that is started with the descriptor does.
@@ -167,7 +167,8 @@ def hold_lock(path: Path, what: str, warn: Callable[[str], object]) -> Iterator[
     Args:
         path: The lock's file, which is created if needed, stays there, and says who holds the lock.
         what: Name of what is locked, for the message.
-        warn: Called with one line where the system or the file system has no locks.
+        warn: Called with one line where the system or the file system has no locks, or where this has to wait.
+        wait: Whether to wait for another holder, which is an error otherwise.
 
     Yields:
         The descriptor, in a tuple for ``subprocess``'s ``pass_fds``; an empty tuple where there are no locks.
@@ -182,7 +183,10 @@ def hold_lock(path: Path, what: str, warn: Callable[[str], object]) -> Iterator[
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             holder = os.read(descriptor, 300).decode(errors="replace") or "another process"
-            raise UserError(f"{what} is in use by {holder}; its lock is {path}") from error
+            if not wait or fcntl is None:
+                raise UserError(f"{what} is in use by {holder}; its lock is {path}") from error
+            warn(f"{what} is in use by {holder}; waiting for it")
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         except OSError as error:
             warn(f"{what} can't be locked ({reason_of(error)}): make sure that no other process uses it")
             yield ()

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -46,6 +47,9 @@ class StopSignals:
             os._exit(128 + number)
         if not self.received:
             self.received, self.time = number, time.monotonic()
+            name = signal.Signals(number).name
+            with suppress(OSError):  # print is not for signals: it may have interrupted one
+                os.write(2, f"\n{name}: stopping after this iteration; once more stops at once\n".encode())
 
     def agreed(self) -> int:
         """Return the signal that some process has received, or 0; called by all processes."""
