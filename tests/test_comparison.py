@@ -169,7 +169,7 @@ def test_images_are_kept_to_the_bit_and_cut_to_the_square_with_the_largest_sum()
 
 WRONG = {
     "bicubic": "--scale: expected one",
-    "nothing --scale 2": "nothing: expected bicubic, a folder of SR images or a YAML",
+    "nothing --scale 2": "nothing: expected bicubic, a folder of SR images, a YAML",
     "bicubic bicubic --scale 2": "bicubic: names more than one result",
     "gt --scale 2 --out page.png": "--out: page.png must end in .html",
     "empty --scale 2": "empty: no image for a0; accepted names are a0, a0x2 and a0_…",
