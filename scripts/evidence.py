@@ -157,7 +157,7 @@ def build_network(options: dict[str, Any], file: Path | None = None) -> nn.Modul
     if options["type"] == "spandrel":
         from spandrel import ModelLoader
 
-        return ModelLoader("cpu").load_from_state_dict(state).model.requires_grad_(True)
+        return ModelLoader("cpu").load_from_state_dict(state).model.eval().requires_grad_(True)
     arguments = {key: value for key, value in options.items() if key != "type"}
     net = ARCH_REGISTRY.get(options["type"])(**arguments)
     if file:

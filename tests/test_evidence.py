@@ -224,6 +224,7 @@ def test_a_published_network_is_built_by_its_file_and_ldl_has_the_moving_average
     one = evidence.Run("LDL", "LDL", {}, 8, 0)
     photographs = evidence.Photographs(args.photographs, tmp_path / "cache.pt", torch.device("cpu"))
     training = evidence.Training(args.setting, one, photographs, None, torch.device("cpu"))
+    assert not any(part.training for part in training.net.modules())  # batch norm and drop path as published
     built = training.net.state_dict()
     assert all(torch.equal(built[name], value) for name, value in net.state_dict().items())
     before = [p.detach().clone() for p in training.net.parameters()]
