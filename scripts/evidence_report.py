@@ -41,7 +41,7 @@ LABELS = {
     "L1": "L1", "MSE": "MSE", "Random": "L1, random weights", "Error": "L1, error's weights",
     "Uncertainty": "L1+uncertainty", "TLW": "L1+TLW", "MSETLW": "MSE+TLW", "Plain": "L1+TLW, plain φ",
     "MSEPlain": "MSE+TLW, plain φ", "Exact": "L1+TLW, exact", "TLWSSIM": "L1+TLW, D = 1 − SSIM",
-    "LDL": "L1, LDL's weights", "PSPL": "L1, PSPL's weights", "Start": "before",
+    "LDL": "L1, LDL's weights", "PSPL": "L1, PSPL's weights", "Start": "before fine-tuning",
 }  # fmt: skip
 PALETTE = (  # readable without seeing colours
     "#000000", "#e69f00", "#999999", "#56b4e9", "#cc79a7", "#0072b2", "#d55e00", "#009e73", "#7f3c8d", "#8c6d31",
