@@ -31,6 +31,7 @@ LOSS_REGISTRY.register(PSPLWeights)
 WEIGHTS = Kind(
     f"one of {', '.join(SHORT_NAMES)}, or a section {{type: a registered Weighting, …}}",
     lambda v: isinstance(v, dict | Weighting) or (isinstance(v, str) and v in SHORT_NAMES),
+    {"anyOf": [{"enum": list(SHORT_NAMES)}, {"type": "object", "required": ["type"]}]},
 )
 Weights = Annotated[str | dict | Weighting, WEIGHTS, "how the pixels are weighted: learned, or without learning"]
 PAPER_DISTANCE = {"type": "LPIPSDistance", "net": "vgg"}  # the D of arXiv:2301.10575
