@@ -145,6 +145,25 @@ def test_a_weighting_of_ones_own_reads_further_images(pair):
         tlw.e_step(sr, gt)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "text"),
+    [
+        (lambda gt: gt[:, 0], r"Own: map must be \(2, 3, 48, 48\) or \(2, 1, 48, 48\), got \(2, 48, 48\)"),
+        (lambda gt: gt[:1], r"got \(1, 3, 48, 48\)"),
+        (lambda gt: gt - 0.5, r"Own: map must be at least 0, got -0.5"),
+    ],
+)
+def test_a_map_that_is_none_is_refused(pair, wrong, text):
+    class Own(Weighting):
+        def map(self, sr, gt, t):
+            return wrong(gt)
+
+    sr, gt = (image.cpu() for image in pair)
+    gt[..., 0, 0] = 0
+    with pytest.raises(ValueError, match=text):
+        TLW(weights=Own())(sr, gt)
+
+
 def test_another_e_step_of_the_same_network(pair):
     class Likelihood(LearnedWeights):
         def e_loss(self, distance, sr, gt, w, noise):

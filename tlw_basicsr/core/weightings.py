@@ -13,6 +13,7 @@ from tlw_basicsr.core.functional import (
     Distance,
     at_least_fp32,
     fixed_sum,
+    is_at_hand,
     relative,
     sample_weights,
     weight_criterion_loss,
@@ -62,8 +63,17 @@ class Weighting(nn.Module):
         """Weights w in [0, 1] of mean ``k``: (N, C, H, W), at least float32; ``k`` everywhere where the map is 0.
 
         Arguments as :meth:`map`.
+
+        Raises:
+            ValueError: the map is of another shape, or, where its values are at hand, below 0.
         """
-        return fixed_sum(relative(self.map(sr, gt, t, **images)).expand(gt.shape), k)
+        found, name = at_least_fp32(self.map(sr, gt, t, **images)), type(self).__name__
+        one_channel = (gt.shape[0], 1, *gt.shape[2:])
+        if found.shape not in (gt.shape, one_channel):
+            raise ValueError(f"{name}: map must be {tuple(gt.shape)} or {one_channel}, got {tuple(found.shape)}")
+        if not torch.is_tensor(k) and is_at_hand(found) and found.min() < 0:  # a recorded step must not read values
+            raise ValueError(f"{name}: map must be at least 0, got {found.min():.3g}")
+        return fixed_sum(relative(found).expand(gt.shape), k)
 
 
 class LearnedWeights(Weighting):
