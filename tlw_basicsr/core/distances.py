@@ -138,7 +138,7 @@ class LPIPSDistance(FeatureDistance):
         linear: weight the channels by LPIPS' linear heads, which the ``lpips`` package ships.
         weights: None for torchvision's ImageNet weights (torch hub's cache, else a download); a path to such a
             file; or ``'random'`` for seeded random weights.
-        seed: of the random weights.
+        seed: seed of the random weights.
 
     Raises:
         ValueError: an argument is not what is accepted, or the weights could not be loaded; the message says which

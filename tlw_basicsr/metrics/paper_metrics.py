@@ -101,7 +101,7 @@ def tlw_lpips(
         img: SR image.
         img2: HR image.
         net: ``'vgg'`` or ``'alex'``.
-        weights: of the ImageNet network, see :class:`tlw_basicsr.LPIPSDistance`.
+        weights: those of the ImageNet network, see :class:`tlw_basicsr.LPIPSDistance`.
     """
     return float(lpips(_rgb(img), _rgb(img2), net, weights))
 
