@@ -80,6 +80,8 @@ def test_recipes_of_practice_begin_as_practitioners_would():
         assert data["gt_size"] and data["batch_size_per_gpu"] == 16 and data.get("quantize_lq", True)
         assert train["scheduler"]["type"] in ("MultiStepLR", "CosineAnnealingRestartLR")
         assert "network_w" not in opt and "optim_w" not in train
+        assert train["pixel_opt"]["distance"] == {"type": "SSIMDistance"}  # nothing to download, neither for a metric
+        assert {metric["type"] for metric in opt["val"]["metrics"].values()} <= {"calculate_psnr", "calculate_ssim"}
 
 
 BUILT = [(net, loss) for net, loss, scale in list_cells() if scale == 4 and ("EDSR" in net or loss == "L1TLW")]

@@ -3,17 +3,19 @@
 import copy
 import pickle
 from copy import deepcopy
+from unittest.mock import Mock
 
 import pytest
 import torch
 from basicsr.utils.logger import initialized_logger
 
-from tests.conftest import plain_options, tiny_options, write_yaml
+from tests.conftest import PSNR, plain_options, tiny_options, write_yaml
 from tests.helpers import EVERY_BASE, check_all, log_text
 from tlw_basicsr import UserError
 from tlw_basicsr.engine import rehearsal
 from tlw_basicsr.engine.pipeline import test_pipeline as run_test
 from tlw_basicsr.engine.recorded import Asked, MissingOption, Recorded
+from tlw_basicsr.metrics.paper_metrics import lpips_model
 from tlw_basicsr.models import TLWMixin
 from tlw_basicsr.util.files import load_file
 
@@ -108,6 +110,42 @@ def test_a_step_that_is_not_finite_is_the_trainings_to_report(photographs, tmp_p
     opt = plain_options(photographs, train__max_bad_steps=1, train__optim_g__lr=1e30)
     check_all(tmp_path, opt)
     assert {p.name for p in tmp_path.iterdir()} == {"options.yml"}
+
+
+@pytest.fixture
+def offline(tmp_path, monkeypatch):
+    lpips_model.cache_clear()
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", Mock(side_effect=OSError("no network")))
+
+
+LPIPS = {"lpips": {"type": "tlw_lpips", "better": "lower"}}
+
+
+def test_who_has_no_weights_of_vgg_is_stopped_once(photographs, train, tmp_path, offline):
+    """The first line names what else needs them; a metric that no network is selected by is left out afterwards."""
+    small = {"train__total_iter": 1, "val__val_freq": 1, "val__metrics": {**LPIPS, "psnr": PSNR}}
+    opt = tiny_options(photographs, **small)
+    opt["val"]["save_best"] = "lpips"
+    opt["train"]["pixel_opt"]["distance"] = {"type": "LPIPSDistance"}
+    with pytest.raises(UserError, match=r"^train.pixel_opt.distance: .*val.save_best: lpips needs such weights, too$"):
+        train(opt)
+    opt["train"]["pixel_opt"]["distance"] = {"type": "SSIMDistance", "kernel_size": 5}
+    with pytest.raises(UserError, match=r"^val.metrics.lpips: LPIPS: the ImageNet weights .* do without it, or put"):
+        train(opt)
+    assert not (tmp_path / "experiments").exists()
+    opt["val"]["save_best"] = "psnr"
+    text = log_text(train(opt))
+    assert text.count("val.metrics.lpips is left out: LPIPS: the ImageNet weights of vgg could not be loaded") == 1
+    assert "# psnr:" in text and "# lpips" not in text and "going on" not in text
+
+
+def test_a_test_does_not_leave_out_a_metric(photographs, tmp_path, monkeypatch, offline):
+    opt = plain_options(photographs, train=..., logger=..., val__metrics=LPIPS)
+    opt["datasets"] = {"test": opt["datasets"]["val"]}
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"val.metrics.lpips: LPIPS"):
+        run_test(str(tmp_path), ["-opt", str(write_yaml(tmp_path, opt))])
 
 
 def test_tlw_test_rehearses_before_results_are_moved(photographs, tmp_path, monkeypatch):

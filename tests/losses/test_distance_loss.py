@@ -111,8 +111,15 @@ def test_weights_that_cannot_be_downloaded_are_one_line_with_file_and_place(tmp_
     monkeypatch.setattr(torch.hub, "download_url_to_file", Mock(side_effect=OSError("no network")))
     with pytest.raises(ValueError, match="no network") as error:
         LPIPSDistance("vgg")
-    message = str(error.value)
-    assert "\n" not in message and f"vgg16-397923af.pth at {tmp_path / 'checkpoints'}" in message
+    with pytest.raises(UserError, match="no network") as line:
+        build_distance({"type": "LPIPSDistance", "net": "vgg"})
+    for message, ways in (
+        (str(error.value), ("take SSIMDistance()", "vgg16-397923af.pth at", "weights=PATH")),
+        (str(line.value), ("take {type: SSIMDistance}", "vgg16-397923af.pth at", "weights: PATH")),
+    ):
+        assert "\n" not in message and f"at {tmp_path / 'checkpoints'}" in message and "random" not in message
+        places = [message.index(way) for way in ways]
+        assert places == sorted(places)
 
 
 def test_a_file_that_is_not_whole_and_of_the_network_is_refused(tmp_path):

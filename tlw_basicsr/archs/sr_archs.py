@@ -32,8 +32,8 @@ class TLWVDSR(nn.Module):
         num_feat: channels of the hidden layers.
         num_block: convolutions between the first and the last.
         upscale: factor.
-        img_range: see this module.
-        rgb_mean: see this module.
+        img_range: the network sees ``(x - rgb_mean)·img_range``.
+        rgb_mean: subtracted from the image in [0, 1].
     """
 
     mean: Tensor
@@ -78,11 +78,11 @@ class TLWRCAN(RCAN):
         num_feat: channels of the hidden layers.
         num_group: residual groups.
         num_block: blocks in a group.
-        squeeze_factor: of the channel attention.
+        squeeze_factor: factor by which the channel attention reduces the channels.
         upscale: factor s, any.
         res_scale: factor of a block's residual.
-        img_range: see this module.
-        rgb_mean: see this module.
+        img_range: the network sees ``(x - rgb_mean)·img_range``.
+        rgb_mean: subtracted from the image in [0, 1].
     """
 
     def __init__(
@@ -117,16 +117,16 @@ class TLWHAT(HAT):
         depths: blocks in each group.
         num_heads: attention heads in each group.
         window_size: side of the attention windows; a side of the LR image must have more than half as many pixels.
-        compress_ratio: of the convolution blocks.
-        squeeze_factor: of the channel attention.
+        compress_ratio: factor by which the convolution blocks reduce the channels.
+        squeeze_factor: factor by which the channel attention reduces the channels.
         conv_scale: factor of the convolution blocks.
-        overlap_ratio: of the overlapping attention.
+        overlap_ratio: by how much of a window the overlapping attention's windows are larger.
         mlp_ratio: hidden features of an MLP, in ``embed_dim``.
         drop_path_rate: stochastic depth while training.
         num_feat: channels around the upsampler.
         upscale: factor, 2, 3, 4 or 8.
-        img_range: see this module.
-        rgb_mean: see this module.
+        img_range: the network sees ``(x - rgb_mean)·img_range``.
+        rgb_mean: subtracted from the image in [0, 1].
     """
 
     def __init__(

@@ -138,7 +138,7 @@ class LPIPSDistance(FeatureDistance):
         linear: weight the channels by LPIPS' linear heads, which the ``lpips`` package ships.
         weights: None for torchvision's ImageNet weights (torch hub's cache, else a download); a path to such a
             file; or ``'random'`` for seeded random weights.
-        seed: of the random weights.
+        seed: seed of the random weights.
 
     Raises:
         ValueError: an argument is not what is accepted, or the weights could not be loaded; the message says which
@@ -282,11 +282,28 @@ def read_weights(path: str) -> Any:
         raise ValueError(f"LPIPSDistance: weights: {path} could not be loaded ({reason})") from error
 
 
+class MissingWeights(ValueError):
+    """The ImageNet weights of a network are not in torch hub's cache, and could not be downloaded."""
+
+    def __init__(self, net: str, reason: str, file: Path) -> None:
+        self.net, self.reason, self.file = net, reason, file
+        super().__init__(
+            self.advise("LPIPSDistance", "take SSIMDistance(), which needs none", ", or name it by weights=PATH")
+        )
+
+    def advise(self, part: str, instead: str, option: str = "") -> str:
+        """The message in the words of a caller: what to take instead, and the option that names the file."""
+        return (
+            f"{part}: the ImageNet weights of {self.net} could not be loaded ({self.reason}); {instead}, or put "
+            f"torchvision's file {self.file.name} at {self.file}{option}"
+        )
+
+
 def load_imagenet_weights(net: str) -> dict[str, Any]:
     """State dict of torchvision's network from torch hub's cache, or downloaded.
 
     Raises:
-        ValueError: neither; the message says where the file is looked for.
+        MissingWeights: neither.
     """
     from torchvision.models import get_model_weights
 
@@ -296,12 +313,8 @@ def load_imagenet_weights(net: str) -> dict[str, Any]:
             entry.get_state_dict(progress=sys.stderr.isatty(), check_hash=True, map_location="cpu", weights_only=True)
         )
     except Exception as error:
-        cached = Path(torch.hub.get_dir()) / "checkpoints" / entry.url.rsplit("/", 1)[-1]
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(
-            f"LPIPSDistance: the ImageNet weights of {net} could not be loaded ({reason}); put torchvision's file "
-            f"{cached.name} at {cached}"
-        ) from error
+        file = Path(torch.hub.get_dir()) / "checkpoints" / entry.url.rsplit("/", 1)[-1]
+        raise MissingWeights(net, f"{type(error).__name__}: {error}".splitlines()[0], file) from error
 
 
 def load_heads(net: str) -> list[Tensor]:

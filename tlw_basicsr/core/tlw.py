@@ -89,7 +89,7 @@ class TLW(nn.Module):
 
     Args:
         distance: D, a module ``distance(a, b)`` on images in [0, 1] with one value per sample, which depends on that
-            sample alone. None for the paper's, ``LPIPSDistance("vgg")``. The controls have none.
+            sample alone. None for the paper's, ``LPIPSDistance("vgg")``. The controls take no distance.
         base: ℓ of a pixel, see :func:`tlw_basicsr.core.functional.pixel_error`.
         weights: ``'learned'``; a control without learning at about the price of ℓ alone: ``'random'`` samples the
             constant map k, ``'error'`` takes :func:`tlw_basicsr.error_weights` as they are; or any

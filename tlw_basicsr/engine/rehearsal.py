@@ -30,6 +30,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from tlw_basicsr.core.distances import MissingWeights
 from tlw_basicsr.data.listing import list_images
 from tlw_basicsr.data.resumable import CheckedDataset
 from tlw_basicsr.engine.options import find_model
@@ -160,8 +161,24 @@ class Rehearsal:
         with self._stage(f"in the validation on {name}", ("datasets", key)):
             dataset = CheckedDataset(self.copy["datasets"][key], f"datasets.{key}")
             one = OneItem(dataset, _find_smallest(dataset, dataset_opt, f"datasets.{key}"))
-            self.model.validation(DataLoader(one), iteration, None, False)
+            while True:
+                try:
+                    self.model.validation(DataLoader(one), iteration, None, False)
+                    break
+                except UserError as error:
+                    self._leave_out_metric(error)
         self.validations += 1
+
+    def _leave_out_metric(self, error: UserError) -> None:
+        """Take a metric whose weights are missing out of a training that does not select its networks by it."""
+        *section, name = self._find_place(error) or ("",)
+        if not (_lacks_weights(error) and self.opt["is_train"] and section == ["val", "metrics"]):
+            raise error
+        if name == self.opt["val"].get("save_best"):
+            raise error
+        for opt in (self.opt, self.model.opt):
+            del opt["val"]["metrics"][name]
+        self.notes.append(f"val.metrics.{name} is left out: {error}")
 
     @contextmanager
     def _stage(self, stage: str, place: Place) -> Iterator[None]:
@@ -184,6 +201,8 @@ class Rehearsal:
         place = self._find_place(error) or place
         where, section = ".".join(map(str, place)), _value_at(self.opt, place)
         if isinstance(error, UserError):
+            if _lacks_weights(error) and stage == "in building the model":
+                error = UserError(f"{error}{self._name_lpips()}")
             files = [f"path.{k}" for k, v in self.opt["path"].items() if "pretrain" in k and v and str(v) in str(error)]
             named = str(error).split(":")[0].split(".")[0].split()[0] in self.opt
             return str(error) if named else f"{(files or [where])[0]}: {error}"
@@ -206,6 +225,14 @@ class Rehearsal:
         if place == ("network_g",) and "validation" in stage and type(self.model).test is SRModel.test:
             hint += "; a model that pads an image to what its network takes is SwinIRModel"
         return f"{where}: {part} fails {stage} ({first_line(error)}){doubts}{self._describe_batch()}{hint}"
+
+    def _name_lpips(self) -> str:
+        """Name the metric that selects networks, if it needs the weights that the distance lacks."""
+        val = self.opt.get("val") or {}
+        name = val.get("save_best")
+        metric = (val.get("metrics") or {}).get(name, {})
+        needs = metric.get("type") == "tlw_lpips" and not metric.get("weights")
+        return f"; val.save_best: {name} needs such weights, too" if needs else ""
 
     def _name_options(self, message: str) -> str:
         """Return the options whose names are in an error's message, also as words: ``; KEY: VALUE``."""
@@ -282,6 +309,11 @@ def _find_smallest(dataset: Any, opt: Options, place: str) -> int:
             return 0
     sizes = [(min(entry.height, entry.width), entry.height * entry.width) for entry in entries]
     return sizes.index(min(sizes))
+
+
+def _lacks_weights(error: BaseException) -> bool:
+    """Whether a download has failed without which a distance or metric can't be computed."""
+    return isinstance(error.__cause__, MissingWeights)
 
 
 def _value_at(opt: Options, place: Place) -> Any:

@@ -98,7 +98,7 @@ class ImageOptions(LoaderOptions):
     cache: Annotated[
         str | None,
         or_none(STR),
-        "(train) folder for decoded images, which are read from there; of BicubicSRDataset and PairedImageDataset",
+        "(train) folder for decoded images, which are read from there; for BicubicSRDataset and PairedImageDataset",
     ] = None
     gt_size: Annotated[int | None, or_none(whole(1)), "(train) side of the random HR crop, a multiple of the scale"]
     use_hflip: Annotated[bool, BOOL, "(train) flip at random"] = False

@@ -5,7 +5,7 @@ from typing import Any
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import nn
 
-from tlw_basicsr.core.distances import LPIPSDistance, SSIMDistance
+from tlw_basicsr.core.distances import LPIPSDistance, MissingWeights, SSIMDistance
 from tlw_basicsr.util.errors import UserError
 
 LOSS_REGISTRY.register(LPIPSDistance)
@@ -23,5 +23,8 @@ def build_distance(options: dict[str, Any]) -> nn.Module:
         raise UserError("distance.type: missing; accepted is a registered loss, such as SSIMDistance")
     try:
         return LOSS_REGISTRY.get(options.pop("type"))(**options)
+    except MissingWeights as error:
+        words = "take {type: SSIMDistance}, which needs none", ", or name it by weights: PATH"
+        raise UserError(f"distance: {error.advise('LPIPSDistance', *words)}") from error
     except ValueError as error:
         raise UserError(f"distance: {error}") from error

@@ -46,7 +46,7 @@ class TLWLoss(nn.Module):
 
     Args:
         distance: options of D, ``{type: a registered loss that gives one value per sample, …}``, or such a module. None
-            for the paper's, ``{type: LPIPSDistance, net: vgg}``. The controls have none.
+            for the paper's, ``{type: LPIPSDistance, net: vgg}``. The controls take no distance.
         base: ℓ of a pixel; this and the following as in :class:`tlw_basicsr.TLW`.
         stochastic: relaxed Bernoulli samples of the weights; else the map itself.
         num_samples: S, samples in an M step.

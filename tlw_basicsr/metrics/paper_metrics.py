@@ -15,7 +15,7 @@ import torch
 from basicsr.utils.registry import METRIC_REGISTRY
 from torch import Tensor
 
-from tlw_basicsr.core.distances import LPIPSDistance
+from tlw_basicsr.core.distances import LPIPSDistance, MissingWeights
 from tlw_basicsr.util.errors import UserError, first_line
 
 LUMA = (0.299, 0.587, 0.114)
@@ -52,6 +52,8 @@ def lpips_model(net: Any, weights: str | None = None) -> LPIPSDistance:
     """LPIPS with its linear heads, built once in a process, on the GPU if there is one."""
     try:
         model = LPIPSDistance(net=net, linear=True, weights=weights)
+    except MissingWeights as error:
+        raise UserError(error.advise("LPIPS", "do without it")) from error
     except ValueError as error:
         raise UserError(str(error).replace("LPIPSDistance", "LPIPS", 1)) from error
     return model.cuda() if torch.cuda.is_available() else model
@@ -99,7 +101,7 @@ def tlw_lpips(
         img: SR image.
         img2: HR image.
         net: ``'vgg'`` or ``'alex'``.
-        weights: of the ImageNet network, see :class:`tlw_basicsr.LPIPSDistance`.
+        weights: those of the ImageNet network, see :class:`tlw_basicsr.LPIPSDistance`.
     """
     return float(lpips(_rgb(img), _rgb(img2), net, weights))
 

@@ -27,7 +27,7 @@ class StepGuard:
         enabled: whether it looks at all.
 
     Attributes:
-        losses: of this iteration; the model adds them.
+        losses: those of this iteration; the model adds them.
         refused: whether a step of this iteration has been refused.
         skipped: the number of iterations refused so far.
         in_row: how many of these came since the last finite one.
