@@ -6,10 +6,9 @@ from typing import Any
 
 from latex2mathml.converter import convert
 
+MARKED = re.compile(r'(class="arithmatex">)\\([(\[])(.*?)\\[)\]](?=</)', re.DOTALL)
+
 
 def on_page_content(html: str, **_: Any) -> str:
     """Replace what pymdownx.arithmatex has marked, in a line or as a block."""
-    for tag, opened, closed, display in (("span", r"\(", r"\)", "inline"), ("div", r"\[", r"\]", "block")):
-        pattern = f'<{tag} class="arithmatex">{re.escape(opened)}(.*?){re.escape(closed)}</{tag}>'
-        html = re.sub(pattern, lambda found: convert(unescape(found[1]), display=display), html, flags=re.DOTALL)  # noqa: B023
-    return html
+    return MARKED.sub(lambda m: m[1] + convert(unescape(m[3]), display="block" if m[2] == "[" else "inline"), html)
