@@ -91,6 +91,7 @@ def test_the_page_in_a_browser(page, tmp_path, width, height):
             browser.wait(f"document.body.dataset.drawn == {drawn}")
 
         assert shows("one", "a0") and shows("all", "mean")
+        assert browser.value("[...document.querySelectorAll('.scroll')].every((e) => e.scrollWidth <= e.clientWidth)")
         press("ArrowRight", 2)
         assert shows("one", "a1")
         assert browser.value("document.getElementById('image').selectedOptions[0].text") == "a1"
