@@ -50,15 +50,15 @@ def rows_of(path):
 def test_the_numbers_are_those_of_the_images(page, gt):
     rows = rows_of(page)
     assert {image for image, _ in rows} == {"a0", "a1", "mean"}
-    assert [label for image, label in rows if image == "a0"] == ["bicubic", "Blurred", "TLW"]
+    assert [label for image, label in rows if image == "a0"] == ["bicubic", "Blurred", "TLW (params_ema)"]
     paths = gt.parent / "blurred/a1_theirs.png", gt / "a1.png"
     sr, hr = (as_tensor(cv2.imread(str(path))[:96, :130, ::-1].copy()) for path in paths)
     values = measure(sr, Pair("", "", sr, hr, 2, FIELD), FIELD.metrics)
     expected = {**values, "d": SSIMDistance()(sr, hr).item()}
     assert {key: float(rows["a1", "Blurred"][key]) for key in expected} == pytest.approx(expected, rel=1e-6)
     for metric in expected:
-        of_one = [float(rows[image, "TLW"][metric]) for image in ("a0", "a1")]
-        assert float(rows["mean", "TLW"][metric]) == pytest.approx(np.mean(of_one))
+        of_one = [float(rows[image, "TLW (params_ema)"][metric]) for image in ("a0", "a1")]
+        assert float(rows["mean", "TLW (params_ema)"][metric]) == pytest.approx(np.mean(of_one))
 
 
 @needs_browser
@@ -70,6 +70,12 @@ def test_the_page_in_a_browser(page, tmp_path, width, height):
         browser.wait("document.body.dataset.drawn == 1")
         assert browser.value("document.documentElement.scrollWidth") <= width
         rows = rows_of(page)
+        pair = "['left', 'right'].map((id) => document.getElementById(id).selectedOptions[0].text)"
+        assert browser.value(pair) == ["Blurred", "TLW (params_ema)"]  # the last two
+        back = "getComputedStyle(document.body).backgroundColor"
+        assert browser.value(back) == "rgb(255, 255, 255)"
+        browser.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+        assert browser.value(back) == "rgb(20, 23, 27)"
 
         def shows(table, image):
             shown = browser.value(f"[...document.querySelectorAll('#{table} tbody tr')].map((row) => row.innerText)")
@@ -85,6 +91,7 @@ def test_the_page_in_a_browser(page, tmp_path, width, height):
             browser.wait(f"document.body.dataset.drawn == {drawn}")
 
         assert shows("one", "a0") and shows("all", "mean")
+        assert browser.value("[...document.querySelectorAll('.scroll')].every((e) => e.scrollWidth <= e.clientWidth)")
         press("ArrowRight", 2)
         assert shows("one", "a1")
         assert browser.value("document.getElementById('image').selectedOptions[0].text") == "a1"
@@ -114,6 +121,21 @@ def test_the_page_in_a_browser(page, tmp_path, width, height):
         pixel = "[...document.querySelectorAll('#crops canvas')].map((c) => [...c.getContext('2d').getImageData(9, 9, 1, 1).data])"
         colours = browser.value(pixel)
         assert len(colours) == 4 and colours[-1] == [0, 0, 4, 255]  # HR has no error: magma's darkest
+
+        # a link opens one image at one part; what this page does not have is left out
+        ends = "['nameleft', 'nameright'].map((id) => document.getElementById(id).innerText)"
+        link = "image=a1&x=40&y=30&left=bicubic&right=TLW+%28params_ema%29&zoom=4&map=weights"
+        browser.value(f"location.hash = '{link}'")
+        browser.wait("document.body.dataset.drawn == 7")
+        assert browser.value(ends) == ["← bicubic: no weights", "TLW (params_ema) →"] and shows("one", "a1")
+        part = browser.value("['left', 'top'].map((side) => document.getElementById('box').style[side])")
+        assert part == ["160px", "120px"]
+        press("1", 8)
+        assert browser.value("location.hash") == "#" + link.replace("zoom=4", "zoom=1")
+        assert browser.value("document.documentElement.scrollWidth") <= width
+        browser.value("location.hash = 'image=other&x=nothing&y=&left=none&zoom=9&map=depth'")
+        browser.wait("document.body.dataset.drawn == 9")
+        assert browser.value(ends) == ["← bicubic: no weights", "TLW (params_ema) →"]
         assert browser.errors == []
     finally:
         browser.close()

@@ -107,3 +107,7 @@ def test_the_documentation_builds_strictly(tmp_path):
     assert done.returncode == 0, done.stderr
     api = (tmp_path / "site/api.html").read_text("utf-8")
     assert "num_samples" in api and "weight_criterion_loss" in api
+    assert "::</p>" not in api and "<p>::" not in api and "<p>tlw = TLW" not in api
+    for page in ("index", "method"):
+        formulas = re.findall(r'class="arithmatex">(.{5})', (tmp_path / f"site/{page}.html").read_text("utf-8"))
+        assert set(formulas) == {"<math"}

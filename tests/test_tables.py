@@ -83,14 +83,14 @@ def test_a_run_trains_what_is_missing_and_a_second_one_nothing(folders, reproduc
 
     assert cv2.imread(str(out_folder / "table_x4_EDSR.png")).std() > 5
     compared = {(line["image"], line["result"]): line for line in read_csv(out_folder / "compare_x4.csv")}
-    assert {result for _, result in compared} == {"bicubic", "EDSR L1", "EDSR Fast"}
+    assert {result for _, result in compared} == {"bicubic", "EDSR L1 (params)", "EDSR Fast (params)"}
     for line in read_csv(out_folder / "cells/EDSR_Fast_x4_seed0_Set5.csv"):
-        of_page = compared[line["image"], "EDSR Fast"]
+        of_page = compared[line["image"], "EDSR Fast (params)"]
         if line["protocol"] == "field":
             assert float(of_page["psnr_y"]) == pytest.approx(float(line["psnr_y"]))
             assert float(of_page["ssim_y"]) == pytest.approx(float(line["ssim_y"]))
             assert 0 < float(of_page["d"]) < 1
-    assert '"weights": {"EDSR Fast": "data:image/webp' in (out_folder / "compare_x4.html").read_text("utf-8")
+    assert '"weights": {"EDSR Fast (params)": "data:image/webp' in (out_folder / "compare_x4.html").read_text("utf-8")
     text = (out_folder / "table_x4.md").read_text("utf-8")
     for line in (
         "Trained for 4 iterations on",

@@ -60,9 +60,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         label, _, name = argument.partition("=") if "=" in argument else ("", "", argument)
         path = Path(name).expanduser()
         label = label or (path.stem if path.is_file() else path.name) or name
+        source = find_source(name, argument, args.allow_plugins, args.param_key)
+        label = source[0].named(label) if isinstance(source, tuple) else label
         if label == HR or label in sources:
             raise UserError(f"{label}: names more than one result; give them names, such as first={arguments[0]}")
-        sources[label] = find_source(name, argument, args.allow_plugins, args.param_key)
+        sources[label] = source
     upscalers = {
         label: source[0].upscaler(args.device) for label, source in sources.items() if isinstance(source, tuple)
     }

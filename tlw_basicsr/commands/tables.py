@@ -112,9 +112,10 @@ def write_comparison(run: Run, cells: Sequence[Cell], scale: int) -> Path:
         if cell.scale == scale and cell.seed == cells[0].seed:
             file, checkpoint = run.out / "options" / f"{cell.name}.yml", find_network(run, cell)
             opt = read_options(str(file))
-            upscale = load_trained(opt, checkpoint).upscaler(scale=scale, origin=file)
+            trained = load_trained(opt, checkpoint)
+            upscale = trained.upscaler(scale=scale, origin=file)
             weigh = load_weighting(opt, checkpoint.parent)
-            results.append(Result(f"{cell.network} {cell.variant.name}", upscale, weigh))
+            results.append(Result(trained.named(f"{cell.network} {cell.variant.name}"), upscale, weigh))
     options = run.distance or (PAPER_DISTANCE if run.with_lpips else None)
     path = run.out / f"compare_x{scale}.html"
     about = "PSNR and SSIM of Y, 8-bit images, without a border of the scale."

@@ -36,6 +36,11 @@ class Trained:
     def __str__(self) -> str:
         return f"{self.path} ({self.entry})" if self.entry else str(self.path)
 
+    def named(self, label: str) -> str:
+        """A result's label with the entry that it was made of, such as ``TLW (params_ema)``."""
+        entry = self.entry.partition(",")[0]
+        return f"{label} ({entry})" if entry else label
+
     def upscaler(self, device: str = "auto", scale: int | None = None, origin: object = "") -> NetworkUpscaler:
         """The network as an upscaler of whole images."""
         upscale = NetworkUpscaler(self.net, self.options, device=find_device(device), normalization=self.normalization)
