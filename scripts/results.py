@@ -5,7 +5,8 @@
 A CSV has a row for each loss: its iterations and seeds, and for each metric the mean, the mean difference to the base,
 taken seed by seed, and the spreads of both over the seeds; ``scripts/evidence_report.py`` writes it. In the page, what
 stands between ``<!-- table NAME BASE -->`` and ``<!-- end -->`` is the table of NAME.csv: the row of the base with its
-values, the others with their differences. The figure of the same differences is docs/results_NAME.png.
+values, the others with their differences. The figure of the same differences, where the page shows it, is
+docs/results_NAME.png.
 """
 
 import argparse
@@ -118,7 +119,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(f"{path} is out of date; run python scripts/results.py" if filled != page else 0)
     path.write_text(filled, "utf-8")
     for _, name, base, _ in BLOCK.findall(page):
-        draw(read(name), base, DOCS / f"results_{name}.png")
+        if f"(results_{name}.png)" in page:
+            draw(read(name), base, DOCS / f"results_{name}.png")
 
 
 if __name__ == "__main__":
