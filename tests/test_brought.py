@@ -228,8 +228,8 @@ def test_without_forced_options_the_file_is_kept_as_it_is(photographs, train):
 
 def test_a_small_tile_needs_no_overlap():
     net = EDSR(3, 3, num_feat=4, num_block=1, upscale=2).eval()
-    for tile, step in ((48, 24), (128, 96)):
-        assert NetworkUpscaler(net, {"type": "EDSR", "num_in_ch": 3}, tile=tile).step == step
+    for tile, overlap in ((48, 24), (128, 32)):
+        assert NetworkUpscaler(net, {"type": "EDSR", "num_in_ch": 3}, tile=tile).overlap == overlap
 
 
 def test_an_argument_of_a_program_is_named_as_it_is(tmp_path, capsys):

@@ -74,7 +74,7 @@ def test_every_command_takes_a_file_without_options(model, photographs, tmp_path
     assert "×2" in capsys.readouterr().out
     run(compare, "bicubic", "--model", path, f"half={path}", "--param_key", "params", "--gt", photographs)
     rows = [line.split(",") for line in (tmp_path / "compare.csv").read_text().splitlines()]
-    assert {row[1] for row in rows[1:]} == {"bicubic", "2x_Compact", "half"}
+    assert {row[1] for row in rows[1:]} == {"bicubic", "2x_Compact (params)", "half (params)"}
 
     run(export, "net.safetensors", "--model", path)
     with safe_open("net.safetensors", "pt") as file:

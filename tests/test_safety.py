@@ -162,7 +162,7 @@ def test_a_file_without_permission_is_not_called_damaged(tmp_path):
 def test_a_large_image_is_tiled_by_default(capsys):
     with pytest.raises(SystemExit, match="0"):
         infer.main(["--help"])
-    assert "side of a tile in LR pixels, 512; 0: the whole image" in " ".join(capsys.readouterr().out.split())
+    assert "largest tile in LR pixels, 512; 0: the whole image" in " ".join(capsys.readouterr().out.split())
 
 
 def test_text_of_files_is_cleaned_and_cut():

@@ -299,7 +299,7 @@ class Training:
                 "networks of the best, val.patience ends a training that gets no better."
             )
         goes_on = since < (val.get("patience") or math.inf)
-        if not self.model.agreed(torch.tensor(goes_on, device=self.model.device)):
+        if val.get("patience") and not self.model.agreed(torch.tensor(goes_on, device=self.model.device)):
             self.logger.info(f"val.patience: {metric} has been no better for {since} validations; the training ends.")
             self.total_iters = self.current_iter
 

@@ -1,7 +1,9 @@
 """Training with Trainable Loss Weights on top of a BasicSR model: a thin adapter of :class:`tlw_basicsr.TLW`."""
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -34,7 +36,7 @@ class TLWMixin(TrainingMixin):
     """
 
     first_visuals: dict[str, Tensor] | None = None
-    further: dict[str, Tensor]
+    further: Mapping[str, Tensor] = MappingProxyType({})
     graphs_failure: str | None = None
 
     def init_training_settings(self) -> None:
