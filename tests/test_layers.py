@@ -41,6 +41,9 @@ FORBIDDEN = {
     "nothing below the commands imports one": lambda a, b: (
         is_in(b, "commands", "cli") and not is_in(a, "commands", "cli", "__main__", "train", "test")
     ),
+    "nothing but the entry points imports the command line": lambda a, b: (
+        is_in(b, "cli") and not is_in(a, "cli", "__main__", "train", "test")
+    ),
     "no command imports another": lambda a, b: (
         a != b and is_in(a, "commands") and is_in(b, "commands") and b.count(".") > 1
     ),

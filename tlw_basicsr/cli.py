@@ -5,28 +5,12 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
 
-from tlw_basicsr.commands import PARSERS
+from tlw_basicsr.commands import COMMANDS, PARSERS
 from tlw_basicsr.plugin import explain
 from tlw_basicsr.util.errors import UserError, run
 from tlw_basicsr.util.progress import announce
 from tlw_basicsr.version import __version__
 
-COMMANDS = {  # the modules of tlw_basicsr.commands, and what they do
-    "quickstart": "train a small network with L1 and with TLW, and compare them",
-    "prepare": "cut HR images into tiles; make LR images, LMDBs, meta_info.txt",
-    "options": "print a YAML to start from: a recipe or a cell of the paper's tables",
-    "add": "write TLW into a BasicSR training YAML that you have",
-    "train": "train by a YAML",
-    "test": "test by a YAML",
-    "weights": "draw what the weighting network has learned",
-    "infer": "upscale images",
-    "evaluate": "measure a network, or bicubic, on a folder of HR images",
-    "compare": "write a page that compares the images of several results",
-    "tables": "train and measure the paper's comparison, and write its tables",
-    "export": "write ONNX and safetensors",
-    "completion": "print the completion of a shell",
-    "convert": "read the paper's published checkpoints",
-}
 HELP = """usage: tlw COMMAND …
 
 Trainable Loss Weights for super-resolution, version {version}.

@@ -5,6 +5,22 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 from typing import Any
 
+COMMANDS = {  # the modules of this package, and what they do
+    "quickstart": "train a small network with L1 and with TLW, and compare them",
+    "prepare": "cut HR images into tiles; make LR images, LMDBs, meta_info.txt",
+    "options": "print a YAML to start from: a recipe or a cell of the paper's tables",
+    "add": "write TLW into a BasicSR training YAML that you have",
+    "train": "train by a YAML",
+    "test": "test by a YAML",
+    "weights": "draw what the weighting network has learned",
+    "infer": "upscale images",
+    "evaluate": "measure a network, or bicubic, on a folder of HR images",
+    "compare": "write a page that compares the images of several results",
+    "tables": "train and measure the paper's comparison, and write its tables",
+    "export": "write ONNX and safetensors",
+    "completion": "print the completion of a shell",
+    "convert": "read the paper's published checkpoints",
+}
 INFER = """Upscale images by a trained network: files, folders and globs.
 
   tlw infer photo.jpg --model 4x_anything.safetensors

@@ -13,8 +13,7 @@ from unittest.mock import patch
 
 import shtab
 
-from tlw_basicsr.cli import COMMANDS
-from tlw_basicsr.commands import parser_of
+from tlw_basicsr.commands import COMMANDS, parser_of
 
 SHELLS = ("bash", "zsh", "fish")
 
