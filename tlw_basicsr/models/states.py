@@ -58,7 +58,7 @@ def collect_others(model: Any) -> dict[str, Any]:
         except TypeError as error:
             get_root_logger().warning(f"{name} of the model is not saved ({error}): a resumed training will differ.")
     values = read_attributes(model)
-    kept = [{name: values[name] for name in values if is_kept(name) or is_changed(name, values[name], model.noted)}]
+    kept = [{name: values[name] for name in values if is_queue(name) or is_changed(name, values[name], model.noted)}]
     if model.opt["dist"]:
         mine, kept = kept[0], [{}] * model.opt["world_size"]
         dist.all_gather_object(kept, mine)
@@ -84,7 +84,7 @@ def read_attributes(model: Any) -> dict[str, Any]:
     for name, value in vars(model).items():
         if isinstance(value, nn.Module) and not name.startswith("net") and name != "tlw":
             found |= {f"{name}.{key}": tensor for key, tensor in value.state_dict().items()}
-        elif name not in ("opt", "batch", "log_dict", "best_metric_results"):
+        elif name not in ("opt", "batch", "log_dict", "best_metric_results", "noted"):
             with suppress(TypeError):
                 found[name] = to_plain(value, strict=True)
     return found
@@ -105,7 +105,7 @@ def is_changed(name: str, value: Any, noted: dict[str, Any]) -> bool:
     return name in noted and mark(value) != noted[name][1]
 
 
-def is_kept(name: str) -> bool:
+def is_queue(name: str) -> bool:
     """Return whether this is one of Real-ESRGAN's queues, which are made in the first iteration."""
     return name.startswith("queue_")
 
@@ -252,11 +252,11 @@ def take_kept(model: Any, state: dict[str, Any]) -> None:
     kept = state.get("kept", [])
     mine = kept[model.opt["rank"]] if len(kept) == model.opt["world_size"] else {}
     modules: dict[str, dict[str, Any]] = {}
-    for name, value in {**state.get("queues", {}), **mine}.items():  # queues: of states before version 1.1
+    for name, value in {**state.get("queues", {}), **mine}.items():  # queues: of earlier states
         owner, _, key = name.partition(".")
         if key and name in model.noted:
             modules.setdefault(owner, {})[key] = value
-        elif is_kept(name) or name in model.noted:
+        elif is_queue(name) or name in model.noted:
             setattr(model, name, value.to(model.device) if torch.is_tensor(value) else value)
     for owner, tensors in modules.items():
         getattr(model, owner).load_state_dict(tensors, strict=False)

@@ -288,9 +288,7 @@ class TrainingMixin(BaseModel):
             get_root_logger().info(f"Validation of params_ema{age}.")
         wrapped, self.net_g = self.net_g, self.get_bare_model(self.net_g)
         try:
-            # every size of an image would be compiled, or recorded, anew
-            eager = torch.compiler.set_stance("force_eager")
-            with device_names(self.opt), validate_alone(self, dataloader.dataset), eager:
+            with device_names(self.opt), validate_alone(self, dataloader.dataset), uncompiled(self.opt):
                 super().validation(dataloader, current_iter, *args, **kwargs)
         finally:
             self.net_g = wrapped
@@ -372,6 +370,12 @@ def with_training(base: type[BaseModel]) -> type[BaseModel]:
 def device_names(opt: dict[str, Any]) -> AbstractContextManager:
     """Where the options say CPU, let what BasicSR's models call ``cuda`` mean that."""
     return CudaMeans(torch.device("cpu")) if opt["num_gpu"] == 0 else nullcontext()
+
+
+def uncompiled(opt: dict[str, Any]) -> AbstractContextManager:
+    """Where networks are compiled, run them as they are written: every size of an image would be compiled anew."""
+    compiled = (opt.get("train") or {}).get("use_compile")
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
 def channels_last(net: nn.Module) -> None:
