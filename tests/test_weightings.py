@@ -300,3 +300,12 @@ def test_parts_of_the_learned_weights_are_refused_with_another_weighting(photogr
     options = control_options(photographs, {"type": "LDLWeights"}, train__optim_w={"type": "Adam"})
     with pytest.raises(UserError, match=r"train.optim_w: not used with train.pixel_opt.weights: LDLWeights; delete it"):
         train(options)
+
+
+def test_the_preset_gives_another_learned_weighting_its_small_network():
+    class Other(LearnedWeights):
+        """Another E step, of the same network."""
+
+    tlws = [TLW.from_preset("economy", SSIMDistance(5), weights=weights) for weights in ("learned", Other())]
+    sizes = [sum(p.numel() for p in tlw.net_w.parameters()) for tlw in tlws]
+    assert sizes[0] == sizes[1]

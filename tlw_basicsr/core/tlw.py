@@ -175,7 +175,8 @@ class TLW(nn.Module):
         """
         if preset not in PRESETS:
             raise ValueError(f"TLW: preset must be one of {', '.join(PRESETS)}, got {preset!r}")
-        if preset == "economy" and changes.get("weights", "learned") == "learned":
+        weights = changes.get("weights", "learned")
+        if preset == "economy" and (weights == "learned" or isinstance(weights, LearnedWeights)):
             changes.setdefault("net_w", TLWWeightNet(**ECONOMY_NET_W))
             changes.setdefault("optimizer", lambda parameters: make_adam(parameters, **ECONOMY_OPTIM_W))
         return cls(distance, **{**PRESETS[preset], **changes})
