@@ -5,18 +5,9 @@ from typing import Annotated, Literal
 
 import pytest
 
+from tlw_basicsr.core.arguments import BOOL, FRACTION, POSITIVE, one_of, or_none, whole
 from tlw_basicsr.util.errors import UserError
-from tlw_basicsr.util.kinds import (
-    BOOL,
-    FRACTION,
-    POSITIVE,
-    check_section,
-    describe_parameters,
-    one_of,
-    or_none,
-    suggestion,
-    whole,
-)
+from tlw_basicsr.util.kinds import check_section, describe_parameters, suggestion
 
 
 def part(

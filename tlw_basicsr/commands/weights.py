@@ -22,6 +22,7 @@ from torch import nn
 from tqdm import tqdm
 
 from tlw_basicsr.commands import parser_of
+from tlw_basicsr.core.arguments import FRACTION
 from tlw_basicsr.core.functional import Distance
 from tlw_basicsr.core.weightings import ErrorWeights, LDLWeights, PSPLWeights
 from tlw_basicsr.data.images import image_size
@@ -34,7 +35,7 @@ from tlw_basicsr.tools.experiment import Trained, build_distance, find_distance,
 from tlw_basicsr.tools.report import json_text
 from tlw_basicsr.tools.weight_maps import describe_set, map_of, write_rows
 from tlw_basicsr.util.errors import UserError
-from tlw_basicsr.util.kinds import FRACTION, Options, check_section
+from tlw_basicsr.util.kinds import Options, check_section
 from tlw_basicsr.util.yaml_options import load_yaml
 
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from tlw_basicsr.core.arguments import Accepted, checked
+from tlw_basicsr.core.arguments import Kind, checked
 from tlw_basicsr.core.functional import DistanceTo, at_least_fp32, one_per_sample
 
 TRUNKS = {  # net: torchvision's name of it, and the layers of its `features` that are compared
@@ -24,7 +24,7 @@ TRUNKS = {  # net: torchvision's name of it, and the layers of its `features` th
     "alex": ("alexnet", (1, 4, 7, 9, 11)),
     "squeeze": ("squeezenet1_1", (1, 4, 7, 9, 10, 11, 12)),
 }
-ODD = Accepted("an odd number of at least 3", lambda v: isinstance(v, int) and v >= 3 and v % 2 == 1)
+ODD = Kind("an odd number of at least 3", lambda v: isinstance(v, int) and v >= 3 and v % 2 == 1)
 
 
 class _EagerGradient(torch.autograd.Function):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.optim import Adam, Optimizer
 
-from tlw_basicsr.core.arguments import FRACTION, POSITIVE, Accepted, checked, or_none, whole
+from tlw_basicsr.core.arguments import BOOL, FRACTION, POSITIVE, Kind, checked, or_none, whole
 from tlw_basicsr.core.distances import CachedDistanceTo, LPIPSDistance, SSIMDistance
 from tlw_basicsr.core.functional import (
     at_least_fp32,
@@ -44,7 +44,7 @@ NEARLY_CONSTANT = 0.01  # standard deviation of weights that hardly tell pixels 
 
 # the arguments that a YAML has in pixel_opt
 Base = Annotated[Literal["l1", "mse"], "ℓ of a pixel; `mse` is the paper's l2"]
-WEIGHTS = Accepted(
+WEIGHTS = Kind(
     f"one of {', '.join(SHORT_NAMES)}, or a Weighting",
     lambda v: isinstance(v, Weighting) or (isinstance(v, str) and v in SHORT_NAMES),
 )
@@ -52,8 +52,7 @@ Stochastic = Annotated[bool, "relaxed Bernoulli samples of the weights, the vari
 NumSamples = Annotated[int, whole(1, 1000), "samples in one M step"]
 LossWeight = Annotated[float, "factor of the loss of the SR network"]
 
-BOOL_OR_NONE = Accepted("true, false or ~", lambda v: v is None or isinstance(v, bool), {"type": ["boolean", "null"]})
-MODULE = or_none(Accepted("a module, such as SSIMDistance()", lambda v: isinstance(v, nn.Module)))
+MODULE = or_none(Kind("a module, such as SSIMDistance()", lambda v: isinstance(v, nn.Module)))
 MakeOptimizer = Callable[[Iterator[nn.Parameter]], Optimizer]
 
 
@@ -138,7 +137,7 @@ class TLW(nn.Module):
         weight_crop: Annotated[int | None, or_none(whole(1)), "side of a random crop in an E step; ~ for all"] = None,
         distance_chunk: Annotated[int | None, or_none(whole(1)), "samples that go through D at a time"] = None,
         use_amp: Annotated[Literal[False, "bf16"], "autocast of D and the weighting network"] = False,
-        use_graphs: Annotated[bool | None, BOOL_OR_NONE, "CUDA graphs of both steps; ~ where it is safe"] = None,
+        use_graphs: Annotated[bool | None, or_none(BOOL), "CUDA graphs of both steps; ~ where it is safe"] = None,
     ) -> None:
         super().__init__()
         self.weighting = weights if isinstance(weights, Weighting) else SHORT_NAMES[weights]()

@@ -24,6 +24,7 @@ from basicsr.utils.registry import (
     Registry,
 )
 
+from tlw_basicsr.core.arguments import BOOL, STR, is_number, one_of, or_none, whole
 from tlw_basicsr.engine.distributed import LAUNCHERS, find_rank
 from tlw_basicsr.engine.schema import (
     DATASET_SECTIONS,
@@ -41,20 +42,7 @@ from tlw_basicsr.networks import FROM_FILE, fill_defaults
 from tlw_basicsr.registry import OTHER, OURS, check_arguments, find_origin, lookup
 from tlw_basicsr.util.errors import UserError, expanded, first_line, short
 from tlw_basicsr.util.files import read_bytes
-from tlw_basicsr.util.kinds import (
-    ANY,
-    BOOL,
-    DICT,
-    NAMES_OR_TEXT,
-    STR,
-    Options,
-    check_section,
-    is_number,
-    list_kinds,
-    one_of,
-    or_none,
-    whole,
-)
+from tlw_basicsr.util.kinds import ANY, DICT, NAMES_OR_TEXT, Options, check_section, list_kinds
 from tlw_basicsr.util.yaml_options import force_options, load_yaml
 
 LONGEST_YAML = 2**18  # bytes; reading one takes some seconds

@@ -7,23 +7,9 @@ the parameters of their own classes and functions.
 from dataclasses import dataclass
 from typing import Annotated
 
+from tlw_basicsr.core.arguments import BOOL, POSITIVE, STR, Kind, is_number, one_of, or_none, whole
 from tlw_basicsr.registry import BASICSR, OTHER, OURS
-from tlw_basicsr.util.kinds import (
-    BOOL,
-    DICT,
-    FOLDER_NAME,
-    LIST,
-    NAMES,
-    POSITIVE,
-    STR,
-    SUFFIX,
-    TEMPLATE,
-    Kind,
-    is_number,
-    one_of,
-    or_none,
-    whole,
-)
+from tlw_basicsr.util.kinds import DICT, FOLDER_NAME, LIST, NAMES, SUFFIX, TEMPLATE
 
 # numpy's seeds end at 2^32 - 1, and a rank and a worker are added
 SEED = or_none(whole(0, 4_000_000_000))

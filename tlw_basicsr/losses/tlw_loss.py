@@ -7,22 +7,14 @@ from typing import Annotated, Any, Literal, cast
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 
-from tlw_basicsr.core.tlw import (
-    ECONOMY_NET_W,
-    ECONOMY_OPTIM_W,
-    PRESETS,
-    TLW,
-    Base,
-    LossWeight,
-    NumSamples,
-    Stochastic,
-)
+from tlw_basicsr.core.arguments import Kind
+from tlw_basicsr.core.tlw import ECONOMY_NET_W, ECONOMY_OPTIM_W, PRESETS, TLW, Base, LossWeight, NumSamples, Stochastic
 from tlw_basicsr.core.weightings import SHORT_NAMES, LDLWeights, LearnedWeights, PSPLWeights, Weighting
 from tlw_basicsr.losses.distance_loss import build_distance
 from tlw_basicsr.networks import get_section
 from tlw_basicsr.registry import check_arguments, lookup
 from tlw_basicsr.util.errors import UserError, short
-from tlw_basicsr.util.kinds import Kind, Option, describe_parameters
+from tlw_basicsr.util.kinds import Option, describe_parameters
 
 LOSS_REGISTRY.register(LearnedWeights)
 LOSS_REGISTRY.register(LDLWeights)

@@ -7,8 +7,9 @@ from typing import Any
 
 import yaml
 
+from tlw_basicsr.core.arguments import is_number
 from tlw_basicsr.util.errors import UserError, short
-from tlw_basicsr.util.kinds import FOLDER_NAME, Options, is_number
+from tlw_basicsr.util.kinds import FOLDER_NAME, Options
 from tlw_basicsr.util.yaml_options import load_yaml
 
 BASE_OF = {

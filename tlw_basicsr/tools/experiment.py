@@ -10,6 +10,7 @@ from pathlib import Path
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 
+from tlw_basicsr.core.arguments import FRACTION, STR
 from tlw_basicsr.core.functional import Distance, k_schedule
 from tlw_basicsr.engine.options import read_options
 from tlw_basicsr.losses.tlw_loss import complete_economy, split_options
@@ -19,7 +20,7 @@ from tlw_basicsr.registry import check_arguments, lookup
 from tlw_basicsr.tools.inference import NetworkUpscaler
 from tlw_basicsr.util.errors import UserError, expanded, short
 from tlw_basicsr.util.files import load_file
-from tlw_basicsr.util.kinds import FRACTION, STR, Options
+from tlw_basicsr.util.kinds import Options
 from tlw_basicsr.util.yaml_options import load_yaml
 
 

@@ -9,21 +9,12 @@ A parameter that is an option says what it accepts and means where it is declare
 
 import difflib
 import inspect
-import sys
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from types import MappingProxyType
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
+from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
+from tlw_basicsr.core.arguments import BOOL, NUMBER, PLAIN, STR, Kind, find_kind, is_number, or_none
 from tlw_basicsr.util.errors import UserError, short
-
-
-class Kind(NamedTuple):
-    """What values an option accepts: a text for people, the check itself, and what of it a JSON schema can say."""
-
-    text: str
-    accepts: Callable[[Any], bool]
-    schema: Mapping[str, Any] = MappingProxyType({})
 
 
 class Option(NamedTuple):
@@ -38,44 +29,7 @@ Schema = Mapping[str, Kind]
 Options = dict[str, Any]
 
 
-def is_number(value: Any) -> bool:
-    """Whether ``value`` is a finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-
-
-def whole(minimum: int, maximum: int | None = None) -> Kind:
-    """A whole number of at least ``minimum``."""
-    return Kind(
-        f"a whole number of at least {minimum}" + ("" if maximum is None else f" and at most {maximum:,}"),
-        lambda v: isinstance(v, int) and not isinstance(v, bool) and minimum <= v and (maximum is None or v <= maximum),
-        {"type": "integer", "minimum": minimum} | ({} if maximum is None else {"maximum": maximum}),
-    )
-
-
-def one_of(*choices: Any) -> Kind:
-    """One of some values; 1 is not True."""
-    return Kind(
-        "one of " + ", ".join(str(c).lower() if isinstance(c, bool) else str(c) for c in choices),
-        lambda v: any(type(v) is type(c) and v == c for c in choices),
-        {"enum": list(choices)},
-    )
-
-
-def or_none(kind: Kind) -> Kind:
-    """``kind``, or ``~``."""
-    schema = {"anyOf": [kind.schema, {"type": "null"}]} if kind.schema else {}
-    return Kind(kind.text + ", or ~", lambda v: v is None or kind.accepts(v), schema)
-
-
 ANY = Kind("anything", lambda _: True)
-STR = Kind("text", lambda v: isinstance(v, str) and v != "", {"type": "string", "minLength": 1})
-BOOL = Kind("true or false", lambda v: isinstance(v, bool), {"type": "boolean"})
-WHOLE = Kind("a whole number", lambda v: isinstance(v, int) and not isinstance(v, bool), {"type": "integer"})
-NUMBER = Kind("a number", is_number, {"type": "number"})
-POSITIVE = Kind("a number above 0", lambda v: is_number(v) and v > 0, {"type": "number", "exclusiveMinimum": 0})
-NOT_NEGATIVE = Kind("a number of at least 0", lambda v: is_number(v) and v >= 0, {"type": "number", "minimum": 0})
-BETWEEN_0_AND_1 = {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}
-FRACTION = Kind("a number in (0, 1)", lambda v: is_number(v) and 0 < v < 1, BETWEEN_0_AND_1)
 DICT = Kind("a section of 'key: value'", lambda v: isinstance(v, dict), {"type": "object"})
 LIST = Kind("a list", lambda v: isinstance(v, list), {"type": "array"})
 NAMES = Kind(
@@ -153,25 +107,18 @@ def describe_parameters(call: Callable, without: Collection[str] = ()) -> dict[s
 
 
 def _describe(parameter: inspect.Parameter) -> Option:
-    annotation, facts = parameter.annotation, ()
-    if get_origin(annotation) is Annotated:
-        annotation, *facts = get_args(annotation)
-    # the core's have the parts of a Kind, and know nothing of options
-    kinds = [Kind(fact.text, fact.accepts, fact.schema) for fact in facts if not isinstance(fact, str)]
-    kind = kinds[0] if kinds else _kind_of(annotation, parameter.default)
-    return Option(kind, next((fact for fact in facts if isinstance(fact, str)), ""), parameter.default)
+    annotation = parameter.annotation
+    facts = get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
+    meaning = next((fact for fact in facts if isinstance(fact, str)), "")
+    kind = find_kind(annotation) or _guess_kind(annotation, parameter.default)
+    return Option(kind, meaning, parameter.default)
 
 
-def _kind_of(annotation: Any, default: Any) -> Kind:
-    """The kind of a parameter's values, from its annotation, else from its default."""
-    types = {bool: BOOL, str: STR, int: WHOLE, float: NUMBER}
-    if get_origin(annotation) is Literal:
-        return one_of(*get_args(annotation))
-    if annotation in types:
-        return types[annotation]
+def _guess_kind(annotation: Any, default: Any) -> Kind:
+    """The kind of a parameter's values where the annotation is none of ours."""
     if annotation == str | None:
         return or_none(STR)
-    if annotation is inspect.Parameter.empty and type(default) in types:
+    if annotation is inspect.Parameter.empty and type(default) in PLAIN:
         if isinstance(default, bool):
             return BOOL
         # a default of 1 may well mean a float, or one for each side
