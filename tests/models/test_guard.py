@@ -225,7 +225,7 @@ def test_theta_and_its_moments_are_not_copied(photographs, tmp_path, pair, monke
 
 def test_without_the_guard_nothing_is_looked_at(photographs, tmp_path, pair, monkeypatch):
     model = built(photographs, tmp_path, train__guard=False)
-    monkeypatch.setattr(guard, "is_small", lambda *_: pytest.fail("looked at"))
+    monkeypatch.setattr(guard, "is_sound", lambda *_: pytest.fail("looked at"))
     model.feed_data({**batch(pair), "gt": poisoned(pair[1])})
     model.optimize_parameters(1)
     assert model.guard.skipped == 0 and any(p.isnan().any() for p in model.net_g.parameters())

@@ -37,7 +37,7 @@ from tlw_basicsr.engine.options import find_model
 from tlw_basicsr.engine.preflight import check_batch, count_batch
 from tlw_basicsr.engine.recorded import Asked, MissingOption, Place, Recorded, check_unread
 from tlw_basicsr.models import TLWMixin, build_model
-from tlw_basicsr.models.optimizers import list_optimizers, list_schedulers
+from tlw_basicsr.models.optimizers import OPTIMIZERS, SCHEDULERS
 from tlw_basicsr.models.validation import LQ_ALONE, list_paths
 from tlw_basicsr.registry import OTHER, check_arguments, find_doubts, find_origin, lookup
 from tlw_basicsr.util.errors import UserError, first_line, short
@@ -209,7 +209,7 @@ class Rehearsal:
         part = section.get("type") if isinstance(section, dict) else section
         call = _find_call(place, part)
         if isinstance(error, NotImplementedError) and str(place[-1]).startswith(("optim_", "scheduler")):
-            names = list_schedulers() if place[-1] == "scheduler" else list_optimizers()
+            names = SCHEDULERS if place[-1] == "scheduler" else OPTIMIZERS
             return f"{where}.type: {short(part)}{suggestion(part, names)}; accepted are {', '.join(names)}"
         doubts = ""
         if call and stage == "in building the model":

@@ -68,7 +68,7 @@ class StepGuard:
     @torch.no_grad()
     def _copy_buffers(self, networks: Iterable[nn.Module]) -> None:
         if self.buffers is None:  # without those that are not finite: a mask may hold -inf
-            found = {id(b): b for net in networks for b in net.buffers() if are_finite([b])}
+            found = {id(b): b for net in networks for b in net.buffers() if is_sound([b])}
             self.buffers = list(found.values())
             self.buffer_copies = [buffer.clone() for buffer in self.buffers]
         elif self.buffers:
@@ -133,18 +133,11 @@ def list_parameters(optimizer: Optimizer) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
-def are_finite(values: Iterable[Any]) -> Tensor:
-    """Return a flag: whether all floating-point tensors among ``values`` are finite."""
-    return is_sound(values)
-
-
-def is_small(optimizer: Optimizer) -> Tensor:
-    """Return a flag: whether gradient and learning rate are so small that no step of theirs leaves float32."""
-    return is_sound((), optimizer)
-
-
 def is_sound(values: Iterable[Any], optimizer: Optimizer | None = None) -> Tensor:
-    """Return :func:`are_finite` of ``values`` and :func:`is_small` of ``optimizer`` as one flag, in eight launches."""
+    """Return a flag: whether all floating-point tensors among ``values`` are finite, in eight launches.
+
+    Gradient and learning rate of ``optimizer`` must be so small that no step of theirs leaves float32.
+    """
     tensors = [v.detach() for v in values if torch.is_tensor(v) and v.is_floating_point() and v.numel()]
     parameters = [] if optimizer is None else list_parameters(optimizer)
     norms = list_norms([p.grad for p in parameters if p.grad is not None], 2)

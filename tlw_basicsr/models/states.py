@@ -21,6 +21,7 @@ from tlw_basicsr.util.errors import UserError
 from tlw_basicsr.util.files import save_file
 from tlw_basicsr.version import __version__
 
+QUEUE = "queue_"  # Real-ESRGAN's, which are made in the first iteration
 MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")  # have their parameter's shape
 
 
@@ -57,8 +58,7 @@ def collect_others(model: Any) -> dict[str, Any]:
             found.setdefault("others", {})[name] = to_plain(part.state_dict(), strict=True)
         except TypeError as error:
             get_root_logger().warning(f"{name} of the model is not saved ({error}): a resumed training will differ.")
-    values = read_attributes(model)
-    kept = [{name: values[name] for name in values if is_queue(name) or is_changed(name, values[name], model.noted)}]
+    kept = [{name: value for name, value in read_attributes(model).items() if is_kept(name, value, model.noted)}]
     if model.opt["dist"]:
         mine, kept = kept[0], [{}] * model.opt["world_size"]
         dist.all_gather_object(kept, mine)
@@ -100,14 +100,9 @@ def mark(value: Any) -> Any:
     return tree_map(lambda v: (v.data_ptr(), v._version) if torch.is_tensor(v) else v, value)
 
 
-def is_changed(name: str, value: Any, noted: dict[str, Any]) -> bool:
-    """Return whether a value differs from what was noted; what came later is the batch's."""
-    return name in noted and mark(value) != noted[name][1]
-
-
-def is_queue(name: str) -> bool:
-    """Return whether this is one of Real-ESRGAN's queues, which are made in the first iteration."""
-    return name.startswith("queue_")
+def is_kept(name: str, value: Any, noted: dict[str, Any]) -> bool:
+    """Return whether a value differs from what was noted; what came later is the batch's, but for queues."""
+    return name.startswith(QUEUE) or (name in noted and mark(value) != noted[name][1])
 
 
 def write_state(model: Any, epoch: int, current_iter: int | str) -> None:
@@ -256,7 +251,7 @@ def take_kept(model: Any, state: dict[str, Any]) -> None:
         owner, _, key = name.partition(".")
         if key and name in model.noted:
             modules.setdefault(owner, {})[key] = value
-        elif is_queue(name) or name in model.noted:
+        elif name.startswith(QUEUE) or name in model.noted:
             setattr(model, name, value.to(model.device) if torch.is_tensor(value) else value)
     for owner, tensors in modules.items():
         getattr(model, owner).load_state_dict(tensors, strict=False)

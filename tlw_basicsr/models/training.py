@@ -20,9 +20,9 @@ from tlw_basicsr.compat import CudaMeans
 from tlw_basicsr.core.graphs import copy_all
 from tlw_basicsr.core.weight_net import paper_start_values
 from tlw_basicsr.models import states
-from tlw_basicsr.models.guard import StepGuard, are_finite, is_small, list_parameters
+from tlw_basicsr.models.guard import StepGuard, is_sound, list_parameters
 from tlw_basicsr.models.optimizer import MixedPrecision, TrainingOptimizer
-from tlw_basicsr.models.optimizers import build_optimizer, build_schedulers
+from tlw_basicsr.models.optimizers import OPTIMIZERS, SCHEDULERS
 from tlw_basicsr.models.validation import describe_average, validate_alone
 from tlw_basicsr.networks import check_fit, describe_fit, read_network
 from tlw_basicsr.util.errors import UserError, first_line
@@ -32,22 +32,7 @@ from tlw_basicsr.util.files import save_file
 class TrainingMixin(BaseModel):
     """Checkpoints, devices and optimiser steps of a BasicSR model; a base class that precedes the model's own.
 
-    Options in ``train``, all off by default:
-
-    - ``accumulation_steps``: iterations to a step of every optimiser;
-    - ``clip_grad_norm``: the largest norm of an optimiser's gradient;
-    - ``use_amp``: ``bf16`` or ``fp16``, see :class:`MixedPrecision`;
-    - ``use_channels_last``: networks' weights in channels-last order;
-    - ``use_compile``: ``torch.compile`` of the networks, or the name of its mode for the SR network;
-    - ``use_tf32``: TensorFloat-32 in matrix products;
-    - ``init_g: paper``: weights of the SR network's convolutions start from N(0, 0.02), by ``manual_seed`` alone.
-
-    ``val.save_best: METRIC`` keeps the networks that are best by this metric on the first validation set, as
-    ``net_*_best.pth``.
-
-    A step in which the input, the output, a loss, a weight, a gradient or a buffer is not finite is refused and logged,
-    see :class:`tlw_basicsr.models.guard.StepGuard`; ``max_bad_steps`` (default 10) of them in a row end the training.
-    ``guard: false`` turns that off.
+    Its options are those of :class:`tlw_basicsr.engine.schema.TrainOptions` and ``val.save_best``.
     """
 
     own_optimizers = 0  # how many a subclass adds after those of the BasicSR model
@@ -80,7 +65,9 @@ class TrainingMixin(BaseModel):
         try:
             return super().get_optimizer(optim_type, params, lr, **kwargs)
         except NotImplementedError:
-            return build_optimizer(optim_type, params, lr=lr, **kwargs)
+            if optim_type not in OPTIMIZERS:
+                raise
+        return OPTIMIZERS[optim_type](params, lr=lr, **kwargs)
 
     def setup_optimizers(self) -> None:
         """Build the model's own optimisers, each within a :class:`TrainingOptimizer`."""
@@ -103,7 +90,10 @@ class TrainingMixin(BaseModel):
         try:
             super().setup_schedulers()
         except NotImplementedError:
-            self.schedulers = build_schedulers(section, self.optimizers)
+            name = section.pop("type")
+            if name not in SCHEDULERS:
+                raise
+            self.schedulers = [SCHEDULERS[name](optimizer, **section) for optimizer in self.optimizers]
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
         """As BasicSR's, with ``use_channels_last`` and ``use_compile``; distributed on CPU processes too."""
@@ -196,13 +186,13 @@ class TrainingMixin(BaseModel):
 
     def name_not_finite(self, terms: dict[str, Any]) -> list[str]:
         """Return the names of terms, gradients and networks that are not finite."""
-        names = [name for name, value in terms.items() if not are_finite([value])]
+        names = [name for name, value in terms.items() if not is_sound([value])]
         for number, optimizer in enumerate(self.optimizers):
-            if not is_small(optimizer):
+            if not is_sound((), optimizer):
                 name = next((k for k, v in vars(self).items() if v is optimizer), f"optimizer {number}")
-                finite = are_finite(p.grad for p in list_parameters(optimizer))
+                finite = is_sound(p.grad for p in list_parameters(optimizer))
                 names.append(f"{'step' if finite else 'gradient'} of {name}")
-        return names + [f"state of {name}" for name, net in self.networks().items() if not are_finite(net.buffers())]
+        return names + [f"state of {name}" for name, net in self.networks().items() if not is_sound(net.buffers())]
 
     def agreed(self, flag: Tensor) -> Tensor:
         """Return ``flag``, true only where it is true in every process."""
