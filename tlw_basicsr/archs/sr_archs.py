@@ -5,6 +5,7 @@ published networks.
 """
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from basicsr.utils.registry import ARCH_REGISTRY
@@ -15,6 +16,10 @@ from torch.nn import functional as F
 from tlw_basicsr.compat import part_of_basicsr
 
 GREY = (0.5, 0.5, 0.5)
+InChannels = Annotated[int, "channels of the LR image"]
+OutChannels = Annotated[int, "channels of the SR image"]
+ImgRange = Annotated[float, "the network sees `(x - rgb_mean)·img_range`"]
+RgbMean = Annotated[Sequence[float], "subtracted from the image in [0, 1]"]
 RCAN = part_of_basicsr("basicsr.archs.rcan_arch", "RCAN", "TLWRCAN")
 
 
@@ -25,28 +30,19 @@ class TLWVDSR(nn.Module):
     With u the LR image, upsampled by torch's bicubic::
 
         x̂ = u + conv(relu(conv(… relu(conv(u)))))      num_block + 2 convolutions of 3×3
-
-    Args:
-        num_in_ch: channels of the LR image.
-        num_out_ch: channels of the SR image, the same number.
-        num_feat: channels of the hidden layers.
-        num_block: convolutions between the first and the last.
-        upscale: factor.
-        img_range: the network sees ``(x - rgb_mean)·img_range``.
-        rgb_mean: subtracted from the image in [0, 1].
     """
 
     mean: Tensor
 
     def __init__(
         self,
-        num_in_ch: int = 3,
-        num_out_ch: int = 3,
-        num_feat: int = 64,
-        num_block: int = 10,
-        upscale: int = 4,
-        img_range: float = 2.0,
-        rgb_mean: Sequence[float] = GREY,
+        num_in_ch: InChannels = 3,
+        num_out_ch: Annotated[int, "channels of the SR image, the same number"] = 3,
+        num_feat: Annotated[int, "channels of the hidden layers"] = 64,
+        num_block: Annotated[int, "convolutions between the first and the last"] = 10,
+        upscale: Annotated[int, "factor"] = 4,
+        img_range: ImgRange = 2.0,
+        rgb_mean: RgbMean = GREY,
     ) -> None:
         super().__init__()
         if num_in_ch != num_out_ch:
@@ -70,33 +66,20 @@ class TLWVDSR(nn.Module):
 
 @ARCH_REGISTRY.register()
 class TLWRCAN(RCAN):
-    """RCAN as in the paper's comparison: BasicSR's, but upscaled by **one** PixelShuffle(s), for ×4 too.
-
-    Args:
-        num_in_ch: channels of the LR image.
-        num_out_ch: channels of the SR image.
-        num_feat: channels of the hidden layers.
-        num_group: residual groups.
-        num_block: blocks in a group.
-        squeeze_factor: factor by which the channel attention reduces the channels.
-        upscale: factor s, any.
-        res_scale: factor of a block's residual.
-        img_range: the network sees ``(x - rgb_mean)·img_range``.
-        rgb_mean: subtracted from the image in [0, 1].
-    """
+    """RCAN as in the paper's comparison: BasicSR's, but upscaled by **one** PixelShuffle(s), for ×4 too."""
 
     def __init__(
         self,
-        num_in_ch: int = 3,
-        num_out_ch: int = 3,
-        num_feat: int = 64,
-        num_group: int = 10,
-        num_block: int = 20,
-        squeeze_factor: int = 16,
-        upscale: int = 4,
-        res_scale: float = 1,
-        img_range: float = 2.0,
-        rgb_mean: Sequence[float] = GREY,
+        num_in_ch: InChannels = 3,
+        num_out_ch: OutChannels = 3,
+        num_feat: Annotated[int, "channels of the hidden layers"] = 64,
+        num_group: Annotated[int, "residual groups"] = 10,
+        num_block: Annotated[int, "blocks in a group"] = 20,
+        squeeze_factor: Annotated[int, "factor by which the channel attention reduces the channels"] = 16,
+        upscale: Annotated[int, "factor s, any"] = 4,
+        res_scale: Annotated[float, "factor of a block's residual"] = 1,
+        img_range: ImgRange = 2.0,
+        rgb_mean: RgbMean = GREY,
     ) -> None:
         # BasicSR's upsampler is replaced, so any scale that it knows will do
         super().__init__(
@@ -109,43 +92,27 @@ class TLWRCAN(RCAN):
 
 @ARCH_REGISTRY.register()
 class TLWHAT(HAT):
-    """HAT, spandrel's; the defaults are the paper's small one. Images of any size are padded to the window.
-
-    Args:
-        num_in_ch: channels of the LR and the SR image.
-        embed_dim: channels of the transformer.
-        depths: blocks in each group.
-        num_heads: attention heads in each group.
-        window_size: side of the attention windows; a side of the LR image must have more than half as many pixels.
-        compress_ratio: factor by which the convolution blocks reduce the channels.
-        squeeze_factor: factor by which the channel attention reduces the channels.
-        conv_scale: factor of the convolution blocks.
-        overlap_ratio: by how much of a window the overlapping attention's windows are larger.
-        mlp_ratio: hidden features of an MLP, in ``embed_dim``.
-        drop_path_rate: stochastic depth while training.
-        num_feat: channels around the upsampler.
-        upscale: factor, 2, 3, 4 or 8.
-        img_range: the network sees ``(x - rgb_mean)·img_range``.
-        rgb_mean: subtracted from the image in [0, 1].
-    """
+    """HAT, spandrel's; the defaults are the paper's small one. Images of any size are padded to the window."""
 
     def __init__(
         self,
-        num_in_ch: int = 3,
-        embed_dim: int = 96,
-        depths: Sequence[int] = (6, 6, 6, 6),
-        num_heads: Sequence[int] = (6, 6, 6, 6),
-        window_size: int = 7,
-        compress_ratio: int = 3,
-        squeeze_factor: int = 30,
-        conv_scale: float = 0.01,
-        overlap_ratio: float = 0.0,
-        mlp_ratio: float = 4.0,
-        drop_path_rate: float = 0.1,
-        num_feat: int = 64,
-        upscale: int = 4,
-        img_range: float = 2.0,
-        rgb_mean: Sequence[float] = GREY,
+        num_in_ch: Annotated[int, "channels of the LR and the SR image"] = 3,
+        embed_dim: Annotated[int, "channels of the transformer"] = 96,
+        depths: Annotated[Sequence[int], "blocks in each group"] = (6, 6, 6, 6),
+        num_heads: Annotated[Sequence[int], "attention heads in each group"] = (6, 6, 6, 6),
+        window_size: Annotated[
+            int, "side of the attention windows; a side of the LR image must have more than half as many pixels"
+        ] = 7,
+        compress_ratio: Annotated[int, "factor by which the convolution blocks reduce the channels"] = 3,
+        squeeze_factor: Annotated[int, "factor by which the channel attention reduces the channels"] = 30,
+        conv_scale: Annotated[float, "factor of the convolution blocks"] = 0.01,
+        overlap_ratio: Annotated[float, "by how much of a window the overlapping attention's windows are larger"] = 0.0,
+        mlp_ratio: Annotated[float, "hidden features of an MLP, in `embed_dim`"] = 4.0,
+        drop_path_rate: Annotated[float, "stochastic depth while training"] = 0.1,
+        num_feat: Annotated[int, "channels around the upsampler"] = 64,
+        upscale: Annotated[int, "factor, 2, 3, 4 or 8"] = 4,
+        img_range: ImgRange = 2.0,
+        rgb_mean: RgbMean = GREY,
     ) -> None:
         super().__init__(
             in_chans=num_in_ch,
@@ -172,15 +139,15 @@ class UncertaintyHead(nn.Module):
 
     Nearest upsampling to the SR image's size, then three 3×3 convolutions with ELU between. Source: Ning et al.,
     "Uncertainty-Driven Loss for Single Image Super-Resolution", NeurIPS 2021.
-
-    Args:
-        num_in_ch: channels of the features.
-        num_out_ch: channels of the SR image.
-        num_feat: channels between the convolutions.
-        upscale: from the features' size to the SR image's.
     """
 
-    def __init__(self, num_in_ch: int = 64, num_out_ch: int = 3, num_feat: int = 64, upscale: int = 4) -> None:
+    def __init__(
+        self,
+        num_in_ch: Annotated[int, "channels of the features"] = 64,
+        num_out_ch: OutChannels = 3,
+        num_feat: Annotated[int, "channels between the convolutions"] = 64,
+        upscale: Annotated[int, "from the features' size to the SR image's"] = 4,
+    ) -> None:
         super().__init__()
         self.num_in_ch = num_in_ch
         self.body = nn.Sequential(

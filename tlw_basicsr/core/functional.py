@@ -183,13 +183,8 @@ def relative_error(sr: Tensor, gt: Tensor) -> Tensor:
 def error_weights(sr: Tensor, gt: Tensor, k: float | Tensor) -> Tensor:
     r"""Weights in proportion to the error, without learning: w = FixedSum_k(|x̂ - x| / max_{h,w} |x̂ - x|).
 
-    Args:
-        sr: x̂ (N, C, H, W).
-        gt: x (N, C, H, W), in the range of ``sr``, which may be any.
-        k: mean of the weights of every channel, in (0, 1).
-
-    Returns:
-        Weights in [0, 1], (N, C, H, W), at least float32, without gradient; ``k`` everywhere without any error.
+    Images may be of any range. The weights, of mean ``k`` in (0, 1) in every channel, are at least float32 and have no
+    gradient; they are ``k`` everywhere without any error.
     """
     return fixed_sum(relative_error(sr, gt), k)
 
@@ -207,15 +202,9 @@ def weight_criterion_loss(distance: Distance, sr: Tensor, gt: Tensor, w: Tensor,
 
         L_φ = mean_n [ log(|D(x_w, x)| + ε) - log(|D(x_{1-w}, x)| + ε) ]
 
-    Args:
-        distance: D.
-        sr: x̂ (N, C, H, W); no gradient goes to it.
-        gt: x (N, C, H, W) in [0, 1].
-        w: weights in [0, 1], (N, C, H, W): one sample (stochastic variant) or the map itself (deterministic).
-        eps: ε; 1e-3 in the stochastic variant, 0 (plain log D) in the deterministic one.
-
-    Returns:
-        Scalar. Finite even where D is 0: log arguments are kept at or above the smallest normal number.
+    ``w`` is one sample of the weights, with ε = ``eps`` = 1e-3 (stochastic variant), or the map itself with 0, the
+    plain log D (deterministic). No gradient goes to x̂. The loss, a scalar, is finite even where D is 0: log arguments
+    are kept at or above the smallest normal number.
     """
     check_images(sr, gt)
     distance = fix_reference(distance, gt)
@@ -241,16 +230,9 @@ def pixel_error(sr: Tensor, gt: Tensor, base: str, floor: float) -> Tensor:
 
 
 def weighted_pixel_loss(sr: Tensor, gt: Tensor, w: Tensor, base: str = "l1") -> Tensor:
-    r"""L_θ of the deterministic variant: mean(w·ℓ), with the floor 0.1 in ``base='mse'``.
+    r"""L_θ of the deterministic variant, a scalar: mean(w·ℓ), ℓ of :func:`pixel_error` with the floor 0.1.
 
-    Args:
-        sr: x̂ (N, C, H, W), with gradient.
-        gt: x (N, C, H, W) in [0, 1].
-        w: weights in [0, 1] (N, C, H, W); no gradient goes to them.
-        base: ``'l1'`` or ``'mse'``, see :func:`pixel_error`.
-
-    Returns:
-        Scalar.
+    Its gradient goes to x̂, none to the weights.
     """
     return (at_least_fp32(w.detach()) * pixel_error(sr, gt, base, MSE_FLOOR_DETERMINISTIC)).mean()
 
@@ -270,19 +252,12 @@ def importance_log_ratio(distance: Distance, sr: Tensor, gt: Tensor, ws: Tensor)
 def marginal_pixel_loss(distance: Distance | None, sr: Tensor, gt: Tensor, ws: Tensor, base: str = "l1") -> Tensor:
     r"""L_θ of the stochastic variant: the likelihood of x, with the sampled weights marginalised out.
 
-    With e_s = mean over C, H, W of w_s·ℓ (floor 0.2 in ``base='mse'``) and r_s of :func:`importance_log_ratio`::
+    With e_s = mean over C, H, W of w_s·ℓ, ℓ of :func:`pixel_error` with the floor 0.2, and r_s of
+    :func:`importance_log_ratio`, or 1 where ``distance`` is None::
 
         L_θ = mean_n [ -log( Σ_s r_s exp(-e_s) / Σ_s r_s ) ]
 
-    Args:
-        distance: D; None leaves the importance out, r_s = 1.
-        sr: x̂ (N, C, H, W), with gradient.
-        gt: x (N, C, H, W) in [0, 1].
-        ws: S samples of the weights in [0, 1], (S, N, C, H, W); no gradient goes to them.
-        base: ``'l1'`` or ``'mse'``, see :func:`pixel_error`.
-
-    Returns:
-        Scalar.
+    ``ws`` are S samples of the weights, (S, N, C, H, W). The gradient of the loss, a scalar, goes to x̂, none to them.
     """
     ws = at_least_fp32(ws.detach())
     error = pixel_error(sr, gt, base, MSE_FLOOR_STOCHASTIC)
@@ -299,15 +274,8 @@ def k_schedule(t: float, k_start: float = 0.3, k_end: float = 0.9, k_decay: floa
 def uncertainty_loss(sr: Tensor, gt: Tensor, s: Tensor) -> Tensor:
     r"""L_ESU, stage one of the uncertainty baseline: mean(exp(-s)·|x̂ - x| + 2s).
 
+    The gradient of the loss, a scalar, goes to x̂ and to the log-variance map s (N, C, H, W).
     Source: Ning et al., "Uncertainty-Driven Loss for Single Image Super-Resolution", NeurIPS 2021.
-
-    Args:
-        sr: x̂ (N, C, H, W), with gradient.
-        gt: x (N, C, H, W) in [0, 1].
-        s: log-variance map (N, C, H, W), with gradient.
-
-    Returns:
-        Scalar.
     """
     s = at_least_fp32(s)
     return ((-s).exp() * pixel_error(sr, gt, "l1", 0) + 2 * s).mean()
@@ -316,7 +284,7 @@ def uncertainty_loss(sr: Tensor, gt: Tensor, s: Tensor) -> Tensor:
 def uncertainty_driven_loss(sr: Tensor, gt: Tensor, s: Tensor) -> Tensor:
     r"""L_UDL, stage two of the uncertainty baseline: mean((s - min s)·|x̂ - x|), the minimum of each channel.
 
-    Arguments and source as :func:`uncertainty_loss`; no gradient goes to ``s``.
+    As :func:`uncertainty_loss`, but no gradient goes to s.
     """
     s = at_least_fp32(s.detach())
     return ((s - s.amin(dim=(-2, -1), keepdim=True)) * pixel_error(sr, gt, "l1", 0)).mean()

@@ -15,6 +15,7 @@ from tlw_basicsr.core.functional import (
     fixed_sum,
     is_at_hand,
     relative,
+    relative_error,
     sample_weights,
     weight_criterion_loss,
 )
@@ -112,8 +113,8 @@ class ErrorWeights(Weighting):
     """A control without learning: M = |x̂ - x|, weights in proportion to the error."""
 
     def map(self, sr: Tensor, gt: Tensor, t: float, **images: Tensor) -> Tensor:
-        """|x̂ - x|."""
-        return (at_least_fp32(sr) - at_least_fp32(gt)).abs()
+        """|x̂ - x|, relative already."""
+        return relative_error(sr, gt)
 
 
 class LDLWeights(Weighting):
@@ -125,10 +126,8 @@ class LDLWeights(Weighting):
 
     The source multiplies by var(r over the image)^(1/5), one number for an image, which drops out of the relative map
     as any factor does; and it adds the weighted loss to a GAN's, where here it is the pixel loss. It costs one more
-    forward of the SR network. Source: Liang, Zeng and Zhang, "Details or Artifacts", CVPR 2022.
-
-    Args:
-        window: side of the window; images must have more than half as many pixels a side.
+    forward of the SR network. Images must have more than half as many pixels a side as the window.
+    Source: Liang, Zeng and Zhang, "Details or Artifacts", CVPR 2022.
     """
 
     needs = ("sr_ema",)
@@ -156,10 +155,6 @@ class PSPLWeights(Weighting):
     with SSIM the map of each channel, 11×11 Gaussian window of σ = 1.5, borders of zeros. The source's factor ``max``
     drops out of the relative map. As σ grows, the weights become equal. Source: Lin, Gao and Wang, "Pixel-level
     Self-Paced Learning for Super-Resolution", ICASSP 2020, where t counts epochs, alpha is 1 and beta 0.
-
-    Args:
-        alpha: growth of σ from one t to the next.
-        beta: σ at t = 0.
     """
 
     @checked

@@ -32,23 +32,11 @@ def lq_of_crop(gt: np.ndarray, top: int, left: int, height: int, width: int, sca
 class BicubicSRDataset(data.Dataset):
     """HR images and their bicubic LR images, which are made on the fly by MATLAB's antialiased bicubic.
 
-    An item is ``{'lq', 'gt', 'lq_path', 'gt_path'}``
-    with RGB float32 tensors (3, H, W), ``gt`` in [0, 1]; both paths are the HR image's.
+    An item is ``{'lq', 'gt', 'lq_path', 'gt_path'}`` with RGB float32 tensors (3, H, W), ``gt`` in [0, 1]; both paths
+    are the HR image's, which is cut from the top left.
 
     Args:
-        opt: Options of the data set:
-
-            - ``dataroot_gt``: folder, or LMDB with ``io_backend: {type: lmdb}``
-            - ``meta_info_file``: optional text file with an image name at the start of every line
-            - ``io_backend``: ``{type: disk}`` or ``{type: lmdb}``
-            - ``scale``, ``phase``: set from the rest of the YAML
-            - ``gt_size`` (train): side of the random square crop of HR, a multiple of the scale; None for the whole
-              image, cut to a multiple of the scale
-            - ``use_hflip``, ``use_rot`` (train): random flips and turns by 90 degrees, default false
-            - ``mod_crop`` (val, test): HR is cut from the top left to a multiple of it; it is a multiple of the scale,
-              by default the scale itself, and 28 in the paper's protocol
-            - ``quantize_lq``: whether LR has 8 bits, as MATLAB makes it from 8-bit images (default, the field's
-              protocol), or is the unrounded result for the float image (the paper's)
+        opt: ``scale``, ``phase`` (train, val or test) and those of :class:`tlw_basicsr.engine.schema.BicubicSROptions`.
 
     Raises:
         UserError: See :func:`tlw_basicsr.data.listing.list_images` and :func:`check_sizes`.

@@ -50,8 +50,8 @@ def image_size(path: Path, key: str) -> tuple[int, int]:
             return header.height, header.width
     try:
         return _decode(read_bytes(path, key), cv2.IMREAD_COLOR).shape[:2]
-    except (OSError, ValueError) as error:
-        raise UserError(f"{key}: {path} is not an image that can be read ({type(error).__name__})") from error
+    except ValueError as error:
+        raise UserError(f"{key}: {path} is not an image that can be read") from error
 
 
 def has_orientation(header: Image.Image, path: Path) -> bool:
@@ -147,6 +147,11 @@ def decode_levels(content: bytes, path: str) -> np.ndarray:
         raise UserError(f"{path}: not an image that can be read") from error
 
 
+def read_8bit(path: Path) -> np.ndarray:
+    """Decode an image file as 8-bit BGR (H, W, 3)."""
+    return decode_levels(read_bytes(path), str(path))
+
+
 def count_pixels(content: bytes) -> int:
     """Return the number of pixels of an image file, from its header if possible; 0 where it can't be read."""
     with suppress(Exception), of_any_size(), Image.open(BytesIO(content)) as header:
@@ -154,14 +159,6 @@ def count_pixels(content: bytes) -> int:
     with suppress(ValueError):
         return _decode(content, cv2.IMREAD_COLOR)[..., 0].size
     return 0
-
-
-def read_8bit(path: Path) -> np.ndarray:
-    """Decode an image as 8-bit BGR (H, W, 3)."""
-    try:
-        return _decode(read_bytes(path), cv2.IMREAD_COLOR)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not an image that can be read ({type(error).__name__})") from error
 
 
 def find_fault(content: bytes) -> str | None:

@@ -34,15 +34,11 @@ class TLWLoss(nn.Module):
     """``train.pixel_opt`` of a :class:`tlw_basicsr.TLWModel`.
 
     It can't be called by itself: the model gives it the weighting network, see :meth:`make_tlw`. In a loop of your
-    own, :class:`tlw_basicsr.TLW` is the loss.
+    own, :class:`tlw_basicsr.TLW` is the loss, and the arguments that are not named here are as there.
 
     Args:
         distance: options of D, ``{type: a registered loss that gives one value per sample, …}``, or such a module. None
             for the paper's, ``{type: LPIPSDistance, net: vgg}``. The controls take no distance.
-        base: ℓ of a pixel; this and the following as in :class:`tlw_basicsr.TLW`.
-        stochastic: relaxed Bernoulli samples of the weights; else the map itself.
-        num_samples: S, samples in an M step.
-        loss_weight: factor of L_θ.
         reduction: BasicSR's; only the mean.
         weights: ``'learned'``, ``'random'``, ``'error'``, a :class:`tlw_basicsr.Weighting`, or the options of a
             registered one, ``{type: LDLWeights, …}``.

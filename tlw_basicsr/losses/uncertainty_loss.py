@@ -1,5 +1,7 @@
 """The two losses of the uncertainty baseline on BasicSR's images."""
 
+from typing import Annotated
+
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 
@@ -8,13 +10,9 @@ from tlw_basicsr.core.functional import uncertainty_driven_loss, uncertainty_los
 
 @LOSS_REGISTRY.register()
 class UncertaintyLoss(nn.Module):
-    """Pixel loss of :class:`tlw_basicsr.UncertaintyModel`; images are in [0, 1].
+    """Pixel loss of :class:`tlw_basicsr.UncertaintyModel`; images are in [0, 1]."""
 
-    Args:
-        loss_weight: factor of the loss.
-    """
-
-    def __init__(self, loss_weight: float = 1.0) -> None:
+    def __init__(self, loss_weight: Annotated[float, "factor of the loss"] = 1.0) -> None:
         super().__init__()
         self.loss_weight = loss_weight
 

@@ -37,8 +37,11 @@ def open_regular(path: str | Path, what: str) -> Iterator[BinaryIO]:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise UserError(f"{place} is not a regular file")
-    with open(descriptor, "rb") as file:
-        yield file
+    try:
+        with open(descriptor, "rb") as file:
+            yield file
+    except OSError as error:
+        raise UserError(f"{place} can't be read ({reason_of(error)})") from error
 
 
 def read_bytes(path: str | Path, what: str = "", most: int | None = None) -> bytes:
@@ -47,10 +50,7 @@ def read_bytes(path: str | Path, what: str = "", most: int | None = None) -> byt
         size = os.fstat(file.fileno()).st_size
         if most is not None and size > most:
             raise UserError(f"{what}: {path} has {size:,} bytes; accepted are at most {most:,}")
-        try:
-            return file.read()
-        except OSError as error:
-            raise UserError(f"{what or path}: {path} can't be read ({reason_of(error)})") from error
+        return file.read()
 
 
 def load_file(path: str | Path, what: str) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def load_file(path: str | Path, what: str) -> dict[str, Any]:
             content = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # torch, zipfile and pickle each raise what they like
             if isinstance(error, OSError) and error.errno:
-                raise UserError(f"{what}: {path} can't be read ({reason_of(error)})") from error
+                raise
             raise UserError(
                 f"{what}: {path} is not a readable checkpoint: it is damaged, another kind of file, or holds objects "
                 f"other than tensors and plain values, which are not loaded ({first_line(error)[:200]})"

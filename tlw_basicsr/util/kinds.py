@@ -107,10 +107,11 @@ def describe_parameters(call: Callable, without: Collection[str] = ()) -> dict[s
 
 
 def _describe(parameter: inspect.Parameter) -> Option:
-    annotation = parameter.annotation
-    facts = get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
+    annotation, facts = parameter.annotation, []
+    if get_origin(annotation) is Annotated:
+        annotation, *facts = get_args(annotation)
     meaning = next((fact for fact in facts if isinstance(fact, str)), "")
-    kind = find_kind(annotation) or _guess_kind(annotation, parameter.default)
+    kind = find_kind(parameter.annotation) or _guess_kind(annotation, parameter.default)
     return Option(kind, meaning, parameter.default)
 
 
