@@ -11,9 +11,10 @@ import difflib
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
 
-from tlw_basicsr.core.arguments import BOOL, NUMBER, PLAIN, STR, Kind, find_kind, is_number, or_none
+from tlw_basicsr.core.arguments import BOOL, NUMBER, PLAIN, Kind, find_kind, is_number, or_none
 from tlw_basicsr.util.errors import UserError, short
 
 
@@ -116,9 +117,11 @@ def _describe(parameter: inspect.Parameter) -> Option:
 
 
 def _guess_kind(annotation: Any, default: Any) -> Kind:
-    """The kind of a parameter's values where the annotation is none of ours."""
-    if annotation == str | None:
-        return or_none(STR)
+    """The kind of a parameter's values where no fact of its annotation says it."""
+    optional = get_origin(annotation) in (Union, UnionType) and get_args(annotation)[1:] == (NoneType,)
+    plain = get_args(annotation)[0] if optional else annotation
+    if kind := find_kind(plain) or {dict: DICT, list: LIST}.get(plain):
+        return or_none(kind) if optional else kind
     if annotation is inspect.Parameter.empty and type(default) in PLAIN:
         if isinstance(default, bool):
             return BOOL
