@@ -52,14 +52,7 @@ def load_network(
 ) -> nn.Module:
     """Load the registered network of ``{type: …, …}`` with the weights of a file, in eval mode on the CPU.
 
-    Args:
-        options: The network's options.
-        path: A file that :func:`read_network` reads.
-        param_key: The entry to take, ``params`` where the file lacks it.
-        key: The options' place, for messages.
-
-    Raises:
-        UserError: The options or the file are wrong, or do not fit each other.
+    The file is one that :func:`read_network` reads; ``key`` is the options' place, for messages.
     """
     arch = lookup(ARCH_REGISTRY, options, key)
     options = options or {}
@@ -76,15 +69,8 @@ def load_network(
 def read_network(path: str | Path, param_key: str | None, what: str) -> dict[str, torch.Tensor]:
     """Read the state dict of a network from a file, without the ``module.`` of DataParallel.
 
-    The file has BasicSR's format, ``{'params': …, 'params_ema': …}``, or is the state dict itself, as safetensors are.
-
-    Args:
-        path: The file.
-        param_key: The entry to take, ``'params'`` where it is missing; ignored for a state dict.
-        what: The option that names the file, for messages.
-
-    Raises:
-        UserError: The file can't be read, lacks the entry, or holds something other than named tensors.
+    The file has BasicSR's format, ``{'params': …, 'params_ema': …}``, of which ``param_key`` is taken, or ``params``
+    where that is missing; or it is the state dict itself, as safetensors are. ``what`` is the option that names it.
     """
     content = read_safetensors(path, what) if is_safetensors(path) else load_file(path, what)
     return take_entry(content, param_key, path, what)
@@ -93,10 +79,7 @@ def read_network(path: str | Path, param_key: str | None, what: str) -> dict[str
 def read_model(path: str | Path, param_key: str = "params_ema", what: str = "--model") -> "ImageModelDescriptor":
     """Build the network of a file without a YAML: spandrel knows its architecture by the names of its tensors.
 
-    Args:
-        path: A file that :func:`read_network` reads.
-        param_key: The entry to take, ``params`` where the file lacks it.
-        what: The option that names the file, for messages.
+    Arguments as :func:`read_network`.
 
     Returns:
         spandrel's descriptor: the network with its weights in ``model``, and its scale, channels and sizes.

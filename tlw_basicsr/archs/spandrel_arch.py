@@ -15,9 +15,7 @@ def SpandrelNetwork(file: str) -> nn.Module:
     """Build the network of a file with its weights, to be trained on.
 
     Its class is spandrel's for the architecture, so that what is trained is known by spandrel, and so by chaiNNer,
-    again.
-
-    Args:
-        file: safetensors, or a checkpoint of BasicSR's format or a bare state dict; of the average, where there is one.
+    again. The file is safetensors, or a checkpoint of BasicSR's format or a bare state dict; of the average, where
+    there is one.
     """
     return read_model(expanded(file, "file"), what="file").model.train()

@@ -74,21 +74,13 @@ def to_paper_range(image: Tensor) -> Tensor:
 
 
 class DistanceTo:
-    """D(·, x): a distance with its reference fixed, so that it is called with one batch of images.
-
-    Args:
-        distance: D, called as ``distance(a, gt)``.
-        gt: x (N, C, H, W) in [0, 1].
-
-    Raises:
-        ValueError: when called, if D does not give one value per sample.
-    """
+    """D(·, x): a distance with its reference fixed, so that it is called with one batch of images."""
 
     def __init__(self, distance: Callable[[Tensor, Tensor], Tensor], gt: Tensor) -> None:
         self.distance, self.gt = distance, gt
 
     def __call__(self, a: Tensor) -> Tensor:
-        """D(a, x) of images in [0, 1]: (N,)."""
+        """D(a, x) of images in [0, 1]: (N,). Another shape is a ValueError."""
         return one_per_sample(self.distance(a, self.gt), a)
 
 

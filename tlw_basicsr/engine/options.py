@@ -160,6 +160,7 @@ def _complete(opt: Options, root: Path, debug: bool) -> None:
 
 
 TLW = {name: option.kind for name, option in describe_options().items()}
+UNCERTAINTY = list_kinds(UncertaintyOptions)
 KNOWN_SETS = ("BicubicSRDataset", "PairedImageDataset")
 
 
@@ -322,7 +323,9 @@ def _check_train(opt: Options, model: Callable) -> None:
     if opt["model_type"] == "TLWModel":
         _check_tlw(opt, train)
     if opt["model_type"] == "UncertaintyModel":
-        _check_uncertainty(opt, train)
+        check_section(train.get("uncertainty") or {}, "train.uncertainty", UNCERTAINTY, ["stage_one_iter"])
+        if "network_u" in opt:
+            _check_factor(opt, "network_u")
     for key in [*optimisers, "scheduler"]:
         check_section(train[key], f"train.{key}", {"type": STR}, ["type"], strict=False)
     _check_schedule(train["scheduler"], train["total_iter"])
@@ -365,7 +368,7 @@ def _check_pixel_loss(opt: Options, model_type: str, pixel_type: str) -> None:
 
 
 def _check_tlw(opt: Options, train: Options) -> None:
-    """Check that the parts of TLW are there together."""
+    """Check the options of TLW, and that a control has none of the learned weighting's."""
     check_section(train.get("tlw") or {}, "train.tlw", TLW)
     if not is_learned(train["pixel_opt"]):
         weights = train["pixel_opt"]["weights"]
@@ -379,21 +382,6 @@ def _check_tlw(opt: Options, train: Options) -> None:
             if key in section:
                 raise UserError(f"{place}{key}: not used with train.pixel_opt.weights: {weights}; delete it")
         return
-    if "network_w" not in opt:
-        raise UserError("network_w: missing; TLWModel needs the weighting network, such as {type: TLWWeightNet}")
-    if "optim_w" not in train:
-        raise UserError(
-            "train.optim_w: missing; TLWModel needs the weighting network's optimiser, such as {type: Adam, lr: 1e-4}"
-        )
     distance, place = train["pixel_opt"].get("distance"), "train.pixel_opt.distance"
     if distance is not None:
         check_arguments(distance, place, lookup(LOSS_REGISTRY, distance, place))
-
-
-def _check_uncertainty(opt: Options, train: Options) -> None:
-    """Check that the parts of the uncertainty baseline are there together."""
-    if "network_u" not in opt:
-        raise UserError("network_u: missing; UncertaintyModel needs the head, such as {type: UncertaintyHead}")
-    section = train.get("uncertainty") or {}
-    check_section(section, "train.uncertainty", list_kinds(UncertaintyOptions), ["stage_one_iter"])
-    _check_factor(opt, "network_u")

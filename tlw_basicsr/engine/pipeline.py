@@ -48,11 +48,7 @@ LONG = 10  # validations without a best one, after which a warning is due
 
 @files_in_a_line()
 def train_pipeline(root_path: str, argv: list[str] | None = None) -> None:
-    """Train as BasicSR does, but exact on resume.
-
-    Args:
-        root_path: Folder of experiments, logs and TensorBoard files.
-        argv: The command line's arguments, ``sys.argv[1:]`` if None.
+    """Train as BasicSR does, but exact on resume; ``root_path`` is the folder of experiments and TensorBoard files.
 
     Raises:
         UserError: An option, image or checkpoint is wrong, or a file can't be written. One iteration and one validation
@@ -151,13 +147,7 @@ def train(
 class Training:
     """The iterations of a training, with what is logged, validated and saved between them.
 
-    Args:
-        opt: The options.
-        model: The model, which has taken the state.
-        data: The loader of the training data and its sampler.
-        val_loaders: The loaders of the validation sets.
-        tb_logger: TensorBoard's ``SummaryWriter``, or None.
-        state: The state that it goes on from, or None.
+    ``state`` is the state that it goes on from, which ``model`` has taken.
     """
 
     def __init__(
@@ -440,15 +430,7 @@ def leave_out_missing_sets(datasets: Options) -> list[str]:
 
 @files_in_a_line()
 def test_pipeline(root_path: str, argv: list[str] | None = None) -> None:
-    """Test as BasicSR does.
-
-    Args:
-        root_path: Folder in which ``results/{name}`` gets the images, metrics and the log.
-        argv: The command line's arguments, ``sys.argv[1:]`` if None.
-
-    Raises:
-        UserError: An option, image or checkpoint is wrong.
-    """
+    """Test as BasicSR does; ``results/{name}`` in ``root_path`` gets the images, metrics and the log."""
     opt, args = parse_options(root_path, is_train=False, argv=argv)
     left_out = leave_out_missing_sets(opt["datasets"])
     with join_after(opt):

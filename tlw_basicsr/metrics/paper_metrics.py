@@ -95,14 +95,7 @@ def tlw_mse(img: np.ndarray, img2: np.ndarray, **_: Any) -> float:
 def tlw_lpips(
     img: np.ndarray, img2: np.ndarray, net: Literal["vgg", "alex"] = "vgg", weights: str | None = None, **_: Any
 ) -> float:
-    """:func:`lpips`; give it ``better: lower``.
-
-    Args:
-        img: SR image.
-        img2: HR image.
-        net: ``'vgg'`` or ``'alex'``.
-        weights: those of the ImageNet network, see :class:`tlw_basicsr.LPIPSDistance`.
-    """
+    """:func:`lpips`; give it ``better: lower``."""
     return float(lpips(_rgb(img), _rgb(img2), net, weights))
 
 
@@ -110,10 +103,7 @@ def tlw_lpips(
 def piq_metric(name: str) -> Callable[[Tensor, Tensor], Tensor]:
     """A full-reference metric of piq; DISTS downloads its weights when it is first asked for."""
     if name != "dists":
-        return {
-            "fsim": piq.fsim, "gmsd": piq.gmsd, "haarpsi": piq.haarpsi, "mdsi": piq.mdsi, "vif": piq.vif_p,
-            "vsi": piq.vsi,
-        }[name]  # fmt: skip
+        return getattr(piq, {"vif": "vif_p"}.get(name, name))
     try:
         return piq.DISTS()
     except Exception as error:  # of the download
@@ -128,11 +118,5 @@ def tlw_piq(
     name: Literal["dists", "fsim", "gmsd", "haarpsi", "mdsi", "vif", "vsi"],
     **_: Any,
 ) -> float:
-    """A full-reference metric of the package piq, of RGB; give ``dists``, ``gmsd`` and ``mdsi`` ``better: lower``.
-
-    Args:
-        img: SR image.
-        img2: HR image.
-        name: which one.
-    """
+    """A full-reference metric of the package piq, of RGB; give ``dists``, ``gmsd`` and ``mdsi`` ``better: lower``."""
     return float(piq_metric(name)(_rgb(img).float(), _rgb(img2).float()))

@@ -74,7 +74,7 @@ class TLWMixin(TrainingMixin):
 
         It is not wrapped for distributed training: TLW averages its gradients over processes.
         """
-        train, path = self.opt["train"], self.opt["path"]
+        train = self.opt["train"]
         net_w = build_network(self.opt["network_w"])
         if self.tlw_options.sync_bn:
             if not self.opt["dist"] or self.device.type != "cuda":
@@ -84,12 +84,7 @@ class TLWMixin(TrainingMixin):
             channels_last(net_w)
         if train.get("use_compile"):
             net_w.compile()
-        net_w = net_w.to(self.device)
-        self.print_network(net_w)
-        if path.get("pretrain_network_w") is not None:
-            strict, key = path.get("strict_load_w") is not False, path.get("param_key_w", "params")
-            self.load_network(net_w, path["pretrain_network_w"], strict, key)
-        return net_w.train()
+        return self.load_pretrained(net_w.to(self.device), "w")
 
     def setup_optimizers(self) -> None:
         """Build the base model's optimisers, then that of the weighting network."""
@@ -175,14 +170,8 @@ class TLWMixin(TrainingMixin):
     def log_weight_map(self, tb_logger: Any, name: str, current_iter: int, sr: Tensor, gt: Tensor) -> None:
         """Log the middle 512×512 pixels of x, x̂ and w beside each other, and the histogram of w.
 
-        Neither the weighting network's batch norm nor random numbers change. A video is logged by its first frame.
-
-        Args:
-            tb_logger: TensorBoard's ``SummaryWriter``.
-            name: the image's, for the tags ``weights/{name}`` and ``weights_histogram/{name}``.
-            current_iter: iteration.
-            sr: x̂ (…, C, H, W) in [0, 1].
-            gt: x, likewise.
+        Neither the weighting network's batch norm nor random numbers change. Images are (…, C, H, W) in [0, 1]; a video
+        is logged by its first frame.
         """
         sr, gt = (cut_middle(image.flatten(0, -4)[:1], 512).to(self.device) for image in (sr.clamp(0, 1), gt))
         w = self.tlw.weights(sr, gt, getattr(self, "t", None))

@@ -111,6 +111,15 @@ class TrainingMixin(BaseModel):
             return DistributedDataParallel(net, find_unused_parameters=unused)
         return super().model_to_device(net)
 
+    def load_pretrained(self, net: nn.Module, label: str) -> nn.Module:
+        """Log a network, load what ``path.pretrain_network_{label}`` names, and put it into train mode."""
+        self.print_network(net)
+        path = self.opt["path"]
+        if path.get(f"pretrain_network_{label}") is not None:
+            strict, key = path.get(f"strict_load_{label}") is not False, path.get(f"param_key_{label}", "params")
+            self.load_network(net, path[f"pretrain_network_{label}"], strict, key)
+        return net.train()
+
     def networks(self) -> dict[str, nn.Module]:
         """Return ``net_g``, ``net_g_ema`` and the others by their names."""
         return {name: value for name, value in vars(self).items() if name[:3] == "net" and isinstance(value, nn.Module)}

@@ -64,13 +64,7 @@ class UncertaintyModel(TrainingMixin, SRModel):
         options = self.opt["train"].get("uncertainty") or {}
         self.stage_one_iter = options["stage_one_iter"]
         self.features_name = options.get("features", "upsample")
-        self.net_u = self.model_to_device(build_network(self.opt["network_u"]))
-        self.print_network(self.net_u)
-        path = self.opt["path"]
-        if path.get("pretrain_network_u") is not None:
-            strict, key = path.get("strict_load_u") is not False, path.get("param_key_u", "params")
-            self.load_network(self.net_u, path["pretrain_network_u"], strict, key)
-        self.net_u.train()
+        self.net_u = self.load_pretrained(self.model_to_device(build_network(self.opt["network_u"])), "u")
         self.tap = FeatureTap(self.get_bare_model(self.net_g), self.features_name)
         self.stage_one: dict[str, nn.Module] | None = None
         super().init_training_settings()

@@ -162,13 +162,9 @@ if hasattr(os, "register_at_fork"):
 def hold_lock(path: Path, what: str, warn: Callable[[str], object], wait: bool = False) -> Iterator[tuple[int, ...]]:
     """Hold the lock ``path`` alone; the system releases it when the process ends, however that happens.
 
-    A forked process does not hold the lock; one that is started with the descriptor does.
-
-    Args:
-        path: The lock's file, which is created if needed, stays there, and says who holds the lock.
-        what: Name of what is locked, for the message.
-        warn: Called with one line where the system or the file system has no locks, or where this has to wait.
-        wait: Whether to wait for another holder, which is an error otherwise.
+    A forked process does not hold the lock; one that is started with the descriptor does. The lock's file stays there,
+    and says who holds it. Another holder is an error, or with ``wait`` waited for. ``warn`` gets one line where that is
+    so, or where the system or the file system has no locks.
 
     Yields:
         The descriptor, in a tuple for ``subprocess``'s ``pass_fds``; an empty tuple where there are no locks.
