@@ -88,12 +88,8 @@ class LearnedWeights(Weighting):
     def e_loss(self, distance: Distance, sr: Tensor, gt: Tensor, w: Tensor, noise: Tensor | None) -> Tensor:
         """What an E step minimises over φ: L_φ, :func:`tlw_basicsr.weight_criterion_loss`; scalar.
 
-        Args:
-            distance: D(·, x).
-            sr: x̂ (N, C, H, W), detached.
-            gt: x (N, C, H, W) in [0, 1].
-            w: g_φ(x, x̂) of mean k, with gradient to φ.
-            noise: (1, N, C, H, W) from U(0, 1) for one sample of w (stochastic variant), or None for the map itself.
+        ``w`` is g_φ(x, x̂) of mean k, with gradient to φ. ``noise`` (1, N, C, H, W) from U(0, 1) is for one sample of w
+        (stochastic variant), None for the map itself.
         """
         eps = 0.0 if noise is None else EPS_DISTANCE
         return weight_criterion_loss(distance, sr, gt, w if noise is None else sample_weights(w, 1, noise)[0], eps)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
+from tlw_basicsr.models.states import gather
 from tlw_basicsr.util.errors import UserError
 from tlw_basicsr.util.kinds import Options
 
@@ -39,20 +40,20 @@ def join_group(use_gpu: bool, backend: str | None = None) -> None:
 
 @contextmanager
 def join_after(opt: Options) -> Iterator[None]:
-    """Join the other processes after a check; if it has failed in one, all end, the first with its error.
-
-    The others end with exit code 2 and without a message.
-    """
+    """Join the other processes after a check, see :func:`fail_together`."""
     failure = None
     try:
         yield
     except UserError as error:
         failure = error
-    failures = [failure is not None]
     if opt["dist"]:
         join_group(opt["num_gpu"] != 0, (opt.get("dist_params") or {}).get("backend"))
-        failures = [False] * opt["world_size"]
-        dist.all_gather_object(failures, failure is not None)
+    fail_together(opt, failure)
+
+
+def fail_together(opt: Options, failure: Exception | None) -> None:
+    """End all processes if one has failed: the first of these with its error, the others silently with exit code 2."""
+    failures = gather(opt, failure is not None)
     if failure and failures.index(True) == opt["rank"]:
         raise failure
     if any(failures):

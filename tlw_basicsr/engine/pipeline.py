@@ -28,7 +28,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from tlw_basicsr.data.cache import CacheClient, use_cache
 from tlw_basicsr.data.resumable import CheckedDataset, Draw, NamedDataset, ResumableSampler, SeededDataset
-from tlw_basicsr.engine.distributed import join_after
+from tlw_basicsr.engine.distributed import fail_together, join_after
 from tlw_basicsr.engine.logs import named_file, start_log, start_tensorboard
 from tlw_basicsr.engine.options import parse_options
 from tlw_basicsr.engine.preflight import check_batch, check_files, check_folders
@@ -90,10 +90,7 @@ def set_deterministic(deterministic: bool) -> None:
 
 @contextmanager
 def lock_experiment(opt: Options, warn: Callable[[str], object]) -> Iterator[None]:
-    """Keep other trainings out of the experiment's folder; the first process holds the lock for all.
-
-    Where another training holds it, the first process raises a UserError, and the others end without a message.
-    """
+    """Keep other trainings out of the experiment's folder; the first process holds the lock for all."""
     folder = Path(opt["path"]["experiments_root"])
     with ExitStack() as stack:
         failure = None
@@ -102,13 +99,7 @@ def lock_experiment(opt: Options, warn: Callable[[str], object]) -> Iterator[Non
                 stack.enter_context(hold_lock(folder.with_name(f".{folder.name}.lock"), str(folder), warn))
             except (UserError, OSError) as error:
                 failure = error
-        failed = [failure is not None]
-        if opt["dist"]:
-            dist.broadcast_object_list(failed)  # also waits: one process moves folders that others may be reading
-        if failure:
-            raise failure
-        if failed[0]:
-            sys.exit(2)
+        fail_together(opt, failure)  # which also waits: one process moves folders that others may be reading
         yield
 
 

@@ -106,15 +106,10 @@ def check_images(opt: dict[str, Any], place: str, options: Options) -> None:
 def _is_known(opt: Options, place: str) -> bool:
     """Whether the images of a data set can be listed here; forks take other options."""
     kind = lookup(DATASET_REGISTRY, opt, place)
-    roots = [opt.get(key, "") for key in ("dataroot_gt", "dataroot_lq")]
-    backend = opt.get("io_backend")
-    return (
-        kind.__name__ in KNOWN_SETS
-        and find_origin(kind) != OTHER
-        and all(isinstance(root, str) for root in roots)
-        and isinstance(backend, dict)
-        and backend.get("type") in ("disk", "lmdb")
-    )
+    if kind.__name__ not in KNOWN_SETS or find_origin(kind) == OTHER:
+        return False
+    folders = not any(isinstance(opt.get(key), list) for key in ("dataroot_gt", "dataroot_lq"))
+    return folders and opt["io_backend"].get("type") in ("disk", "lmdb")
 
 
 def check_one_size(entries: list[ImageEntry], opt: dict[str, Any], place: str) -> None:

@@ -177,9 +177,6 @@ class ScaledLosses(TorchFunctionMode):
     """Within it, ``loss.backward()`` is that of the scaled loss.
 
     BasicSR's models call it in the middle of their ``optimize_parameters``, where nothing of ours stands between.
-
-    Args:
-        scaler: scales the loss.
     """
 
     def __init__(self, scaler: torch.amp.GradScaler) -> None:

@@ -25,6 +25,15 @@ QUEUE = "queue_"  # Real-ESRGAN's, which are made in the first iteration
 MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")  # have their parameter's shape
 
 
+def gather(opt: dict[str, Any], value: Any) -> list[Any]:
+    """Return the values of all processes, by their ranks; called by every process."""
+    values = [value]
+    if opt["dist"]:
+        values = [None] * opt["world_size"]
+        dist.all_gather_object(values, value)
+    return values
+
+
 def is_from_basicsr(state: dict[str, Any]) -> bool:
     """Return whether a state was written by BasicSR alone."""
     return "random" not in state
@@ -32,12 +41,8 @@ def is_from_basicsr(state: dict[str, Any]) -> bool:
 
 def collect_state(model: Any) -> dict[str, Any]:
     """Collect what BasicSR's own states lack; called by every process."""
-    random_states = [get_random_state()]
-    if model.opt["dist"]:
-        random_states = [None] * model.opt["world_size"]
-        dist.all_gather_object(random_states, get_random_state())
     return {
-        "random": random_states,
+        "random": gather(model.opt, get_random_state()),
         "amp": model.amp.state_dict(),
         "guard": model.guard.state_dict(),
         "accumulated": [collect_gradients(o) for o in model.optimizers],
@@ -58,10 +63,8 @@ def collect_others(model: Any) -> dict[str, Any]:
             found.setdefault("others", {})[name] = to_plain(part.state_dict(), strict=True)
         except TypeError as error:
             get_root_logger().warning(f"{name} of the model is not saved ({error}): a resumed training will differ.")
-    kept = [{name: value for name, value in read_attributes(model).items() if is_kept(name, value, model.noted)}]
-    if model.opt["dist"]:
-        mine, kept = kept[0], [{}] * model.opt["world_size"]
-        dist.all_gather_object(kept, mine)
+    mine = {name: value for name, value in read_attributes(model).items() if is_kept(name, value, model.noted)}
+    kept = gather(model.opt, mine)
     return {**found, "kept": kept} if any(kept) else found
 
 

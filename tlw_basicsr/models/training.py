@@ -219,13 +219,8 @@ class TrainingMixin(BaseModel):
         """
         values = [v for key, v in self.batch.items() if key.endswith("path") or key == "key"]
         paths = list(dict.fromkeys(p for v in values for p in (v if isinstance(v, (list, tuple)) else [v])))
-        causes: list[Any] = [(terms, paths)]
-        if self.opt["dist"]:
-            causes = [None] * self.opt["world_size"]
-            dist.all_gather_object(causes, (terms, paths))
-        text = "; ".join(
-            f"{', '.join(names)} (images {', '.join(map(str, images))})" for names, images in causes if names
-        )
+        causes = [cause for cause in states.gather(self.opt, (terms, paths)) if cause[0]]
+        text = "; ".join(f"{', '.join(names)} (images {', '.join(map(str, images))})" for names, images in causes)
         limit = self.opt["train"].get("max_bad_steps", 10)
         get_root_logger().warning(
             f"Iteration {current_iter:,}: not finite: {text}. The step is left out, {self.guard.in_row} in a row "

@@ -95,9 +95,9 @@ def check_section(
         raise UserError(f"{prefix}{missing[0]}: missing; expected {schema.get(missing[0], ANY).text}")
 
 
-def list_kinds(call: Callable, without: Collection[str] = ()) -> dict[str, Kind]:
+def list_kinds(call: Callable) -> dict[str, Kind]:
     """Return the kinds of the options among the parameters of ``call``, see :func:`describe_parameters`."""
-    return {name: option.kind for name, option in describe_parameters(call, without).items()}
+    return {name: option.kind for name, option in describe_parameters(call).items()}
 
 
 def describe_parameters(call: Callable, without: Collection[str] = ()) -> dict[str, Option]:
