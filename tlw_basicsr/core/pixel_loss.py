@@ -80,10 +80,9 @@ class TLWPixelLoss(nn.Module):
     def register(cls, registry: Any, *models: type) -> None:
         """Add the class to a registry of losses, and let models save and load its state with their own training states.
 
-        Args:
-            registry: anything with ``register(cls)``, such as the ``LOSS_REGISTRY`` of BasicSR and of its descendants.
-            models: the framework's classes of models, which have ``optimizers`` and write and read their states in
-                ``save_training_state`` and ``resume_training``. The loss's state is one more of an optimiser's there.
+        The registry is anything with ``register(cls)``, such as ``LOSS_REGISTRY`` of BasicSR and its descendants.
+        The models have ``optimizers`` and write and read their states in ``save_training_state`` and
+        ``resume_training``. The loss's state is one more of an optimiser's there.
         """
         registry.register(cls)
         for model in models:

@@ -133,9 +133,9 @@ def read_content(client: FileClient, path: str, client_key: str = "gt") -> Any:
     return content
 
 
-def read_levels(client: FileClient, path: str, client_key: str = "gt") -> np.ndarray:
+def read_levels(client: FileClient, path: str) -> np.ndarray:
     """Decode an image of any kind as BasicSR does: BGR, uint8, (H, W, 3)."""
-    content = read_content(client, path, client_key)
+    content = read_content(client, path)
     return content.levels if isinstance(content, Pixels) else decode_levels(content, path)
 
 

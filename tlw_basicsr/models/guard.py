@@ -47,11 +47,9 @@ class StepGuard:
 
     @contextmanager
     def iteration(self, networks: Iterable[nn.Module], looked_at: Callable[[], Iterable[Any]]) -> Iterator[None]:
-        """Guard the steps of one iteration.
+        """Guard the steps of one iteration, in which a forward of the ``networks`` changes their buffers.
 
-        Args:
-            networks: the model's, whose buffers a forward changes.
-            looked_at: returns tensors that must be finite for a step; other values in it are left out.
+        ``looked_at`` returns what must be finite for a step; other values than tensors in it are left out.
         """
         self.active, self.refused = self.enabled, False
         self.losses, self.copies, self.stepped, self.looked_at = [], [], [], looked_at

@@ -16,12 +16,8 @@ from tlw_basicsr.models.guard import StepGuard, list_parameters
 class TrainingOptimizer(Optimizer):
     """Takes the place of ``inner``, whose parameters, state and hooks it has.
 
-    Args:
-        inner: the optimiser.
-        guard: may refuse a step.
-        precision: unscales the gradients and takes the step.
-        every: only every ``every``-th call of ``step()`` steps, on the mean of the gradients since the last one.
-        limit: the largest norm of the gradient.
+    Only every ``every``-th call of ``step()`` steps, on the mean of the gradients since the last one, whose norm is at
+    most ``limit``; if the ``guard`` allows it.
 
     Attributes:
         accumulated: the number of gradients whose sum the parameters' ``grad`` is between two iterations.
@@ -119,11 +115,8 @@ class TrainingOptimizer(Optimizer):
 class MixedPrecision:
     """Autocast around a model's training step, with a scaled loss for fp16.
 
-    The :class:`StepGuard` refuses a step whose gradients overflow, and the scale falls.
-
-    Args:
-        device_type: ``'cpu'`` or ``'cuda'``.
-        use_amp: ``'bf16'``, ``'fp16'``, or False for neither.
+    The :class:`StepGuard` refuses a step whose gradients overflow, and the scale falls. ``use_amp`` is ``'bf16'``,
+    ``'fp16'``, or False for neither.
     """
 
     def __init__(self, device_type: str, use_amp: str | bool | None) -> None:

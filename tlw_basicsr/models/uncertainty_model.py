@@ -53,10 +53,8 @@ class UncertaintyModel(TrainingMixin, SRModel):
     with a fresh optimiser. The head steps with ``optim_g``.
 
     Options beside SRModel's: ``network_u`` (an :class:`UncertaintyHead`), ``train.pixel_opt: {type: UncertaintyLoss}``
-    and ``train.uncertainty``:
-
-    - ``stage_one_iter``: iterations of stage one; 0 starts stage two from ``path.pretrain_network_g`` and ``_u``;
-    - ``features``: the module of ``network_g`` whose input the head gets, by default ``upsample`` (EDSR, RCAN, HAT).
+    and :class:`tlw_basicsr.engine.schema.UncertaintyOptions`; a ``stage_one_iter`` of 0 starts stage two from
+    ``path.pretrain_network_g`` and ``_u``.
     """
 
     def init_training_settings(self) -> None:
