@@ -5,7 +5,8 @@
 
 Comments and order stay, and a file that has TLW already stays as it is. The pixel loss (L1Loss, MSELoss,
 CharbonnierLoss, NAFNet's PSNRLoss, SwinFIR's CharbonnierLossColor, or any other with --base) becomes TLWLoss, with the
-paper's distance, preset: economy and a schedule of k over the whole training. Every change is printed.
+distance SSIMDistance, which needs no download, preset: economy and a schedule of k over the whole training. Every
+change is printed.
 """
 
 from collections.abc import Sequence
