@@ -5,7 +5,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import piq
@@ -292,13 +291,3 @@ def evaluate(
             values = measure(make_sr(sources[name], pair), pair, metrics[name])
             rows.append({"image": pair.name, "protocol": name, **values})
     return rows
-
-
-def field_metrics(upscale: Upscaler, items: Iterable[dict[str, Any]], scale: int) -> dict[str, float]:
-    """Means of the field's metrics over a data set's items, with ``lq`` and ``gt`` (3, H, W)."""
-    rows: list[Row] = []
-    with torch.no_grad():
-        for item in items:
-            pair = Pair("", "", item["lq"][None], item["gt"][None], scale, FIELD)
-            rows.append({"protocol": "field", **measure(make_sr(upscale, pair), pair, FIELD.metrics)})
-    return means(rows)["field"]
