@@ -20,7 +20,7 @@ from tlw_basicsr.data.images import write_image
 from tlw_basicsr.losses.tlw_loss import complete_economy
 from tlw_basicsr.networks import load_network
 from tlw_basicsr.pictures import method_figure
-from tlw_basicsr.tools.evaluation import FIELD, bicubic, evaluate, means, read_pair
+from tlw_basicsr.tools.evaluation import BICUBIC, FIELD, evaluate, means, read_pair
 from tlw_basicsr.tools.experiment import build_distance, find_k
 from tlw_basicsr.tools.recipes import recipe
 from tlw_basicsr.util.progress import announce
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     announce(f"Writing photographs to {args.out}/data, and measuring bicubic on those held out …")
     write_photographs(out / "data")
     held_out = out / "data/held_out"
-    rows = {"bicubic": (means(evaluate({"field": bicubic(4)}, held_out, 4))["field"], 0.0)}
+    rows = {"bicubic": (means(evaluate({"field": BICUBIC}, held_out, 4))["field"], 0.0)}
     for loss, label in LOSSES.items():
         name = f"quickstart_EDSR_{loss}_x4"
         text = recipe(name)

@@ -23,15 +23,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import yaml
 from tqdm import tqdm
 
 from tlw_basicsr.commands import add_arguments, parser_of
 from tlw_basicsr.engine.options import read_options
 from tlw_basicsr.losses.tlw_loss import PAPER_DISTANCE
-from tlw_basicsr.tools.comparison import Result, shoot, write_page
-from tlw_basicsr.tools.evaluation import bicubic
-from tlw_basicsr.tools.experiment import build_distance, load_trained, load_weighting
+from tlw_basicsr.tools.comparison import Result, compare, of_network
+from tlw_basicsr.tools.evaluation import BICUBIC
+from tlw_basicsr.tools.experiment import load_trained
 from tlw_basicsr.tools.recipes import list_cells
 from tlw_basicsr.tools.tables import (
     TEST_SETS,
@@ -107,23 +106,14 @@ def choose_cells(args: argparse.Namespace) -> list[Cell]:
 
 def write_comparison(run: Run, cells: Sequence[Cell], scale: int) -> Path:
     """Write the page that compares the images of the first test set, by the networks of the first seed."""
-    results = [Result("bicubic", bicubic(scale))]
+    results = [Result(BICUBIC, BICUBIC)]
     for cell in cells:
         if cell.scale == scale and cell.seed == cells[0].seed:
-            file, checkpoint = run.out / "options" / f"{cell.name}.yml", find_network(run, cell)
-            opt = read_options(str(file))
-            trained = load_trained(opt, checkpoint)
-            upscale = trained.upscaler(scale=scale, origin=file)
-            weigh = load_weighting(opt, checkpoint.parent)
-            results.append(Result(trained.named(f"{cell.network} {cell.variant.name}"), upscale, weigh))
-    options = run.distance or (PAPER_DISTANCE if run.with_lpips else None)
-    path = run.out / f"compare_x{scale}.html"
-    about = "PSNR and SSIM of Y, 8-bit images, without a border of the scale."
-    if options:
-        about += f" D: {yaml.safe_dump(options, default_flow_style=True).strip()}."
-    distance = build_distance(options, "--distance") if options else None
-    shots = shoot(results, run.data / run.sets[0], scale, distance)
-    write_page(path, shots, f"{run.sets[0]} ×{scale}", about)
+            opt = read_options(str(run.out / "options" / f"{cell.name}.yml"))
+            trained = load_trained(opt, find_network(run, cell))
+            results.append(of_network(f"{cell.network} {cell.variant.name}", trained, opt, scale=scale))
+    path, distance = run.out / f"compare_x{scale}.html", PAPER_DISTANCE if run.with_lpips else None
+    compare(results, run.data / run.sets[0], scale, path, run.distance or distance)
     return path
 
 

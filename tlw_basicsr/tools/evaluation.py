@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import piq
@@ -23,7 +24,8 @@ from tlw_basicsr.tools.report import Row
 from tlw_basicsr.util.errors import UserError, first_line
 
 Upscaler = Callable[[Tensor], Tensor]  # an LR image (1, 3, h, w) to the SR image, RGB in [0, 1]
-Source = Upscaler | Path  # or a folder of SR images
+BICUBIC = "bicubic"
+Source = Upscaler | Path | Literal["bicubic"]  # or a folder of SR images, or MATLAB's bicubic
 
 
 @dataclass(frozen=True)
@@ -217,8 +219,10 @@ def bicubic(scale: int, quantize: bool = True) -> Upscaler:
 
 
 def make_sr(source: Source, pair: Pair, label: str = "") -> Tensor:
-    """The SR image (1, 3, H, W) of a pair, from an upscaler or a folder, whose images are cut as HR is."""
+    """The SR image (1, 3, H, W) of a pair; the images of a folder are cut as HR is."""
     height, width = pair.gt.shape[2:]
+    if source == BICUBIC:
+        return bicubic(pair.scale, pair.protocol.quantize)(pair.lq)
     if isinstance(source, Path):
         path = find_sr_file(source, pair.name, pair.scale)
         image = as_floats(read_levels(FileClient("disk"), str(path))[:height, :width])

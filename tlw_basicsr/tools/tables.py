@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import groupby, product
 from operator import itemgetter
 from pathlib import Path
@@ -24,7 +25,7 @@ from tlw_basicsr.engine.options import check_options, read_options
 from tlw_basicsr.engine.preflight import check_folders
 from tlw_basicsr.engine.resume import list_states
 from tlw_basicsr.pictures import spread_figure
-from tlw_basicsr.tools.evaluation import METRICS, PROTOCOLS, Source, bicubic, evaluate, means
+from tlw_basicsr.tools.evaluation import BICUBIC, METRICS, PROTOCOLS, Source, evaluate, means
 from tlw_basicsr.tools.experiment import load_trained
 from tlw_basicsr.tools.recipes import list_cells, recipe
 from tlw_basicsr.tools.report import Row, csv_text, format_value, json_text, markdown_table, spread
@@ -87,8 +88,9 @@ class Run:
     with_lpips: bool = True  # and keep the checkpoint with the best LPIPS-vgg on Set5, otherwise the last one
     grey_as_y: bool = False
     with_perceptual: bool = False
-    missing: list[str] = field(default_factory=list)
-    _fingerprints: dict[Path, str] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list, init=False)  # of the sets
+    # a hash of a folder's files: what was measured or trained on other images shows
+    fingerprint: Callable[[Path], str] = field(default_factory=lambda: cache(hash_files), init=False)
 
     def __post_init__(self) -> None:
         self.missing = [name for name in self.sets if not (self.data / name).is_dir()]
@@ -101,15 +103,14 @@ class Run:
         """Whether the network counts that is best by LPIPS-vgg on Set5, not the last one."""
         return self.with_lpips and (self.data / "Set5").is_dir()
 
-    def fingerprint(self, folder: Path) -> str:
-        """A hash of the names and contents of a folder's files: what was measured or trained on other images shows."""
-        if folder not in self._fingerprints:
-            total = hashlib.sha256()
-            for path in sorted(path for path in folder.iterdir() if path.is_file()):
-                content = path.read_bytes()
-                total.update(f"{path.name}\0{len(content)}\0".encode() + content)
-            self._fingerprints[folder] = total.hexdigest()[:16]
-        return self._fingerprints[folder]
+
+def hash_files(folder: Path) -> str:
+    """A hash of the names and contents of a folder's files."""
+    total = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        content = path.read_bytes()
+        total.update(f"{path.name}\0{len(content)}\0".encode() + content)
+    return total.hexdigest()[:16]
 
 
 def cell_options(run: Run, cell: Cell) -> Options:
@@ -280,35 +281,21 @@ def measure(run: Run, name: str, scale: int, checkpoint: Path | None) -> Record:
     settings = {"checkpoint": key, **asked}
     if record.get("settings") != settings or "images" not in record or "results" not in record:
         record.update(settings=settings, images={}, results={})
-    sources: dict[str, Source] = {}
+    source: Source = BICUBIC
     for name_of_set in run.sets:
         images = run.fingerprint(run.data / name_of_set)
-        if record["images"].get(name_of_set) == images and is_measured(record["results"].get(name_of_set)):
+        if record["images"].get(name_of_set) == images and name_of_set in record["results"]:
             continue
-        if not sources and checkpoint is None:
-            sources = {key: bicubic(scale, protocol.quantize) for key, protocol in PROTOCOLS.items()}
-        elif not sources:
+        if checkpoint and source == BICUBIC:
             file = run.out / "options" / f"{name}.yml"
             trained = load_trained(read_options(str(file)), checkpoint)
-            sources = dict.fromkeys(PROTOCOLS, trained.upscaler(scale=scale, origin=file))
-            record["entry"] = trained.entry
-        rows = evaluate(sources, run.data / name_of_set, scale, **asked)
+            source, record["entry"] = trained.upscaler(scale=scale, origin=file), trained.entry
+        rows = evaluate(dict.fromkeys(PROTOCOLS, source), run.data / name_of_set, scale, **asked)
         record["images"][name_of_set], record["results"][name_of_set] = images, means(rows)
         record_path(run, name).parent.mkdir(parents=True, exist_ok=True)
         write_text(csv_text(rows), record_path(run, name).with_name(f"{name}_{name_of_set}.csv"))
         write_record(run, name, record)
     return record
-
-
-def is_measured(result: Any) -> bool:
-    """Whether a record's result has numbers of both protocols, or None for an infinite one."""
-    for name, protocol in PROTOCOLS.items():
-        values = result.get(name) if isinstance(result, dict) else None
-        if not isinstance(values, dict) or not values.keys() >= set(protocol.metrics):
-            return False
-        if not all(value is None or isinstance(value, (int, float)) for value in values.values()):
-            return False
-    return True
 
 
 def find_network(run: Run, cell: Cell) -> Path:
