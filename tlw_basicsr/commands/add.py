@@ -9,7 +9,6 @@ distance SSIMDistance, which needs no download, preset: economy and a schedule o
 change is printed.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from tlw_basicsr.commands import parser_of
@@ -19,7 +18,7 @@ from tlw_basicsr.util.errors import UserError
 from tlw_basicsr.util.files import write_text
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Parse the arguments, rewrite the file."""
     parser = parser_of("add", __doc__)
     parser.add_argument("input", type=Path, metavar="IN.yml", nargs="?", help="BasicSR training YAML")

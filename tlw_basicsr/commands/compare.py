@@ -11,7 +11,6 @@ The page opens from the file system. LR images are made from HR by MATLAB's bicu
 """
 
 from argparse import Namespace
-from collections.abc import Sequence
 from pathlib import Path
 
 from tlw_basicsr.commands import add_arguments, parser_of
@@ -41,7 +40,7 @@ def find_result(argument: str, args: Namespace) -> Result:
     return of_network(label, load_trained(opt, param_key=args.param_key), opt, args.device)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Parse the arguments, make the images, write the page."""
     parser = parser_of("compare", __doc__)
     parser.add_argument("results", nargs="*", metavar="[LABEL=]RESULT", help="bicubic, a YAML, a file or a folder")

@@ -6,7 +6,6 @@ tlw completion fish > ~/.config/fish/completions/tlw.fish
 """
 
 from argparse import ArgumentParser
-from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
 from unittest.mock import patch
@@ -25,7 +24,7 @@ def find_parser(name: str) -> ArgumentParser:
         return parse.call_args.args[0]
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Parse the arguments, print the script."""
     parser = parser_of("completion", __doc__)
     parser.add_argument("shell", choices=("bash", "zsh", "fish"))

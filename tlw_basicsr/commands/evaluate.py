@@ -9,7 +9,6 @@ tlw evaluate --gt datasets/Set5 --scale 4 --opt options/train/EDSR/train_EDSR_L1
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from tlw_basicsr.commands import add_arguments, add_network_arguments, parser_of
@@ -31,7 +30,7 @@ def find_source(args: argparse.Namespace) -> tuple[Source, str, int]:
     return upscale, str(trained), upscale.scale
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Parse the arguments, measure, print and write."""
     parser = parser_of("evaluate", __doc__)
     add_arguments(parser, "--gt", "--perceptual", "--grey-as-y", "--device")

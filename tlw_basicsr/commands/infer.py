@@ -3,7 +3,6 @@
 import glob
 import os
 import sys
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -52,7 +51,7 @@ def is_file(path: Path) -> bool:
     return os.path.isfile(path) or not os.path.exists(path)  # noqa: PTH110, PTH113, pathlib's raise
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Parse the arguments, upscale one image after the other."""
     args = parser_of_infer().parse_args(argv)
     if Path(args.suffix).name != args.suffix or len(args.suffix) > 100:

@@ -1,7 +1,6 @@
 """``tlw prepare``, see ``tlw prepare --help``."""
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from tlw_basicsr.commands import parser_of_prepare
@@ -9,7 +8,7 @@ from tlw_basicsr.tools.prepare import check_folder, prepare
 from tlw_basicsr.util.errors import UserError
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Parse the arguments and prepare the data."""
     args = parser_of_prepare().parse_args(argv)
     for name in ("crop_size", "step", "multiple", "workers"):

@@ -8,7 +8,6 @@ It needs some minutes, but no GPU, data or download. Two photographs are held ou
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -49,7 +48,7 @@ def write_photographs(folder: Path) -> None:
             write_image(cv2.cvtColor(image, cv2.COLOR_RGB2BGR), folder / part / f"{name}.png")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Train both, print the table, draw the weights."""
     parser = parser_of("quickstart", __doc__)
     parser.add_argument("--out", type=Path, default=Path("quickstart"), help="folder of the results")

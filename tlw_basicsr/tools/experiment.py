@@ -135,13 +135,8 @@ def load_weighting(opt: Options, models: Path) -> Callable[[Tensor, Tensor], Ten
     return partial(net_w, k=find_k(opt, models, iteration))
 
 
-def find_distance(options: Options, place: str) -> Callable[..., Distance]:
-    """The registered class of D, which takes these options."""
-    arch = lookup(LOSS_REGISTRY, options, place)
-    check_arguments(options, place, arch)
-    return arch
-
-
 def build_distance(options: Options, place: str) -> Distance:
     """D by its options."""
-    return find_distance(options, place)(**{key: value for key, value in options.items() if key != "type"})
+    arch = lookup(LOSS_REGISTRY, options, place)
+    check_arguments(options, place, arch)
+    return arch(**{key: value for key, value in options.items() if key != "type"})

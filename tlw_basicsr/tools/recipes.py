@@ -50,17 +50,12 @@ COMPARISON = {  # network: (scales, losses); the paper's cells, RRDB, and the ba
     "HAT": ((4,), ("L1", "L1TLW", "L1Uncertainty")),
     "RRDB": ((4,), FOUR),
 }
-CELLS = {
+CELLS = {  # every training of the comparison: its network, loss and scale
     f"{network}_{loss}_x{scale}": (network, loss, scale)
     for network, (scales, losses) in COMPARISON.items()
     for loss in losses
     for scale in scales
 }
-
-
-def list_cells() -> list[tuple[str, str, int]]:
-    """Return network, loss and scale of every training of the comparison."""
-    return list(CELLS.values())
 
 
 def list_recipes() -> list[str]:

@@ -27,7 +27,7 @@ from tlw_basicsr.engine.resume import list_states
 from tlw_basicsr.pictures import spread_figure
 from tlw_basicsr.tools.evaluation import BICUBIC, METRICS, PROTOCOLS, Source, evaluate, means
 from tlw_basicsr.tools.experiment import load_trained
-from tlw_basicsr.tools.recipes import list_cells, recipe
+from tlw_basicsr.tools.recipes import CELLS, recipe
 from tlw_basicsr.tools.report import Row, csv_text, format_value, json_text, markdown_table, spread
 from tlw_basicsr.util.errors import UserError, expanded
 from tlw_basicsr.util.files import hold_lock, write_text
@@ -150,9 +150,8 @@ def cell_options(run: Run, cell: Cell) -> Options:
 
 def has_section(opt: Options, entry: str) -> bool:
     """Whether the options have the sections of an entry ``section:key=value``."""
-    *sections, _ = entry.partition("=")[0].split(":")
     place: Any = opt
-    for section in sections:
+    for section in entry.partition("=")[0].split(":")[:-1]:
         place = place.get(section) if isinstance(place, dict) else None
     return isinstance(place, dict)
 
@@ -160,7 +159,7 @@ def has_section(opt: Options, entry: str) -> bool:
 def check_forced(run: Run, cells: Sequence[Cell]) -> None:
     """Raise a :class:`UserError` if an entry of ``--force_yml`` belongs to no loss of the cells' networks."""
     pairs = {(cell.network, cell.scale) for cell in cells}
-    names = [f"{network}_{loss}_x{scale}" for network, loss, scale in list_cells() if (network, scale) in pairs]
+    names = [name for name, (network, _, scale) in CELLS.items() if (network, scale) in pairs]
     recipes = [load_yaml(recipe(name), name) for name in names]
     for entry in run.forced:
         if not any(has_section(opt, entry) for opt in recipes):
@@ -188,9 +187,7 @@ def read_record(run: Run, name: str) -> Record:
 
 def write_record(run: Run, name: str, record: Record) -> None:
     """Write a cell's record."""
-    path = record_path(run, name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(json_text(record, 1), path)
+    write_text(json_text(record, 1), record_path(run, name))
 
 
 def is_trained(run: Run, cell: Cell) -> bool:
@@ -248,7 +245,6 @@ def train(run: Run, cell: Cell, report: Callable[[int], object]) -> None:
         record = read_record(run, cell.name)
         record |= {"options": opt, "train_images": run.fingerprint(Path(opt["datasets"]["train"]["dataroot_gt"]))}
         write_record(run, cell.name, record)
-        file.parent.mkdir(parents=True, exist_ok=True)
         write_text(yaml.safe_dump(opt, sort_keys=False), file)
         start, lines = time.perf_counter(), []
         # a terminal's Ctrl-C reaches it through this process alone
@@ -292,7 +288,6 @@ def measure(run: Run, name: str, scale: int, checkpoint: Path | None) -> Record:
             source, record["entry"] = trained.upscaler(scale=scale, origin=file), trained.entry
         rows = evaluate(dict.fromkeys(PROTOCOLS, source), run.data / name_of_set, scale, **asked)
         record["images"][name_of_set], record["results"][name_of_set] = images, means(rows)
-        record_path(run, name).parent.mkdir(parents=True, exist_ok=True)
         write_text(csv_text(rows), record_path(run, name).with_name(f"{name}_{name_of_set}.csv"))
         write_record(run, name, record)
     return record
