@@ -14,7 +14,7 @@ from tlw_basicsr.engine.options import check_options
 from tlw_basicsr.engine.schema import TrainOptions
 from tlw_basicsr.losses.tlw_loss import TLWLoss, describe_options
 from tlw_basicsr.models import build_model
-from tlw_basicsr.tools.recipes import CELLS, FILES, LOSSES, change, list_recipes, recipe
+from tlw_basicsr.tools.recipes import CELLS, FILES, LOSSES, change, describe_recipes, recipe
 from tlw_basicsr.util.kinds import describe_parameters
 from tlw_basicsr.util.yaml_options import load_yaml
 
@@ -26,7 +26,7 @@ def test_every_recipe_passes_the_check_and_bears_its_name():
     cells = {(net, loss, scale) for net in ("EDSR", "VDSR", "RCAN") for loss in four for scale in (2, 3, 4)}
     cells |= {("HAT", loss, 4) for loss in ("L1", "L1TLW", "L1Uncertainty")} | {("RRDB", loss, 4) for loss in four}
     assert cells <= set(CELLS.values())
-    names = list_recipes()
+    names = [*describe_recipes()]
     assert {f"{kind}{net}_{loss}_x{scale}" for kind in ("", "test_") for net, loss, scale in cells} <= set(names)
     for name in names:
         text = recipe(name)

@@ -14,9 +14,9 @@ from tqdm import tqdm
 from tlw_basicsr.commands import parser_of_infer
 from tlw_basicsr.data.images import SUFFIXES, read_picture
 from tlw_basicsr.data.listing import name_images
-from tlw_basicsr.networks import fill_defaults, find_device
+from tlw_basicsr.networks import fill_defaults
 from tlw_basicsr.tools.experiment import load_sr_network
-from tlw_basicsr.tools.inference import DTYPES, NetworkUpscaler, upscale_picture, write_result
+from tlw_basicsr.tools.inference import DTYPES, upscale_picture, write_result
 from tlw_basicsr.util.errors import UserError, clean, coloured, first_line, reason_of
 
 
@@ -57,16 +57,8 @@ def main(argv: list[str] | None = None) -> None:
     if Path(args.suffix).name != args.suffix or len(args.suffix) > 100:
         raise UserError(f"--suffix: expected a part of a file name, at most 100 characters, got {args.suffix!r}")
     trained = load_sr_network(args)
-    upscale = NetworkUpscaler(
-        trained.net,
-        trained.options,
-        args.tile or None,
-        args.overlap,
-        find_device(args.device),
-        DTYPES[args.dtype],
-        trained.normalization,
-    )
-
+    tiles = {"tile": args.tile or None, "overlap": args.overlap}
+    upscale = trained.upscaler(args.device, dtype=DTYPES[args.dtype], **tiles)
     if args.tile and not fill_defaults(trained.options).get("takes_tiles", True):
         note(f"{args.model}: its architecture is best without tiles; --tile 0 takes the whole image, if memory allows")
 

@@ -271,7 +271,7 @@ def evaluate(
     Args:
         sources: what makes the SR images, by the protocol's name.
         gt_folder: folder of the HR images.
-        scale: scale of the super-resolution.
+        scale: 1 to 8.
         lq_folder: see :func:`pairs`; for the protocol ``'field'`` only.
         with_lpips: also LPIPS of VGG and AlexNet.
         with_perceptual: also GMSD (lower is better), HaarPSI and VIF (higher is better) of RGB.
