@@ -14,6 +14,7 @@ from tlw_basicsr import UserError
 from tlw_basicsr.core.functional import k_schedule
 from tlw_basicsr.engine.options import check_options
 from tlw_basicsr.tools.add_tlw import DISTANCE, add_tlw, describe_changes
+from tlw_basicsr.tools.recipes import recipe
 from tlw_basicsr.util.yaml_options import load_yaml
 
 PSNR = """\
@@ -124,8 +125,14 @@ def test_the_diff_of_a_psnr_file():
         "  tlw: {preset: economy, k_start: 0.3, k_end: 0.9, k_decay: 300000, k_unit: iter}",
         "    type: TLWLoss  # the paper's",
         "    base: l1",
-        "    distance: {type: LPIPSDistance, net: vgg}",
+        "    distance: {type: SSIMDistance}",
     ]
+
+
+def test_the_distance_is_that_of_the_recipes_which_needs_no_download():
+    opt = load_yaml(recipe("recipe_EDSR_x4"), "recipe")
+    assert load_yaml(add_tlw(PSNR, "x"), "x")["train"]["pixel_opt"]["distance"] == DISTANCE
+    assert opt["train"]["pixel_opt"]["distance"] == DISTANCE
 
 
 def test_every_change_is_reported_and_the_result_passes_the_check_of_options():
@@ -137,7 +144,7 @@ def test_every_change_is_reported_and_the_result_passes_the_check_of_options():
         "train.pixel_opt.eps: 1.0e-12 is deleted (TLW takes |x̂ − x| itself, not Charbonnier's root)",
         "train.pixel_opt.reduction: sum → mean (TLW's loss is a mean, smaller than the sum by the number of values)",
         "train.pixel_opt.base: l1 is new",
-        "train.pixel_opt.distance: {type: LPIPSDistance, net: vgg} is new",
+        "train.pixel_opt.distance: {type: SSIMDistance} is new",
         "train.tlw: {preset: economy, k_start: 0.3, k_end: 0.9, k_decay: 600000, k_unit: iter} is new (k rises over the "
         "whole training)",
         "base_model: EDVRModel is new",

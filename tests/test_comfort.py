@@ -16,7 +16,7 @@ from tests.helpers import log_text
 from tlw_basicsr import UserError, cli
 from tlw_basicsr.commands import completion, evaluate, options, weights
 from tlw_basicsr.metrics import paper_metrics
-from tlw_basicsr.tools.recipes import list_recipes
+from tlw_basicsr.tools.recipes import describe_recipes
 from tlw_basicsr.util.errors import coloured
 
 PSNR = {"psnr": {"type": "calculate_psnr", "crop_border": 2}}
@@ -106,7 +106,7 @@ def test_values_as_json_for_scripts(photographs, train, tmp_path, monkeypatch, c
     evaluate.main(["--gt", str(photographs), "--scale", "2", "--bicubic", "--json"])
     assert json.loads(capsys.readouterr().out).keys() == {"field", "paper"}
     options.main(["--json"])
-    assert [*json.loads(capsys.readouterr().out)] == list_recipes()
+    assert [*json.loads(capsys.readouterr().out)] == [*describe_recipes()]
     opt = tiny_options(photographs, train__total_iter=1, val=..., train__rehearse=False)
     train(opt)
     yaml, image = write_yaml(tmp_path, opt), next(photographs.glob("*.png"))

@@ -49,6 +49,8 @@ def rows_of(path):
 
 def test_the_numbers_are_those_of_the_images(page, gt):
     rows = rows_of(page)
+    file = "experiments/tiny/models/net_g_latest.pth"
+    assert f". TLW: {file} (params_ema, a young average" in data_of(page)["about"]  # and the entry is named once
     assert {image for image, _ in rows} == {"a0", "a1", "mean"}
     assert [label for image, label in rows if image == "a0"] == ["bicubic", "Blurred", "TLW (params_ema)"]
     paths = gt.parent / "blurred/a1_theirs.png", gt / "a1.png"

@@ -14,7 +14,7 @@ from tlw_basicsr.engine.options import check_options
 from tlw_basicsr.engine.schema import TrainOptions
 from tlw_basicsr.losses.tlw_loss import TLWLoss, describe_options
 from tlw_basicsr.models import build_model
-from tlw_basicsr.tools.recipes import FILES, LOSSES, change, list_cells, list_recipes, recipe
+from tlw_basicsr.tools.recipes import CELLS, FILES, LOSSES, change, describe_recipes, recipe
 from tlw_basicsr.util.kinds import describe_parameters
 from tlw_basicsr.util.yaml_options import load_yaml
 
@@ -25,8 +25,8 @@ def test_every_recipe_passes_the_check_and_bears_its_name():
     four = {"L1", "MSE", "L1TLW", "MSETLW"}
     cells = {(net, loss, scale) for net in ("EDSR", "VDSR", "RCAN") for loss in four for scale in (2, 3, 4)}
     cells |= {("HAT", loss, 4) for loss in ("L1", "L1TLW", "L1Uncertainty")} | {("RRDB", loss, 4) for loss in four}
-    assert cells <= set(list_cells())
-    names = list_recipes()
+    assert cells <= set(CELLS.values())
+    names = [*describe_recipes()]
     assert {f"{kind}{net}_{loss}_x{scale}" for kind in ("", "test_") for net, loss, scale in cells} <= set(names)
     for name in names:
         text = recipe(name)
@@ -38,7 +38,7 @@ def test_every_recipe_passes_the_check_and_bears_its_name():
         recipe("EDRS_L1_x4")
 
 
-@pytest.mark.parametrize("name", [f"{net}_{loss}_x{scale}" for net, loss, scale in list_cells() if scale != 2])
+@pytest.mark.parametrize("name", [f"{net}_{loss}_x{scale}" for net, loss, scale in CELLS.values() if scale != 2])
 def test_a_cell_differs_from_another_by_its_loss_and_scale_alone(name):
     """Its test measures the same network, and nothing in a file speaks of another cell."""
     network, loss, scale = name.split("_")
@@ -84,7 +84,7 @@ def test_recipes_of_practice_begin_as_practitioners_would():
         assert {metric["type"] for metric in opt["val"]["metrics"].values()} <= {"calculate_psnr", "calculate_ssim"}
 
 
-BUILT = [(net, loss) for net, loss, scale in list_cells() if scale == 4 and ("EDSR" in net or loss == "L1TLW")]
+BUILT = [(net, loss) for net, loss, scale in CELLS.values() if scale == 4 and ("EDSR" in net or loss == "L1TLW")]
 
 
 @pytest.mark.parametrize(("network", "loss"), [*BUILT, ("RCAN", "L1Uncertainty"), ("HAT", "L1Uncertainty")])

@@ -1,7 +1,6 @@
 """``tlw``, also ``python -m tlw_basicsr``: the programs of this package as one command."""
 
 import sys
-from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
 
@@ -21,7 +20,7 @@ tlw COMMAND --help shows the arguments of a command and an example. To begin:
   tlw quickstart"""
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Run the command that the arguments name."""
     name, *rest = [*(sys.argv[1:] if argv is None else argv)] or ["--help"]
     if name in ("-h", "--help"):
@@ -33,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         run_command(name, rest)
 
 
-def run_command(name: str, argv: Sequence[str] | None = None) -> None:
+def run_command(name: str, argv: list[str] | None = None) -> None:
     """Run one command with its own arguments, ``sys.argv[1:]`` if None; see :func:`tlw_basicsr.util.errors.run`."""
 
     def execute() -> None:

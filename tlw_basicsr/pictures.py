@@ -137,16 +137,15 @@ def method_figure(
     w = fixed_sum(z, k)
     x_w, x_1w = mix(sr, gt, w)
     distance = fix_reference(distance, gt)
-    d_sr, d_w, d_1w = (distance(image).item() for image in (sr, x_w, x_1w))
-    d_k, d_1k = (distance(image).item() for image in mix(sr, gt, torch.full_like(w, k)))
-    wc = divide(d_1w, d_w)
-    values = {"d_sr": d_sr, "d_w": d_w, "d_1w": d_1w, "wc": wc, "wc_gain": divide(wc, divide(d_1k, d_k))}
-    values |= {"k": w.mean().item(), "w_std": w.std().item()}
+    d_sr, d_w, d_1w, d_k, d_1k = map(distance, (sr, x_w, x_1w, *mix(sr, gt, torch.full_like(w, k))))
+    wc = d_1w / d_w
+    results = {"d_sr": d_sr, "d_w": d_w, "d_1w": d_1w, "wc": wc, "wc_gain": wc / (d_1k / d_k), "k": w.mean()}
+    values = {name: result.item() for name, result in results.items()} | {"w_std": w.std().item()}
 
     part = (..., *crop)
-    sr_title = rf"SR image $\hat{{x}}$:  $D(\hat{{x}}, x)$ = {d_sr:.4f}"
-    w_title = rf"$x_w = w\,x + (1 - w)\,\hat{{x}}$:  $D(x_w, x)$ = {d_w:.4f}"
-    rest_title = rf"$x_{{1-w}} = (1 - w)\,x + w\,\hat{{x}}$:  $D(x_{{1-w}}, x)$ = {d_1w:.4f}"
+    sr_title = rf"SR image $\hat{{x}}$:  $D(\hat{{x}}, x)$ = {values['d_sr']:.4f}"
+    w_title = rf"$x_w = w\,x + (1 - w)\,\hat{{x}}$:  $D(x_w, x)$ = {values['d_w']:.4f}"
+    rest_title = rf"$x_{{1-w}} = (1 - w)\,x + w\,\hat{{x}}$:  $D(x_{{1-w}}, x)$ = {values['d_1w']:.4f}"
     mean_title = f"weights $w$; white: their mean $k$ = {values['k']:.2f}"
     rows = (
         (gt, sr, "HR image $x$", sr_title, r"error $|\hat{x} - x|$"),
@@ -159,30 +158,21 @@ def method_figure(
     figure, axes = pyplot().subplots(
         4, 3, figsize=(14.5, 3 * (cell + 0.3) + 3.6), height_ratios=[cell] * 3 + [2.2], layout="constrained"
     )
-    criterion = rf"$WC = D(x_{{1-w}}, x)\;/\;D(x_w, x)$ = {wc:.2f}, {values['wc_gain']:.2f} times that of w = k"
+    criterion = r"$WC = D(x_{1-w}, x)\;/\;D(x_w, x)$"
+    criterion += f" = {values['wc']:.2f}, {values['wc_gain']:.2f} times that of w = k"
     if values["w_std"] < NEARLY_CONSTANT:
         criterion += "; the weights are nearly constant"
     figure.suptitle(f"{title}\n{criterion}".lstrip(), fontsize=15)
-    for row, (left, mixture, *names) in enumerate(rows):
-        for axis, name in zip(axes[row], names, strict=True):
+    for of_row, (left, mixture, *names) in zip(axes, rows, strict=False):
+        for axis, name in zip(of_row, names, strict=True):
             axis.set_axis_off()
             axis.set_title(name, fontsize=12)
-        if row == 0:
-            axes[row, 0].imshow(shown(left[part][0]))
-        else:
-            weights = draw_weights(axes[row, 0], left[part][0])
-        axes[row, 1].imshow(shown(mixture[part][0]))
-        errors = draw_error(axes[row, 2], levels(mixture[part][0], gt[part][0]), limit)
-    figure.colorbar(
-        weights,
-        ax=axes[:3, 0],
-        location="left",
-        label="difference from the mean (mean of RGB)",
-        shrink=0.6,
-        extend="both",
-    )
-    bar = {"label": "error, levels of 255 (mean of RGB)", "extend": "max", "location": "right", "shrink": 0.6}
-    figure.colorbar(errors, ax=axes[:3, 2], **bar)
+        drawn = of_row[0].imshow(shown(left[part][0])) if left is gt else draw_weights(of_row[0], left[part][0])
+        of_row[1].imshow(shown(mixture[part][0]))
+        errors = draw_error(of_row[2], levels(mixture[part][0], gt[part][0]), limit)
+    of_weights, of_errors = "difference from the mean (mean of RGB)", "error, levels of 255 (mean of RGB)"
+    figure.colorbar(drawn, ax=axes[:3, 0], label=of_weights, location="left", extend="both", shrink=0.6)
+    figure.colorbar(errors, ax=axes[:3, 2], label=of_errors, location="right", extend="max", shrink=0.6)
     histograms = {
         "network's output, before FixedSum": z,
         "weights $w$, after FixedSum": w,
@@ -197,11 +187,6 @@ def method_figure(
         axis.legend()
     save(figure, path)
     return values
-
-
-def divide(a: float, b: float) -> float:
-    """a / b; infinite where b is 0."""
-    return a / b if b else float("inf")
 
 
 class Frame(NamedTuple):

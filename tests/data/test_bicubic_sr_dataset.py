@@ -5,8 +5,6 @@ import numpy as np
 import pytest
 import torch
 from basicsr.data import build_dataset
-from basicsr.metrics import calculate_psnr
-from basicsr.utils import tensor2img
 from basicsr.utils.matlab_functions import imresize as basicsr_imresize
 from PIL import Image
 from torch.utils.data import DataLoader
@@ -14,7 +12,6 @@ from torch.utils.data import DataLoader
 from tests.conftest import photograph
 from tlw_basicsr import UserError, imresize
 from tlw_basicsr.data.bicubic_sr_dataset import lq_of_crop
-from tlw_basicsr.tools.evaluation import bicubic, field_metrics
 from tlw_basicsr.tools.prepare import prepare
 
 
@@ -136,10 +133,3 @@ def test_a_truncated_image_is_named_even_by_a_worker(tmp_path, photographs, work
     with pytest.raises(UserError) as error:
         list(DataLoader(dataset, num_workers=workers))
     assert str(error.value) == f"{tmp_path / 'cut.png'}: not an image that can be read"
-
-
-def test_field_metrics_is_basicsrs_psnr_of_8_bit_images(photographs):
-    item = build_dataset(options(photographs, "val"))[0]
-    images = tensor2img(bicubic(2)(item["lq"][None])), tensor2img(item["gt"])
-    expected = calculate_psnr(*images, crop_border=2, test_y_channel=True)
-    assert field_metrics(bicubic(2), [item], 2)["psnr_y"] == pytest.approx(expected)

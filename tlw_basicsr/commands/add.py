@@ -5,10 +5,10 @@
 
 Comments and order stay, and a file that has TLW already stays as it is. The pixel loss (L1Loss, MSELoss,
 CharbonnierLoss, NAFNet's PSNRLoss, SwinFIR's CharbonnierLossColor, or any other with --base) becomes TLWLoss, with the
-paper's distance, preset: economy and a schedule of k over the whole training. Every change is printed.
+distance SSIMDistance, which needs no download, preset: economy and a schedule of k over the whole training. Every
+change is printed.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from tlw_basicsr.commands import parser_of
@@ -18,7 +18,7 @@ from tlw_basicsr.util.errors import UserError
 from tlw_basicsr.util.files import write_text
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Parse the arguments, rewrite the file."""
     parser = parser_of("add", __doc__)
     parser.add_argument("input", type=Path, metavar="IN.yml", nargs="?", help="BasicSR training YAML")

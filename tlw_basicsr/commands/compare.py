@@ -10,36 +10,37 @@ NAME_…. LABEL= before it gives it a name.
 The page opens from the file system. LR images are made from HR by MATLAB's bicubic, of 8 bits.
 """
 
-from collections.abc import Sequence
+from argparse import Namespace
 from pathlib import Path
 
 from tlw_basicsr.commands import add_arguments, parser_of
 from tlw_basicsr.engine.options import read_options
 from tlw_basicsr.networks import of_file
-from tlw_basicsr.tools.comparison import HR, Result, shoot, write_page
-from tlw_basicsr.tools.evaluation import bicubic
-from tlw_basicsr.tools.experiment import Trained, build_distance, load_trained, load_weighting
+from tlw_basicsr.tools.comparison import HR, Result, compare, of_network
+from tlw_basicsr.tools.evaluation import BICUBIC
+from tlw_basicsr.tools.experiment import load_trained
+from tlw_basicsr.tools.inference import NetworkUpscaler
 from tlw_basicsr.util.errors import UserError
-from tlw_basicsr.util.kinds import Options
 from tlw_basicsr.util.yaml_options import load_yaml
 
 
-def find_source(name: str, argument: str, allow_plugins: bool, param_key: str) -> str | Path | tuple[Trained, Options]:
-    """What an argument names: ``'bicubic'``, a folder of SR images, or a network and the YAML's options."""
+def find_result(argument: str, args: Namespace) -> Result:
+    """The result that an argument names."""
+    label, _, name = argument.partition("=") if "=" in argument else ("", "", argument)
     path = Path(name).expanduser()
-    if name == "bicubic":
-        return name
-    if path.is_dir():
-        return path
+    label = label or (path.stem if path.is_file() else path.name) or name
+    if name == BICUBIC or path.is_dir():
+        return Result(label, BICUBIC if name == BICUBIC else path)
     if path.suffix.lower() in (".safetensors", ".pth", ".pt", ".ckpt"):
-        return load_trained({"network_g": of_file(path)}, path, param_key), {}
+        opt = {"network_g": of_file(path)}
+        return of_network(label, load_trained(opt, path, args.param_key), {}, args.device)
     if path.suffix.lower() not in (".yml", ".yaml"):
         raise UserError(f"{argument}: expected bicubic, a folder of SR images, a YAML (.yml) or a network's file")
-    opt = read_options(str(path), allow_plugins=allow_plugins)
-    return load_trained(opt, param_key=param_key), opt
+    opt = read_options(str(path), allow_plugins=args.allow_plugins)
+    return of_network(label, load_trained(opt, param_key=args.param_key), opt, args.device)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Parse the arguments, make the images, write the page."""
     parser = parser_of("compare", __doc__)
     parser.add_argument("results", nargs="*", metavar="[LABEL=]RESULT", help="bicubic, a YAML, a file or a folder")
@@ -51,39 +52,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.out.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"--out: {args.out} must end in .html")
-    distance = build_distance(load_yaml(args.distance, "--distance"), "--distance") if args.distance else None
-    sources = {}
+    distance = load_yaml(args.distance, "--distance") if args.distance else None
     arguments = [*args.results, *args.model]
     if not arguments:
         raise UserError("compare: expected at least one result, such as bicubic or --model FILE")
+    results: dict[str, Result] = {}
     for argument in arguments:
-        label, _, name = argument.partition("=") if "=" in argument else ("", "", argument)
-        path = Path(name).expanduser()
-        label = label or (path.stem if path.is_file() else path.name) or name
-        source = find_source(name, argument, args.allow_plugins, args.param_key)
-        label = source[0].named(label) if isinstance(source, tuple) else label
-        if label == HR or label in sources:
-            raise UserError(f"{label}: names more than one result; give them names, such as first={arguments[0]}")
-        sources[label] = source
-    upscalers = {
-        label: source[0].upscaler(args.device) for label, source in sources.items() if isinstance(source, tuple)
-    }
-    scales = sorted({upscale.scale for upscale in upscalers.values()} | ({args.scale} if args.scale else set()))
+        result = find_result(argument, args)
+        if result.label == HR or result.label in results:
+            raise UserError(
+                f"{result.label}: names more than one result; give them names, such as first={arguments[0]}"
+            )
+        results[result.label] = result
+    scales = {result.source.scale for result in results.values() if isinstance(result.source, NetworkUpscaler)}
+    scales |= {args.scale} - {None}
     if len(scales) != 1:
-        raise UserError(f"--scale: {'expected one' if not scales else f'the results differ: {scales}'}")
-    if not 1 <= scales[0] <= 8:
-        raise UserError(f"--scale: expected 1 to 8, got {scales[0]}")
-    scale = scales[0]
-    about = "PSNR and SSIM of Y, 8-bit images, without a border of the scale."
-    about += f" D: {args.distance}." if args.distance else ""
-    results = []
-    for label, source in sources.items():
-        if isinstance(source, tuple):
-            trained, opt = source
-            results.append(Result(label, upscalers[label], load_weighting(opt, trained.path.parent)))
-            about += f" {label}: {trained}."
-        else:
-            results.append(Result(label, source if isinstance(source, Path) else bicubic(scale)))
-    shots = shoot(results, args.gt, scale, distance)
-    write_page(args.out, shots, f"{args.gt.name} ×{scale}", about)
-    print(f"{args.out}: {len(shots)} images, {args.out.stat().st_size / 1e6:.1f} MB; {args.out.with_suffix('.csv')}")
+        raise UserError(f"--scale: {'expected one' if not scales else f'the results differ: {sorted(scales)}'}")
+    (scale,) = scales
+    if not 1 <= scale <= 8:
+        raise UserError(f"--scale: expected 1 to 8, got {scale}")
+    number = compare([*results.values()], args.gt, scale, args.out, distance)
+    print(f"{args.out}: {number} images, {args.out.stat().st_size / 1e6:.1f} MB; {args.out.with_suffix('.csv')}")

@@ -6,40 +6,28 @@ tlw completion fish > ~/.config/fish/completions/tlw.fish
 """
 
 from argparse import ArgumentParser
-from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
-from typing import Any
 from unittest.mock import patch
 
 import shtab
 
 from tlw_basicsr.commands import COMMANDS, parser_of
 
-SHELLS = ("bash", "zsh", "fish")
-
-
-class _Found(Exception):
-    """Carries the parser of a command."""
-
 
 def find_parser(name: str) -> ArgumentParser:
     """Return the parser that a command makes when it runs; it does nothing more."""
-
-    def hand_over(parser: ArgumentParser, *_: Any) -> None:
-        raise _Found(parser)
-
-    with patch.object(ArgumentParser, "parse_args", hand_over):
-        try:
-            import_module(f"tlw_basicsr.commands.{name}").main(["--help"])
-        except _Found as found:
-            return found.args[0]
-    raise AssertionError(f"{name} has no parser")
+    command = import_module(f"tlw_basicsr.commands.{name}")
+    with patch.object(ArgumentParser, "parse_args", autospec=True, side_effect=SystemExit) as parse:
+        with suppress(SystemExit):
+            command.main([])
+        return parse.call_args.args[0]
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Parse the arguments, print the script."""
     parser = parser_of("completion", __doc__)
-    parser.add_argument("shell", choices=SHELLS)
+    parser.add_argument("shell", choices=("bash", "zsh", "fish"))
     shell = parser.parse_args(argv).shell
     whole = ArgumentParser(prog="tlw")
     commands = whole.add_subparsers()

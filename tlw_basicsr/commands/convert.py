@@ -6,7 +6,6 @@ writes EDSR_L1TLW_x4.pth as {'params': …} and EDSR_L1TLW_x4.yml with the netwo
 for the argument --opt of other commands.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from tlw_basicsr.commands import parser_of
@@ -14,7 +13,7 @@ from tlw_basicsr.tools.convert import PUBLISHED, convert_file
 from tlw_basicsr.util.errors import UserError
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Parse the arguments and convert."""
     parser = parser_of("convert", __doc__)
     parser.add_argument("source", metavar="IN.pth", type=Path, help="the published file")

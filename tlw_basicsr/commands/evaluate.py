@@ -9,11 +9,10 @@ tlw evaluate --gt datasets/Set5 --scale 4 --opt options/train/EDSR/train_EDSR_L1
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tlw_basicsr.commands import add_arguments, add_network_arguments, parser_of
-from tlw_basicsr.tools.evaluation import PROTOCOLS, Source, bicubic, evaluate, means
+from tlw_basicsr.tools.evaluation import BICUBIC, PROTOCOLS, Source, evaluate, means
 from tlw_basicsr.tools.experiment import load_sr_network
 from tlw_basicsr.tools.report import csv_text, json_text
 from tlw_basicsr.util.errors import UserError
@@ -22,18 +21,16 @@ from tlw_basicsr.util.files import write_text
 STDOUT = Path("-")
 
 
-def find_sources(args: argparse.Namespace, protocols: list[str]) -> tuple[Mapping[str, Source], str, int]:
-    """What makes the SR images of each protocol, its name, and the scale."""
-    if args.bicubic:
-        return {name: bicubic(args.scale, PROTOCOLS[name].quantize) for name in protocols}, "bicubic", args.scale
-    if args.sr:
-        return dict.fromkeys(protocols, Path(args.sr)), str(args.sr), args.scale
+def find_source(args: argparse.Namespace) -> tuple[Source, str, int]:
+    """What makes the SR images, its name, and the scale."""
+    if args.bicubic or args.sr:
+        return args.sr or BICUBIC, str(args.sr or BICUBIC), args.scale
     trained = load_sr_network(args)
     upscale = trained.upscaler(args.device, args.scale, args.model or args.opt or "--network")
-    return dict.fromkeys(protocols, upscale), str(trained), upscale.scale
+    return upscale, str(trained), upscale.scale
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Parse the arguments, measure, print and write."""
     parser = parser_of("evaluate", __doc__)
     add_arguments(parser, "--gt", "--perceptual", "--grey-as-y", "--device")
@@ -66,9 +63,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--protocol {args.protocol}: the paper's protocol makes LR from HR; leave {given} out")
     chosen = args.protocol or ("field" if given else "both")
     protocols = list(PROTOCOLS) if chosen == "both" else [chosen]
-    sources, name, scale = find_sources(args, protocols)
+    source, name, scale = find_source(args)
     settings = {"with_lpips": args.lpips, "with_perceptual": args.perceptual, "grey_as_y": args.grey_as_y}
-    rows = evaluate(sources, args.gt, scale, lq_folder=args.lq, **settings, progress=sys.stderr.isatty())
+    settings |= {"lq_folder": args.lq, "progress": sys.stderr.isatty()}
+    rows = evaluate(dict.fromkeys(protocols, source), args.gt, scale, **settings)
     result = means(rows)
     if args.json == STDOUT:
         print(json_text(result))

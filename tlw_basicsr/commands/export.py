@@ -6,7 +6,6 @@
 Both describe the network in their metadata. ONNX needs: pip install '.[export]'
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from tlw_basicsr.commands import add_network_arguments, parser_of
@@ -16,7 +15,7 @@ from tlw_basicsr.util.errors import UserError
 from tlw_basicsr.util.progress import announce
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Parse the arguments, write the files."""
     parser = parser_of("export", __doc__)
     parser.add_argument("out", nargs="+", type=Path, help="files to write, .onnx or .safetensors")

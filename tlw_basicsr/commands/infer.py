@@ -3,7 +3,6 @@
 import glob
 import os
 import sys
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -15,9 +14,9 @@ from tqdm import tqdm
 from tlw_basicsr.commands import parser_of_infer
 from tlw_basicsr.data.images import SUFFIXES, read_picture
 from tlw_basicsr.data.listing import name_images
-from tlw_basicsr.networks import fill_defaults, find_device
+from tlw_basicsr.networks import fill_defaults
 from tlw_basicsr.tools.experiment import load_sr_network
-from tlw_basicsr.tools.inference import DTYPES, NetworkUpscaler, upscale_picture, write_result
+from tlw_basicsr.tools.inference import DTYPES, upscale_picture, write_result
 from tlw_basicsr.util.errors import UserError, clean, coloured, first_line, reason_of
 
 
@@ -52,22 +51,14 @@ def is_file(path: Path) -> bool:
     return os.path.isfile(path) or not os.path.exists(path)  # noqa: PTH110, PTH113, pathlib's raise
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Parse the arguments, upscale one image after the other."""
     args = parser_of_infer().parse_args(argv)
     if Path(args.suffix).name != args.suffix or len(args.suffix) > 100:
         raise UserError(f"--suffix: expected a part of a file name, at most 100 characters, got {args.suffix!r}")
     trained = load_sr_network(args)
-    upscale = NetworkUpscaler(
-        trained.net,
-        trained.options,
-        args.tile or None,
-        args.overlap,
-        find_device(args.device),
-        DTYPES[args.dtype],
-        trained.normalization,
-    )
-
+    tiles = {"tile": args.tile or None, "overlap": args.overlap}
+    upscale = trained.upscaler(args.device, dtype=DTYPES[args.dtype], **tiles)
     if args.tile and not fill_defaults(trained.options).get("takes_tiles", True):
         note(f"{args.model}: its architecture is best without tiles; --tile 0 takes the whole image, if memory allows")
 

@@ -9,7 +9,6 @@
 Change its name and its paths; docs/options.md explains every option.
 """
 
-from collections.abc import Sequence
 from importlib import import_module
 
 from tlw_basicsr.commands import parser_of
@@ -23,7 +22,7 @@ GROUPS = {  # titles by the beginning of a name
 }
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Print the YAML, the names, or the schema."""
     parser = parser_of("options", __doc__)
     parser.add_argument("name", nargs="?", help="name of a YAML; without it the names are listed")

@@ -8,7 +8,6 @@ It needs some minutes, but no GPU, data or download. Two photographs are held ou
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -16,12 +15,11 @@ import skimage.data
 from skimage.color import gray2rgb
 
 from tlw_basicsr.commands import parser_of
-from tlw_basicsr.data.bicubic_sr_dataset import BicubicSRDataset
 from tlw_basicsr.data.images import write_image
 from tlw_basicsr.losses.tlw_loss import complete_economy
 from tlw_basicsr.networks import load_network
 from tlw_basicsr.pictures import method_figure
-from tlw_basicsr.tools.evaluation import bicubic, field_metrics
+from tlw_basicsr.tools.evaluation import BICUBIC, FIELD, evaluate, means, read_pair
 from tlw_basicsr.tools.experiment import build_distance, find_k
 from tlw_basicsr.tools.recipes import recipe
 from tlw_basicsr.util.progress import announce
@@ -50,7 +48,7 @@ def write_photographs(folder: Path) -> None:
             write_image(cv2.cvtColor(image, cv2.COLOR_RGB2BGR), folder / part / f"{name}.png")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Train both, print the table, draw the weights."""
     parser = parser_of("quickstart", __doc__)
     parser.add_argument("--out", type=Path, default=Path("quickstart"), help="folder of the results")
@@ -59,10 +57,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     out = args.out.resolve()
     announce(f"Writing photographs to {args.out}/data, and measuring bicubic on those held out …")
     write_photographs(out / "data")
-    options = {"dataroot_gt": str(out / "data/held_out"), "io_backend": {"type": "disk"}, "scale": 4, "phase": "val"}
-    held_out = BicubicSRDataset(options)
-    items = [held_out[i] for i in range(len(held_out))]
-    rows = {"bicubic": (field_metrics(bicubic(4), items, 4), 0.0)}
+    held_out = out / "data/held_out"
+    rows = {"bicubic": (means(evaluate({"field": BICUBIC}, held_out, 4))["field"], 0.0)}
     for loss, label in LOSSES.items():
         name = f"quickstart_EDSR_{loss}_x4"
         text = recipe(name)
@@ -77,20 +73,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         force_options(opt, args.force_yml)
         models = Path(out, "experiments", opt["name"], "models")
         net_g = load_network(opt["network_g"], models / "net_g_latest.pth", "params_ema")
-        rows[label] = (field_metrics(net_g, items, 4), seconds)
+        rows[label] = (means(evaluate({"field": net_g}, held_out, 4))["field"], seconds)
 
     complete_economy(opt)
     iterations = opt["train"]["total_iter"]
     net_w = load_network(opt["network_w"], Path(models, "net_w_latest.pth"), key="network_w")
     distance = build_distance(opt["train"]["pixel_opt"]["distance"], "train.pixel_opt.distance")
-    sr, gt = net_g(items[-1]["lq"][None])[0], items[-1]["gt"]
+    pair = read_pair(str(held_out / f"{HELD_OUT[-1]}.png"), 4, FIELD)
     picture, title = out / "learned_weights.png", "Weights learned by the quickstart"
-    method_figure(net_w, find_k(opt, models, iterations), distance, sr, gt, picture, title)
+    method_figure(net_w, find_k(opt, models, iterations), distance, net_g(pair.lq)[0], pair.gt[0], picture, title)
 
     print(f"\nHeld-out photographs: {', '.join(HELD_OUT)}; EDSR ×4, {iterations} iterations; Y channel, border 4\n")
     print("| loss    | Y-PSNR (dB) | SSIM   | time (s) |\n|---------|------------:|-------:|---------:|")
-    for label, (means, seconds) in rows.items():
-        print(f"| {label:7} | {means['psnr_y']:11.2f} | {means['ssim_y']:.4f} | {seconds:8.0f} |")
+    for label, (values, seconds) in rows.items():
+        print(f"| {label:7} | {values['psnr_y']:11.2f} | {values['ssim_y']:.4f} | {seconds:8.0f} |")
     print(f"\nThe learned weights: {args.out / picture.name}")
     print(NEXT.format(out=args.out, name=name, plain="quickstart_EDSR_L1_x4"), end="")
     if not all(rows[label][0]["psnr_y"] > rows["bicubic"][0]["psnr_y"] for label in LOSSES.values()):

@@ -23,30 +23,17 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import yaml
 from tqdm import tqdm
 
 from tlw_basicsr.commands import add_arguments, parser_of
 from tlw_basicsr.engine.options import read_options
 from tlw_basicsr.losses.tlw_loss import PAPER_DISTANCE
-from tlw_basicsr.tools.comparison import Result, shoot, write_page
-from tlw_basicsr.tools.evaluation import bicubic
-from tlw_basicsr.tools.experiment import build_distance, load_trained, load_weighting
-from tlw_basicsr.tools.recipes import list_cells
-from tlw_basicsr.tools.tables import (
-    TEST_SETS,
-    Cell,
-    Run,
-    Variant,
-    cell_options,
-    check_cell,
-    check_forced,
-    find_network,
-    is_trained,
-    measure,
-    train,
-    write_tables,
-)
+from tlw_basicsr.tools import tables
+from tlw_basicsr.tools.comparison import Result, compare, of_network
+from tlw_basicsr.tools.evaluation import BICUBIC
+from tlw_basicsr.tools.experiment import load_trained
+from tlw_basicsr.tools.recipes import CELLS
+from tlw_basicsr.tools.tables import TEST_SETS, Cell, Run, Variant
 from tlw_basicsr.util.errors import UserError
 from tlw_basicsr.util.yaml_options import load_yaml
 
@@ -54,7 +41,7 @@ NETWORKS = ("EDSR", "VDSR", "RCAN", "HAT")  # the paper's; RRDB can be named
 PAPER_LOSSES = ("L1", "MSE", "L1TLW", "MSETLW", "L1Uncertainty")
 
 
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = parser_of("tables", __doc__)
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS))
@@ -79,12 +66,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def choose_cells(args: argparse.Namespace) -> list[Cell]:
     """The cells that the arguments name and for which there are recipes; prints which are left out."""
-    known = sorted({network for network, _, _ in list_cells()})
+    known = sorted({network for network, _, _ in CELLS.values()})
     for network in args.networks:
         if network not in known:
             raise UserError(f"--networks: {network}; accepted are {', '.join(known)}")
     pairs = list(product(dict.fromkeys(args.networks), dict.fromkeys(args.scales)))
-    available = {pair: sorted(loss for n, loss, s in list_cells() if (n, s) == pair) for pair in pairs}
+    available = {pair: sorted(loss for n, loss, s in CELLS.values() if (n, s) == pair) for pair in pairs}
     named = ", ".join(dict.fromkeys(args.networks))
     for scale in args.scales:
         if not any(available[pair] for pair in pairs if pair[1] == scale):
@@ -107,23 +94,14 @@ def choose_cells(args: argparse.Namespace) -> list[Cell]:
 
 def write_comparison(run: Run, cells: Sequence[Cell], scale: int) -> Path:
     """Write the page that compares the images of the first test set, by the networks of the first seed."""
-    results = [Result("bicubic", bicubic(scale))]
+    results = [Result(BICUBIC, BICUBIC)]
     for cell in cells:
         if cell.scale == scale and cell.seed == cells[0].seed:
-            file, checkpoint = run.out / "options" / f"{cell.name}.yml", find_network(run, cell)
-            opt = read_options(str(file))
-            trained = load_trained(opt, checkpoint)
-            upscale = trained.upscaler(scale=scale, origin=file)
-            weigh = load_weighting(opt, checkpoint.parent)
-            results.append(Result(trained.named(f"{cell.network} {cell.variant.name}"), upscale, weigh))
-    options = run.distance or (PAPER_DISTANCE if run.with_lpips else None)
-    path = run.out / f"compare_x{scale}.html"
-    about = "PSNR and SSIM of Y, 8-bit images, without a border of the scale."
-    if options:
-        about += f" D: {yaml.safe_dump(options, default_flow_style=True).strip()}."
-    distance = build_distance(options, "--distance") if options else None
-    shots = shoot(results, run.data / run.sets[0], scale, distance)
-    write_page(path, shots, f"{run.sets[0]} ×{scale}", about)
+            opt = read_options(str(run.out / "options" / f"{cell.name}.yml"))
+            trained = load_trained(opt, tables.find_network(run, cell))
+            results.append(of_network(f"{cell.network} {cell.variant.name}", trained, opt, scale=scale))
+    path, distance = run.out / f"compare_x{scale}.html", PAPER_DISTANCE if run.with_lpips else None
+    compare(results, run.data / run.sets[0], scale, path, run.distance or distance)
     return path
 
 
@@ -132,7 +110,7 @@ def stop(number: int, _: Any) -> None:
     sys.exit(128 + number)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Train what is missing, measure, write the tables."""
     args = parse(argv)
     for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
@@ -153,26 +131,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     if run.missing:
         print(f"Left out, not in {run.data}: {', '.join(run.missing)}")
     cells = choose_cells(args)
-    check_forced(run, cells)
-    missing = [cell for cell in cells if not is_trained(run, cell)]
+    tables.check_forced(run, cells)
+    missing = [cell for cell in cells if not tables.is_trained(run, cell)]
     for cell in missing:
-        check_cell(run, cell)
+        tables.check_cell(run, cell)
+    for folder in ("cells", "options"):
+        (run.out / folder).mkdir(parents=True, exist_ok=True)
     scales = sorted({cell.scale for cell in cells})
     for scale in scales:  # before the trainings: it needs all of the test sets, and LPIPS's weights
-        measure(run, f"bicubic_x{scale}", scale, None)
-    iterations = {cell: int(cell_options(run, cell)["train"]["total_iter"]) for cell in missing}
+        tables.measure(run, f"bicubic_x{scale}", scale, None)
+    iterations = {cell: int(tables.cell_options(run, cell)["train"]["total_iter"]) for cell in missing}
     print(f"{len(cells)} cells, {len(missing)} to train, {sum(iterations.values()):,} iterations", flush=True)
     with tqdm(total=sum(iterations.values()), unit="it", disable=not missing, mininterval=1) as bar:
         done = 0
         for cell in missing:
             bar.set_description(cell.name)
-            train(run, cell, lambda iteration, done=done: bar.update(done + iteration - bar.n))
+            tables.train(run, cell, lambda iteration, done=done: bar.update(done + iteration - bar.n))
             done += iterations[cell]
             bar.update(done - bar.n)
     for cell in tqdm(cells, desc="measure", unit="cell", leave=False):
-        measure(run, cell.name, cell.scale, find_network(run, cell))
+        tables.measure(run, cell.name, cell.scale, tables.find_network(run, cell))
     for scale in scales:
-        paths = write_tables(run, cells, scale)
+        paths = tables.write_tables(run, cells, scale)
         print(f"\n{paths[0].read_text('utf-8')}")
         paths.append(write_comparison(run, cells, scale))
         print("Written: " + ", ".join(map(str, paths)))

@@ -12,9 +12,9 @@ options.
 
 import argparse
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,15 +23,14 @@ from tqdm import tqdm
 
 from tlw_basicsr.commands import parser_of
 from tlw_basicsr.core.arguments import FRACTION
-from tlw_basicsr.core.functional import Distance
 from tlw_basicsr.core.weightings import ErrorWeights, LDLWeights, PSPLWeights
 from tlw_basicsr.data.images import image_size
 from tlw_basicsr.engine.options import read_options
 from tlw_basicsr.losses.tlw_loss import PAPER_DISTANCE, complete_economy, describe_options
 from tlw_basicsr.networks import get_section, load_network
-from tlw_basicsr.pictures import ALL, Frame, find_probabilities, method_figure, strip_figure
+from tlw_basicsr.pictures import Frame, find_probabilities, method_figure, strip_figure
 from tlw_basicsr.tools.evaluation import FIELD, pairs, read_pair
-from tlw_basicsr.tools.experiment import Trained, build_distance, find_distance, find_k, list_iterations, load_trained
+from tlw_basicsr.tools.experiment import Trained, build_distance, find_k, list_iterations, load_trained
 from tlw_basicsr.tools.report import json_text
 from tlw_basicsr.tools.weight_maps import describe_set, map_of, write_rows
 from tlw_basicsr.util.errors import UserError
@@ -55,17 +54,7 @@ def read_all_options(args: argparse.Namespace) -> Options:
     check_section(train.get("tlw") or {}, "train.tlw", kinds)
     distance = get_section(train, "pixel_opt", "train").get("distance") or PAPER_DISTANCE
     opt["distance"] = load_yaml(args.distance, "--distance") if args.distance else distance
-    find_distance(opt["distance"], "distance")
     return opt
-
-
-def choose_iterations(args: argparse.Namespace, models: Path) -> list[int]:
-    """The iterations to draw: ``--iter`` or the newest, or with ``--strip`` some from the first to the last."""
-    available = list_iterations(models)
-    if args.iter is not None and args.iter not in available:
-        raise UserError(f"--iter: {args.iter} is not in {models}; accepted are {', '.join(map(str, available))}")
-    spread = np.linspace(0, len(available) - 1, min(args.columns, len(available))).round().astype(int)
-    return [available[i] for i in spread] if args.strip else [args.iter or available[-1]]
 
 
 OTHERS = {"error": ErrorWeights, "LDL": LDLWeights, "PSPL, σ = 1": PSPLWeights}
@@ -80,16 +69,33 @@ class Moment(NamedTuple):
     iteration: int | None
 
 
-def load_moment(args: argparse.Namespace, opt: Options, models: Path, iteration: int | None) -> Moment:
-    """The networks and k of an iteration of the training whose networks lie in ``models``."""
-    trained = load_trained(opt, args.net_g or models / f"net_g_{iteration}.pth", args.param_key)
-    net_w = load_network(opt["network_w"], args.net_w or models / f"net_w_{iteration}.pth", key="network_w")
-    return Moment(trained, net_w, args.k if args.k is not None else find_k(opt, models, iteration), iteration)
+def load_moments(args: argparse.Namespace, opt: Options) -> Iterator[Moment]:
+    """The networks of ``--net_g`` and ``--net_w``, of ``--iter``, of several with ``--strip``, or the newest."""
+    models = (args.experiment or Path("experiments", str(opt.get("name")))) / "models"
+    if args.net_g:
+        number = re.search(r"_(\d+)\.pth$", args.net_w.name)
+        chosen = [args.iter if args.iter is not None else int(number[1]) if number else None]
+        models = args.net_w.parent
+    else:
+        available = list_iterations(models)
+        if args.iter is not None and args.iter not in available:
+            raise UserError(f"--iter: {args.iter} is not in {models}; accepted are {', '.join(map(str, available))}")
+        spread = np.linspace(0, len(available) - 1, min(args.columns, len(available))).round().astype(int)
+        chosen = [available[i] for i in spread] if args.strip else [args.iter or available[-1]]
+    for iteration in tqdm(chosen, unit="network", disable=None):
+        trained = load_trained(opt, args.net_g or models / f"net_g_{iteration}.pth", args.param_key)
+        net_w = load_network(opt["network_w"], args.net_w or models / f"net_w_{iteration}.pth", key="network_w")
+        yield Moment(trained, net_w, args.k if args.k is not None else find_k(opt, models, iteration), iteration)
 
 
-def describe(args: argparse.Namespace, moments: Iterable[Moment], distance: Distance) -> None:
+def report(args: argparse.Namespace, values: dict[str, Any], text: str) -> None:
+    """Print the values, or with ``--json`` as JSON alone."""
+    print(json_text(values) if args.json else text)
+
+
+def describe(args: argparse.Namespace, moments: Iterable[Moment], options: Options) -> None:
     """Write the numbers of the weights on the folder ``--data``: of every moment, or beside other weightings."""
-    rows = []
+    rows, distance = [], build_distance(options, "distance")
     for moment in moments:
         maps = {"learned": find_probabilities(moment.net_w)}
         if args.strip:
@@ -101,15 +107,47 @@ def describe(args: argparse.Namespace, moments: Iterable[Moment], distance: Dist
     out = args.out or Path("weights_data.png")
     k = "" if args.strip else f", mean k = {moment.k:.2f}"
     table = write_rows(rows, out, f"Weights on {args.data.name}{k}")
-    if args.json:
-        print(json_text({"file": str(out), "rows": rows}))
-    else:
-        print(table)
-        print(f"{out}, {out.with_suffix('.csv')}; {moment.trained}")
+    files = f"{out}, {out.with_suffix('.csv')}; {moment.trained}"
+    report(args, {"file": str(out), "rows": rows}, f"{table}\n{files}")
+
+
+def draw(args: argparse.Namespace, moments: Iterable[Moment], options: Options) -> None:
+    """Draw the weights of every moment on ``--image``: a strip, or one figure."""
+    name, frames = Path(args.image).name, []
+    gt_size = image_size(Path(args.image), "--image")
+    lq_size = image_size(Path(args.lq), "--lq") if args.lq else None
+    for trained, net_w, k, iteration in moments:
+        upscale = trained.upscaler("cpu")
+        expected = tuple(side // upscale.scale for side in gt_size)
+        if lq_size and lq_size != expected:
+            sides = f"{expected[0]}×{expected[1]} (1/{upscale.scale} of --image)"
+            raise UserError(f"--lq: {args.lq} is {lq_size[0]}×{lq_size[1]}, not {sides}")
+        pair = read_pair(args.image, upscale.scale, FIELD, args.lq)
+        sides = pair.gt.shape[2:]
+        top, left, height, width = args.crop or (0, 0, *sides)
+        if min(top, left, height - 1, width - 1) < 0 or top + height > sides[0] or left + width > sides[1]:
+            raise UserError(f"--crop: {args.crop} is not within the {sides[0]}×{sides[1]} of {args.image}")
+        crop = (slice(top, top + height), slice(left, left + width))
+        sr, part = upscale(pair.lq).clamp(0, 1), (0, ..., *crop)
+        if args.strip:
+            assert iteration is not None  # of a training
+            frames.append(Frame(iteration, k, sr[part], net_w(sr, pair.gt, k)[part]))
+    if args.strip:
+        out = args.out or Path("weights_strip.png")
+        strip_figure(pair.gt[part], frames, out, f"Error and weights over the training (means of RGB), {name}")
+        iterations = [frame.iteration for frame in frames]
+        text = f"{out}: iterations {', '.join(map(str, iterations))}"
+        return report(args, {"file": str(out), "iterations": iterations}, text)
+    out = args.out or Path("weights.png")
+    label = f"{name}, iteration {iteration:,}" if iteration is not None else name
+    title = f"{label}, $D$: {options['type']}"
+    values = method_figure(net_w, k, build_distance(options, "distance"), sr[0], pair.gt[0], out, title, crop)
+    text = ", ".join(f"{key} {value:.4f}" for key, value in values.items())
+    report(args, {"file": str(out), "iteration": iteration, **values}, f"{out}: {text}; {trained}")
 
 
 @torch.no_grad()
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Parse the arguments, draw."""
     parser = parser_of("weights", __doc__)
     parser.add_argument("--opt", metavar="YAML", help="training YAML")
@@ -141,59 +179,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for option in ("lq", "crop") if args.data else ():
         if getattr(args, option):
             raise UserError(f"--{option}: with --image alone, not with --data")
-    for option in ("image", "lq"):
-        path = getattr(args, option)
-        if path and not Path(path).exists():
-            raise UserError(f"--{option}: {path} does not exist")
     if (args.net_g is None) != (args.net_w is None):
         raise UserError("--net_g, --net_w: expected both or neither")
     if args.strip and args.net_g:
         raise UserError("--strip: needs the files of a training; expected --experiment instead of --net_g and --net_w")
     opt = read_all_options(args)
-    models = (args.experiment or Path("experiments", str(opt.get("name")))) / "models"
-    if args.net_g:
-        number = re.search(r"_(\d+)\.pth$", args.net_w.name)
-        chosen: list[int | None] = [args.iter if args.iter is not None else int(number[1]) if number else None]
-        models = args.net_w.parent
-    else:
-        chosen = [*choose_iterations(args, models)]
-
-    moments = (load_moment(args, opt, models, n) for n in tqdm(chosen, unit="network", disable=None))
-    if args.data:
-        return describe(args, moments, build_distance(opt["distance"], "distance"))
-    name, frames = Path(args.image).name, []
-    for trained, net_w, k, iteration in moments:
-        upscale = trained.upscaler("cpu")
-        pair = read_pair(args.image, upscale.scale, FIELD, args.lq)
-        expected = tuple(side // upscale.scale for side in image_size(Path(args.image), "--image"))
-        if args.lq and pair.lq.shape[2:] != expected:
-            sides = f"{expected[0]}×{expected[1]} (1/{upscale.scale} of --image)"
-            raise UserError(f"--lq: {args.lq} is {pair.lq.shape[2]}×{pair.lq.shape[3]}, not {sides}")
-        sides, crop = pair.gt.shape[2:], ALL
-        if args.crop:
-            top, left, height, width = args.crop
-            if min(top, left, height - 1, width - 1) < 0 or top + height > sides[0] or left + width > sides[1]:
-                raise UserError(f"--crop: {args.crop} is not within the {sides[0]}×{sides[1]} of {args.image}")
-            crop = (slice(top, top + height), slice(left, left + width))
-        sr, part = upscale(pair.lq).clamp(0, 1), (0, ..., *crop)
-        if args.strip:
-            assert iteration is not None  # of a training
-            frames.append(Frame(iteration, k, sr[part], net_w(sr, pair.gt, k)[part]))
-    if args.strip:
-        out = args.out or Path("weights_strip.png")
-        strip_figure(pair.gt[part], frames, out, f"Error and weights over the training (means of RGB), {name}")
-        iterations = [frame.iteration for frame in frames]
-        if args.json:
-            print(json_text({"file": str(out), "iterations": iterations}))
-        else:
-            print(f"{out}: iterations {', '.join(map(str, iterations))}")
-        return
-    distance = build_distance(opt["distance"], "distance")
-    out = args.out or Path("weights.png")
-    label = f"{name}, iteration {iteration:,}" if iteration is not None else name
-    title = f"{label}, $D$: {opt['distance']['type']}"
-    values = method_figure(net_w, k, distance, sr[0], pair.gt[0], out, title, crop)
-    if args.json:
-        print(json_text({"file": str(out), "iteration": iteration, **values}))
-        return
-    print(f"{out}: " + ", ".join(f"{key} {value:.4f}" for key, value in values.items()) + f"; {trained}")
+    (describe if args.data else draw)(args, load_moments(args, opt), opt["distance"])

@@ -17,7 +17,7 @@ BASE_OF = {
     **{"CharbonnierLossColor": "l1", "PSNRLoss": "mse"},  # of SwinFIR and NAFNet
 }
 KEPT = ("type", "loss_weight", "reduction")
-DISTANCE = {"type": "LPIPSDistance", "net": "vgg"}
+DISTANCE = {"type": "SSIMDistance"}  # needs no download, as in the recipes
 K_START, K_END = 0.3, 0.9
 MEAN_K = K_START + (K_END - K_START) / math.e  # the average over a training of k_decay iterations
 LAST_K = K_START + (K_END - K_START) * (1 - 1 / math.e)
@@ -47,12 +47,13 @@ def add_tlw(
     if opt.get("model_type") == "TLWModel":
         return text
     new = _with_tlw(opt, name, keep_balance, new_name, base)
-    # from the end; of edits at one place a deletion first, then the last
-    for start, end, written in sorted(_edits(_Document(text, name), opt, new), key=lambda edit: edit[:2])[::-1]:
-        text = text[:start] + written + text[end:]
     try:
+        edits = _edits(text, yaml.compose(text, Loader=yaml.SafeLoader), opt, new)
+        # from the end; of edits at one place a deletion first, then the last
+        for start, end, written in sorted(edits, key=lambda edit: edit[:2])[::-1]:
+            text = text[:start] + written + text[end:]
         right = load_yaml(text, name) == new
-    except UserError:
+    except (KeyError, UserError):  # a key that its section does not hold itself
         right = False
     if not right:
         raise UserError(
@@ -62,26 +63,46 @@ def add_tlw(
     return text
 
 
-def _edits(document: "_Document", opt: Options, new: Options) -> Iterator[Edit]:
-    """Yield the edits that turn the options ``opt`` of the document into ``new``."""
-    train = document.mapping(document.root, "train")
-    pixel_opt = document.mapping(train, "pixel_opt")
-    own = pixel_opt is not None and document.pair(pixel_opt, "type") is not None  # neither an alias nor merged
-    if not own:
-        yield document.replace(train, "pixel_opt", _flow(new["train"]["pixel_opt"]))
-    for place, was, value in _differences(opt, new):
-        *sections, key = place.split(".")
-        mapping = pixel_opt if len(sections) == 2 else train if sections else document.root
-        if mapping is pixel_opt and not own:
-            continue
-        if value is ...:
-            yield document.delete(mapping, key)
-        elif was is not ...:
-            yield document.replace(mapping, key, _flow(value))
-        elif key in NEW_KEY_BEFORE:
-            yield document.add_before(mapping, NEW_KEY_BEFORE[key], key, _flow(value))
+def _edits(text: str, section: yaml.MappingNode, old: Options, new: Options) -> Iterator[Edit]:
+    """Yield the edits that turn a mapping of the text, whose options are ``old``, into one of ``new``."""
+    nodes = {key.value: (key, value) for key, value in section.value}
+    for name, was, value in _changes(old, new):
+        neighbour = name if was is not ... else NEW_KEY_BEFORE.get(name, "type")
+        key, node = nodes[neighbour]
+        key_start, (start, end) = key.start_mark.index, _span(text, key, node)
+        line_end = text.find("\n", end) % (len(text) + 1)
+        if was is ...:
+            newline = "\r\n" if "\r\n" in text else "\n"
+            separator = ", " if section.flow_style else newline + " " * key.start_mark.column
+            if name in NEW_KEY_BEFORE:
+                yield key_start, key_start, f"{name}: {_flow(value)}{separator}"
+            else:
+                place = end if section.flow_style else len(text[:line_end].rstrip("\r"))
+                yield place, place, f"{separator}{name}: {_flow(value)}"
+        elif value is not ...:
+            is_alias = start != node.start_mark.index
+            inside = isinstance(was, dict) and "type" in {k.value for k, _ in node.value} and not is_alias
+            if name == "train" or inside:
+                yield from _edits(text, node, was, value)
+            else:
+                yield start, end, _flow(value)
+        elif not section.flow_style:
+            yield text.rfind("\n", 0, key_start) + 1, line_end + 1, ""
+        elif before := re.search(r",\s*$", text[:key_start]):
+            yield before.start(), end, ""
         else:
-            yield document.add_after(mapping, "type", key, _flow(value))
+            yield key_start, end + len(text[end:]) - len(text[end:].lstrip(", \r\n")), ""
+
+
+def _span(text: str, key: yaml.Node, value: yaml.Node) -> tuple[int, int]:
+    """Return start and end of a key's value; of an alias, whose node lies where its anchor is, those of its name."""
+    start, end = value.start_mark.index, value.end_mark.index
+    if start < key.end_mark.index:
+        alias = re.compile(r"\*[^\s,\]}]+").search(text, key.end_mark.index)
+        return alias.span() if alias else (start, end)
+    if isinstance(value, yaml.CollectionNode) and not value.flow_style:
+        end = start + len(text[start:end].rstrip())
+    return start, end
 
 
 def describe_changes(before: str, after: str) -> list[str]:
@@ -115,13 +136,19 @@ def describe_changes(before: str, after: str) -> list[str]:
     return lines
 
 
+def _changes(old: Options, new: Options) -> Iterator[tuple[str, Any, Any]]:
+    """Yield key, old and new value where they differ; ``...`` stands for a key that is missing."""
+    for key in dict.fromkeys([*old, *new]):
+        if old.get(key, ...) != new.get(key, ...):
+            yield key, old.get(key, ...), new.get(key, ...)
+
+
 def _differences(old: Options, new: Options, place: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yield place, old and new value of all that differs; ``...`` stands for a key that is missing."""
-    for key in [*old, *(key for key in new if key not in old)]:
-        was, value = old.get(key, ...), new.get(key, ...)
+    """Yield :func:`_changes` with the places of their keys, down to the values of sections that both have."""
+    for key, was, value in _changes(old, new):
         if isinstance(was, dict) and isinstance(value, dict):
             yield from _differences(was, value, f"{place}{key}.")
-        elif was != value:
+        else:
             yield f"{place}{key}", was, value
 
 
@@ -193,74 +220,3 @@ def _balance(opt: Options, kind: str, base: str, name: str) -> float:
 def _flow(value: Any) -> str:
     """Return a value as YAML in one line."""
     return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000).removesuffix("...\n").strip()
-
-
-class _Document:
-    """Places of keys and values in the text of a YAML file, and edits of them."""
-
-    def __init__(self, text: str, name: str) -> None:
-        self.text, self.name = text, name
-        self.newline = "\r\n" if "\r\n" in text else "\n"
-        self.root = yaml.compose(text, Loader=yaml.SafeLoader)
-
-    def pair(self, mapping: yaml.MappingNode | None, key: str) -> tuple[yaml.Node, yaml.Node] | None:
-        """Return the nodes of key and value, or None if the key is not written in the mapping itself."""
-        return next(((k, v) for k, v in mapping.value if k.value == key), None) if mapping else None
-
-    def mapping(self, parent: yaml.MappingNode | None, key: str) -> yaml.MappingNode | None:
-        """Return the mapping that is the value of a key, or None if it is an alias of one elsewhere."""
-        key_node, value = self.pair(parent, key) or (None, None)
-        written = key_node and isinstance(value, yaml.MappingNode) and not self._is_alias(key_node, value)
-        return value if written and isinstance(value, yaml.MappingNode) else None
-
-    @staticmethod
-    def _is_alias(key: yaml.Node, value: yaml.Node) -> bool:
-        return value.start_mark.index < key.end_mark.index
-
-    def _find(self, mapping: yaml.MappingNode | None, key: str) -> tuple[yaml.Node, int, int]:
-        """Return the node of a key, and start and end of its value."""
-        pair = self.pair(mapping, key)
-        if not pair:
-            raise UserError(f"{self.name}: {key} is not written in its section itself; add TLW by hand")
-        node, value = pair
-        if self._is_alias(node, value):
-            return node, *self._match(r"\s*:\s*(\*[^\s,\]}]+)", node.end_mark.index).span(1)
-        start, end = value.start_mark.index, value.end_mark.index
-        if isinstance(value, yaml.CollectionNode) and not value.flow_style:
-            end = start + len(self.text[start:end].rstrip())
-        return node, start, end
-
-    def _match(self, pattern: str, at: int) -> re.Match[str]:
-        found = re.compile(pattern).match(self.text, at)
-        if not found:
-            raise UserError(f"{self.name}: an unusual layout; add TLW by hand")
-        return found
-
-    def replace(self, mapping: yaml.MappingNode | None, key: str, new: str) -> Edit:
-        """Give a key another value."""
-        _, start, end = self._find(mapping, key)
-        return start, end, new
-
-    def add_before(self, mapping: yaml.MappingNode | None, key: str, new_key: str, value: str) -> Edit:
-        """Add a new key before ``key``, on a line of its own or within the same braces."""
-        node, _, _ = self._find(mapping, key)
-        separator = ", " if mapping and mapping.flow_style else self.newline + " " * node.start_mark.column
-        return node.start_mark.index, node.start_mark.index, f"{new_key}: {value}{separator}"
-
-    def add_after(self, mapping: yaml.MappingNode | None, key: str, new_key: str, value: str) -> Edit:
-        """Add a new key on the line after ``key`` and its comment, or within the same braces."""
-        node, _, end = self._find(mapping, key)
-        if mapping and mapping.flow_style:
-            return end, end, f", {new_key}: {value}"
-        line_end = self._match(r"[^\r\n]*", end).end()
-        return line_end, line_end, f"{self.newline}{' ' * node.start_mark.column}{new_key}: {value}"
-
-    def delete(self, mapping: yaml.MappingNode | None, key: str) -> Edit:
-        """Delete a key with its line, or its part within the braces."""
-        node, _, end = self._find(mapping, key)
-        start = node.start_mark.index
-        if mapping and mapping.flow_style:
-            before = re.compile(r",\s*$").search(self.text, 0, start)
-            return (before.start(), end, "") if before else (start, self._match(r"\s*,\s*", end).end(), "")
-        line_end = self.text.find("\n", end)
-        return self.text.rfind("\n", 0, start) + 1, len(self.text) if line_end < 0 else line_end + 1, ""

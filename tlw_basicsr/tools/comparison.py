@@ -11,6 +11,7 @@ import cv2
 import matplotlib
 import numpy as np
 import torch
+import yaml
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -19,8 +20,10 @@ from tlw_basicsr.core.functional import Distance, fix_reference
 from tlw_basicsr.data.bicubic import to_8_bits
 from tlw_basicsr.pictures import ERROR, WEIGHT, around_mean
 from tlw_basicsr.tools.evaluation import FIELD, METRICS, Source, make_sr, means, measure, pairs
+from tlw_basicsr.tools.experiment import Trained, build_distance, load_weighting
 from tlw_basicsr.tools.report import Row, csv_text, json_text
 from tlw_basicsr.util.files import write_text
+from tlw_basicsr.util.kinds import Options
 
 TEMPLATE = Path(__file__).with_name("compare.html")
 HR = "HR"
@@ -29,6 +32,7 @@ PART = 48  # pixels a side of what the page shows of all results, as in the temp
 SMALLEST = 64  # pixels a side of a crop
 LABELS = {name: (METRICS[name].label, METRICS[name].digits, METRICS[name].higher) for name in FIELD.metrics}
 LABELS["d"] = ("D", 4, False)
+ABOUT = "PSNR and SSIM of Y, 8-bit images, without a border of the scale."
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,25 @@ class Result:
     label: str  # its name on the page
     source: Source
     weigh: Callable[[Tensor, Tensor], Tensor] | None = None  # SR and HR image to the weights (1, 3, H, W)
+    about: str = ""  # what the page says of it
+
+
+def of_network(label: str, trained: Trained, opt: Options, device: str = "auto", scale: int | None = None) -> Result:
+    """A network as a result, with its weighting network if that lies beside it."""
+    upscale = trained.upscaler(device, scale, label)
+    weigh = load_weighting(opt, trained.path.parent)
+    return Result(trained.named(label), upscale, weigh, f" {label}: {trained}.")
+
+
+def compare(results: Sequence[Result], gt_folder: Path, scale: int, path: Path, distance: Options | None) -> int:
+    """Write the page of the results on a folder of HR images, with D by its options; returns the number of images."""
+    built = build_distance(distance, "--distance") if distance else None
+    shots = shoot(results, gt_folder, scale, built)
+    about = ABOUT
+    if distance:
+        about += f" D: {yaml.safe_dump(distance, default_flow_style=True, width=1000).strip()}."
+    write_page(path, shots, f"{gt_folder.name} ×{scale}", about + "".join(result.about for result in results))
+    return len(shots)
 
 
 @dataclass

@@ -6,7 +6,7 @@ reordered for the channels, and the networks' options set the range, so results 
 
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import yaml
@@ -14,8 +14,11 @@ from basicsr.archs import build_network
 from torch import Tensor
 
 from tlw_basicsr.networks import check_fit
+from tlw_basicsr.tools.recipes import COMPARISON, recipe
 from tlw_basicsr.util.errors import UserError, short
 from tlw_basicsr.util.files import load_file, save_file, write_text
+from tlw_basicsr.util.kinds import Options
+from tlw_basicsr.util.yaml_options import load_yaml
 
 HAT_BGR_MEAN = (0.4488, 0.4371, 0.4040)  # HAT subtracts it from its input in [-1, 1]
 
@@ -23,28 +26,16 @@ HAT_BGR_MEAN = (0.4488, 0.4371, 0.4040)  # HAT subtracts it from its input in [-
 class Published(NamedTuple):
     """One published network."""
 
-    options: dict[str, Any]  # of the network that it becomes
     names: dict[str, str | None]  # patterns of its tensors' names, and what they become; None: not used
+    options: Options | None = None  # where those of the network that it becomes are not a recipe's
     first: str = "conv_first.weight"  # takes the image
     groups: int = 1  # images that follow each other in the input channels
     last: str = "conv_last"  # gives the image
-    scales: tuple[int, ...] = (2, 3, 4)  # empty for a network without a scale
     section: str = "network_g"  # of a YAML with its options
 
 
-PUBLISHED = {  # upscale becomes the scale
+PUBLISHED = {
     "edsr": Published(
-        {
-            "type": "EDSR",
-            "num_in_ch": 3,
-            "num_out_ch": 3,
-            "num_feat": 64,
-            "num_block": 16,
-            "upscale": None,
-            "res_scale": 1,
-            "img_range": 2.0,
-            "rgb_mean": [0.5, 0.5, 0.5],
-        },
         {
             r"(sub|add)_mean\.(weight|bias)": None,
             r"head\.0\.(.*)": r"conv_first.\1",
@@ -56,7 +47,6 @@ PUBLISHED = {  # upscale becomes the scale
         },
     ),
     "vdsr": Published(
-        {"type": "TLWVDSR", "num_feat": 64, "num_block": 10, "upscale": None},
         {
             r"conv1\.0\.(.*)": r"conv_first.\1",
             r"trunk\.(\d+)\.conv\.(.*)": r"body.\1.\2",
@@ -64,7 +54,6 @@ PUBLISHED = {  # upscale becomes the scale
         },
     ),
     "rcan": Published(
-        {"type": "TLWRCAN", "num_feat": 64, "num_group": 10, "num_block": 20, "upscale": None},
         {
             r"sf\.(.*)": r"conv_first.\1",
             r"rgs\.(\d+)\.module\.20\.(.*)": r"body.\1.conv.\2",
@@ -76,34 +65,32 @@ PUBLISHED = {  # upscale becomes the scale
         },
     ),
     "hat": Published(
-        # 2v - 1 - m = 2(v - (1 + m) / 2)
-        {"type": "TLWHAT", "upscale": None, "rgb_mean": [(1 + m) / 2 for m in reversed(HAT_BGR_MEAN)]},
         {r"net\.(.*)": r"\1"},
-        scales=(4,),
+        {"rgb_mean": [(1 + m) / 2 for m in reversed(HAT_BGR_MEAN)]},  # 2v - 1 - m = 2(v - (1 + m) / 2)
     ),
     "weight": Published(
-        {"type": "TLWWeightNet", "num_feat": 64},
         {r"(conv\..*)": r"\1"},
+        {"type": "TLWWeightNet", "num_feat": 64},
         first="conv.0.weight",
         groups=2,
         last="conv.9",
-        scales=(),
         section="network_w",
     ),
 }
 
 
-def convert(path: Path, net: str, scale: int | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def convert(path: Path, net: str, scale: int | None = None) -> tuple[dict[str, Tensor], Options]:
     """Read a published checkpoint; return a state dict and the options of the network that it belongs to.
 
     ``net`` is a key of :data:`PUBLISHED`; ``scale`` is None if only one is published, or if the network has none.
     """
-    published = PUBLISHED[net]
-    if scale is None and len(published.scales) == 1:
-        scale = published.scales[0]
-    if published.scales and scale not in published.scales:
+    published, network = PUBLISHED[net], net.upper()
+    scales, _ = COMPARISON.get(network, ((), ()))  # a weighting network has none
+    if scale is None and len(scales) == 1:
+        scale = scales[0]
+    if scales and scale not in scales:
         given = "missing" if scale is None else scale
-        raise UserError(f"--scale: {given}; published for {net} are {', '.join(map(str, published.scales))}")
+        raise UserError(f"--scale: {given}; published for {net} are {', '.join(map(str, scales))}")
     state = {}
     for name, tensor in load_file(path, "IN.pth").items():
         if not torch.is_tensor(tensor):
@@ -116,10 +103,11 @@ def convert(path: Path, net: str, scale: int | None = None) -> tuple[dict[str, T
             raise UserError(f"IN.pth: {path} is no published {net}: it has a tensor {name!r:.80}")
         if ours:
             state[ours] = tensor
-    options = published.options | ({"upscale": scale} if published.scales else {})
+    options = load_yaml(recipe(f"{network}_L1TLW_x{scale}"), net)["network_g"] if scales else {}
+    options |= published.options or {}
     model = build_network(dict(options))
     try:
-        check_fit(state, model, True, path, f"IN.pth as {f'{net} ×{scale}' if published.scales else net}")
+        check_fit(state, model, True, path, f"IN.pth as {f'{net} ×{scale}' if scales else net}")
     except UserError as error:
         shapes = [{name: tensor.shape for name, tensor in s.items()} for s in (state, model.state_dict())]
         hint = "" if shapes[0] == shapes[1] else "; check --net and --scale"

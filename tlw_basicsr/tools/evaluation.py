@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import piq
@@ -24,7 +24,8 @@ from tlw_basicsr.tools.report import Row
 from tlw_basicsr.util.errors import UserError, first_line
 
 Upscaler = Callable[[Tensor], Tensor]  # an LR image (1, 3, h, w) to the SR image, RGB in [0, 1]
-Source = Upscaler | Path  # or a folder of SR images
+BICUBIC = "bicubic"
+Source = Upscaler | Path | Literal["bicubic"]  # or a folder of SR images, or MATLAB's bicubic
 
 
 @dataclass(frozen=True)
@@ -218,8 +219,10 @@ def bicubic(scale: int, quantize: bool = True) -> Upscaler:
 
 
 def make_sr(source: Source, pair: Pair, label: str = "") -> Tensor:
-    """The SR image (1, 3, H, W) of a pair, from an upscaler or a folder, whose images are cut as HR is."""
+    """The SR image (1, 3, H, W) of a pair; the images of a folder are cut as HR is."""
     height, width = pair.gt.shape[2:]
+    if source == BICUBIC:
+        return bicubic(pair.scale, pair.protocol.quantize)(pair.lq)
     if isinstance(source, Path):
         path = find_sr_file(source, pair.name, pair.scale)
         image = as_floats(read_levels(FileClient("disk"), str(path))[:height, :width])
@@ -268,7 +271,7 @@ def evaluate(
     Args:
         sources: what makes the SR images, by the protocol's name.
         gt_folder: folder of the HR images.
-        scale: scale of the super-resolution.
+        scale: 1 to 8.
         lq_folder: see :func:`pairs`; for the protocol ``'field'`` only.
         with_lpips: also LPIPS of VGG and AlexNet.
         with_perceptual: also GMSD (lower is better), HaarPSI and VIF (higher is better) of RGB.
@@ -292,13 +295,3 @@ def evaluate(
             values = measure(make_sr(sources[name], pair), pair, metrics[name])
             rows.append({"image": pair.name, "protocol": name, **values})
     return rows
-
-
-def field_metrics(upscale: Upscaler, items: Iterable[dict[str, Any]], scale: int) -> dict[str, float]:
-    """Means of the field's metrics over a data set's items, with ``lq`` and ``gt`` (3, H, W)."""
-    rows: list[Row] = []
-    with torch.no_grad():
-        for item in items:
-            pair = Pair("", "", item["lq"][None], item["gt"][None], scale, FIELD)
-            rows.append({"protocol": "field", **measure(make_sr(upscale, pair), pair, FIELD.metrics)})
-    return means(rows)["field"]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
@@ -42,9 +43,12 @@ class Trained:
         entry = self.entry.partition(",")[0]
         return f"{label} ({entry})" if entry else label
 
-    def upscaler(self, device: str = "auto", scale: int | None = None, origin: object = "") -> NetworkUpscaler:
-        """The network as an upscaler of whole images."""
-        upscale = NetworkUpscaler(self.net, self.options, device=find_device(device), normalization=self.normalization)
+    def upscaler(
+        self, device: str = "auto", scale: int | None = None, origin: object = "", **more: Any
+    ) -> NetworkUpscaler:
+        """The network as an upscaler of whole images, or with ``more`` arguments."""
+        more |= {"device": find_device(device), "normalization": self.normalization}
+        upscale = NetworkUpscaler(self.net, self.options, **more)
         if scale is not None and upscale.scale != scale:
             raise UserError(f"--scale: {scale}, but the network of {origin} is of scale {upscale.scale}")
         return upscale
@@ -136,13 +140,8 @@ def load_weighting(opt: Options, models: Path) -> Callable[[Tensor, Tensor], Ten
     return partial(net_w, k=find_k(opt, models, iteration))
 
 
-def find_distance(options: Options, place: str) -> Callable[..., Distance]:
-    """The registered class of D, which takes these options."""
-    arch = lookup(LOSS_REGISTRY, options, place)
-    check_arguments(options, place, arch)
-    return arch
-
-
 def build_distance(options: Options, place: str) -> Distance:
     """D by its options."""
-    return find_distance(options, place)(**{key: value for key, value in options.items() if key != "type"})
+    arch = lookup(LOSS_REGISTRY, options, place)
+    check_arguments(options, place, arch)
+    return arch(**{key: value for key, value in options.items() if key != "type"})

@@ -44,7 +44,6 @@ def metadata(options: dict[str, Any], upscaler: NetworkUpscaler) -> dict[str, st
 
 def export_safetensors(net: nn.Module, options: dict[str, Any], path: Path) -> None:
     """Write the weights as safetensors, under the names of the state dict, with :func:`metadata`."""
-    check_installed(".safetensors")
     from safetensors.torch import save
 
     state = {name: tensor.contiguous().clone() for name, tensor in net.state_dict().items()}
@@ -59,7 +58,6 @@ def export_onnx(net: nn.Module, options: dict[str, Any], path: Path, size: tuple
     With ``size`` the file takes LR images of this height and width only, one at a time, else any batch and size.
     Returns the largest difference between the results of onnxruntime and of the network.
     """
-    check_installed(".onnx")
     import onnxruntime
 
     upscaler = NetworkUpscaler(net, options)

@@ -81,21 +81,24 @@ class NetworkUpscaler:
         self.overlap, self.unit, self.smallest = overlap, self.multiple, options.get("smallest_side", 0)
         side = max(-(-16 // self.multiple) * self.multiple, self.smallest)
         sizes = [v for key, v in options.items() if key.endswith("_size") and type(v) is int and v > side]
-        try:
-            height, width = self._try(side)
-        except Exception as error:  # a network raises what it likes
-            fixed = next((size for size in sizes if self._works(size)), None)
-            if fixed is None:
-                raise UserError(
-                    f"{options['type']} fails on an image of {self.channels} channels and {side}×{side} pixels "
-                    f"({first_line(error)})"
-                ) from error
-            height, width = self._try(fixed)
-            side = self.tile = self.multiple = self.smallest = fixed
-            self.overlap, self.unit = min(overlap, fixed // 2), 1
-        if height != width or height % side:
-            raise UserError(f"{options['type']} makes {height}×{width} pixels of {side}×{side}: not one whole scale")
-        self.scale = height // side
+        errors: list[Exception] = []
+        for given in (side, *sizes):
+            try:
+                height, width = self._run(torch.zeros(1, self.channels, given, given)).shape[-2:]
+                break
+            except Exception as error:  # a network raises what it likes
+                errors.append(error)
+        else:
+            raise UserError(
+                f"{options['type']} fails on an image of {self.channels} channels and {side}×{side} pixels "
+                f"({first_line(errors[0])})"
+            ) from errors[0]
+        if errors:  # it takes one size alone
+            self.tile = self.multiple = self.smallest = given
+            self.overlap, self.unit = min(overlap, given // 2), 1
+        if height != width or height % given:
+            raise UserError(f"{options['type']} makes {height}×{width} pixels of {given}×{given}: not one whole scale")
+        self.scale = height // given
 
     @torch.no_grad()
     def __call__(self, lq: Tensor, progress: Callable[[Iterable], Iterable] = iter) -> Tensor:
@@ -108,17 +111,6 @@ class NetworkUpscaler:
         whole = self.tile is None or max(lq.shape[-2:]) <= self.tile
         sr = self._run(lq) if whole else self._run_tiles(lq, progress)
         return sr[..., : height * self.scale, : width * self.scale]
-
-    def _try(self, side: int) -> tuple[int, int]:
-        """Height and width of the result of an image of this side."""
-        height, width = self._run(torch.zeros(1, self.channels, side, side)).shape[-2:]
-        return height, width
-
-    def _works(self, side: int) -> bool:
-        try:
-            return bool(self._try(side))
-        except Exception:  # a network raises what it likes
-            return False
 
     def _run(self, lq: Tensor) -> Tensor:
         opt = self.normalization

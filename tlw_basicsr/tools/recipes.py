@@ -1,8 +1,8 @@
 """YAML files to start from: the whole files of ``options/`` and the cells of the paper's comparison.
 
 ``recipe("EDSR_L1TLW_x4")`` is a training of the comparison, ``recipe("test_EDSR_L1TLW_x4")`` its test and
-``recipe("recipe_EDSR_x4")`` a training for use in practice; :func:`list_recipes` returns all names. For every network
-``options/train`` has the cell of L1TLW at ×4 as a whole file. The other cells are changes of it.
+``recipe("recipe_EDSR_x4")`` a training for use in practice; :func:`describe_recipes` returns all names. For every
+network ``options/train`` has the cell of L1TLW at ×4 as a whole file. The other cells are changes of it.
 """
 
 import re
@@ -50,7 +50,7 @@ COMPARISON = {  # network: (scales, losses); the paper's cells, RRDB, and the ba
     "HAT": ((4,), ("L1", "L1TLW", "L1Uncertainty")),
     "RRDB": ((4,), FOUR),
 }
-CELLS = {
+CELLS = {  # every training of the comparison: its network, loss and scale
     f"{network}_{loss}_x{scale}": (network, loss, scale)
     for network, (scales, losses) in COMPARISON.items()
     for loss in losses
@@ -58,42 +58,25 @@ CELLS = {
 }
 
 
-def list_cells() -> list[tuple[str, str, int]]:
-    """Return network, loss and scale of every training of the comparison."""
-    return list(CELLS.values())
-
-
-def list_recipes() -> list[str]:
-    """Return the names of all recipes; the whole files that are no cells of the comparison come first."""
-    names = [*CELLS, *(f"test_{cell}" for cell in CELLS)]
-    return [*(name for name in FILES if name not in names), *names]
-
-
 def describe_recipes() -> dict[str, str]:
-    """Return the names of all recipes with a line that says what each is."""
-    about = {}
-    for name in list_recipes():
-        if name in CELLS:
-            network, loss, scale = CELLS[name]
-            about[name] = f"{network} ×{scale} with {LOSSES[loss].title}"
-        elif name.startswith("test_"):
-            about[name] = f"the test of {name.removeprefix('test_')}"
-        else:
-            about[name] = FILES[name].read_text("utf-8").splitlines()[1].strip("# .")
-    return about
+    """Return the names of all recipes with a line that says what each is; the files that are no cells come first."""
+    cells = {name: f"{network} ×{scale} with {LOSSES[loss].title}" for name, (network, loss, scale) in CELLS.items()}
+    cells |= {f"test_{name}": f"the test of {name}" for name in CELLS}
+    files = {name: file.read_text("utf-8").splitlines()[1].strip("# .") for name, file in FILES.items()}
+    return {name: text for name, text in files.items() if name not in cells} | cells
 
 
 def recipe(name: str) -> str:
     """Return the YAML text of a recipe; ``train_`` before the name and ``.yml`` after it may be left out."""
     name = name.removeprefix("train_").removesuffix(".yml")
-    if name not in list_recipes():
-        raise UserError(
-            f"{name}: there is no recipe of this name{suggestion(name, list_recipes())}; some are "
-            f"{', '.join(list_recipes()[:6])}; network, loss and scale are combined, as EDSR_L1TLW_x4 or "
-            "test_RCAN_MSE_x2"
-        )
     if name in FILES:
         return FILES[name].read_text("utf-8")
+    if name.removeprefix("test_") not in CELLS:
+        known = [*describe_recipes()]
+        raise UserError(
+            f"{name}: there is no recipe of this name{suggestion(name, known)}; some are {', '.join(known[:6])}; "
+            "network, loss and scale are combined, as EDSR_L1TLW_x4 or test_RCAN_MSE_x2"
+        )
     network, loss, scale = CELLS[name.removeprefix("test_")]
     text = FILES[f"{network}_L1TLW_x4"].read_text("utf-8")
     text = change(text, _changes(loss, scale, load_yaml(text, name)["train"]["total_iter"]))

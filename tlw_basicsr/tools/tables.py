@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import groupby, product
 from operator import itemgetter
 from pathlib import Path
@@ -24,9 +25,9 @@ from tlw_basicsr.engine.options import check_options, read_options
 from tlw_basicsr.engine.preflight import check_folders
 from tlw_basicsr.engine.resume import list_states
 from tlw_basicsr.pictures import spread_figure
-from tlw_basicsr.tools.evaluation import METRICS, PROTOCOLS, Source, bicubic, evaluate, means
+from tlw_basicsr.tools.evaluation import BICUBIC, METRICS, PROTOCOLS, Source, evaluate, means
 from tlw_basicsr.tools.experiment import load_trained
-from tlw_basicsr.tools.recipes import list_cells, recipe
+from tlw_basicsr.tools.recipes import CELLS, recipe
 from tlw_basicsr.tools.report import Row, csv_text, format_value, json_text, markdown_table, spread
 from tlw_basicsr.util.errors import UserError, expanded
 from tlw_basicsr.util.files import hold_lock, write_text
@@ -87,8 +88,9 @@ class Run:
     with_lpips: bool = True  # and keep the checkpoint with the best LPIPS-vgg on Set5, otherwise the last one
     grey_as_y: bool = False
     with_perceptual: bool = False
-    missing: list[str] = field(default_factory=list)
-    _fingerprints: dict[Path, str] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list, init=False)  # of the sets
+    # a hash of a folder's files: what was measured or trained on other images shows
+    fingerprint: Callable[[Path], str] = field(default_factory=lambda: cache(hash_files), init=False)
 
     def __post_init__(self) -> None:
         self.missing = [name for name in self.sets if not (self.data / name).is_dir()]
@@ -101,15 +103,14 @@ class Run:
         """Whether the network counts that is best by LPIPS-vgg on Set5, not the last one."""
         return self.with_lpips and (self.data / "Set5").is_dir()
 
-    def fingerprint(self, folder: Path) -> str:
-        """A hash of the names and contents of a folder's files: what was measured or trained on other images shows."""
-        if folder not in self._fingerprints:
-            total = hashlib.sha256()
-            for path in sorted(path for path in folder.iterdir() if path.is_file()):
-                content = path.read_bytes()
-                total.update(f"{path.name}\0{len(content)}\0".encode() + content)
-            self._fingerprints[folder] = total.hexdigest()[:16]
-        return self._fingerprints[folder]
+
+def hash_files(folder: Path) -> str:
+    """A hash of the names and contents of a folder's files."""
+    total = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        content = path.read_bytes()
+        total.update(f"{path.name}\0{len(content)}\0".encode() + content)
+    return total.hexdigest()[:16]
 
 
 def cell_options(run: Run, cell: Cell) -> Options:
@@ -149,9 +150,8 @@ def cell_options(run: Run, cell: Cell) -> Options:
 
 def has_section(opt: Options, entry: str) -> bool:
     """Whether the options have the sections of an entry ``section:key=value``."""
-    *sections, _ = entry.partition("=")[0].split(":")
     place: Any = opt
-    for section in sections:
+    for section in entry.partition("=")[0].split(":")[:-1]:
         place = place.get(section) if isinstance(place, dict) else None
     return isinstance(place, dict)
 
@@ -159,7 +159,7 @@ def has_section(opt: Options, entry: str) -> bool:
 def check_forced(run: Run, cells: Sequence[Cell]) -> None:
     """Raise a :class:`UserError` if an entry of ``--force_yml`` belongs to no loss of the cells' networks."""
     pairs = {(cell.network, cell.scale) for cell in cells}
-    names = [f"{network}_{loss}_x{scale}" for network, loss, scale in list_cells() if (network, scale) in pairs]
+    names = [name for name, (network, _, scale) in CELLS.items() if (network, scale) in pairs]
     recipes = [load_yaml(recipe(name), name) for name in names]
     for entry in run.forced:
         if not any(has_section(opt, entry) for opt in recipes):
@@ -187,9 +187,7 @@ def read_record(run: Run, name: str) -> Record:
 
 def write_record(run: Run, name: str, record: Record) -> None:
     """Write a cell's record."""
-    path = record_path(run, name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(json_text(record, 1), path)
+    write_text(json_text(record, 1), record_path(run, name))
 
 
 def is_trained(run: Run, cell: Cell) -> bool:
@@ -247,7 +245,6 @@ def train(run: Run, cell: Cell, report: Callable[[int], object]) -> None:
         record = read_record(run, cell.name)
         record |= {"options": opt, "train_images": run.fingerprint(Path(opt["datasets"]["train"]["dataroot_gt"]))}
         write_record(run, cell.name, record)
-        file.parent.mkdir(parents=True, exist_ok=True)
         write_text(yaml.safe_dump(opt, sort_keys=False), file)
         start, lines = time.perf_counter(), []
         # a terminal's Ctrl-C reaches it through this process alone
@@ -280,35 +277,20 @@ def measure(run: Run, name: str, scale: int, checkpoint: Path | None) -> Record:
     settings = {"checkpoint": key, **asked}
     if record.get("settings") != settings or "images" not in record or "results" not in record:
         record.update(settings=settings, images={}, results={})
-    sources: dict[str, Source] = {}
+    source: Source = BICUBIC
     for name_of_set in run.sets:
         images = run.fingerprint(run.data / name_of_set)
-        if record["images"].get(name_of_set) == images and is_measured(record["results"].get(name_of_set)):
+        if record["images"].get(name_of_set) == images and name_of_set in record["results"]:
             continue
-        if not sources and checkpoint is None:
-            sources = {key: bicubic(scale, protocol.quantize) for key, protocol in PROTOCOLS.items()}
-        elif not sources:
+        if checkpoint and source == BICUBIC:
             file = run.out / "options" / f"{name}.yml"
             trained = load_trained(read_options(str(file)), checkpoint)
-            sources = dict.fromkeys(PROTOCOLS, trained.upscaler(scale=scale, origin=file))
-            record["entry"] = trained.entry
-        rows = evaluate(sources, run.data / name_of_set, scale, **asked)
+            source, record["entry"] = trained.upscaler(scale=scale, origin=file), trained.entry
+        rows = evaluate(dict.fromkeys(PROTOCOLS, source), run.data / name_of_set, scale, **asked)
         record["images"][name_of_set], record["results"][name_of_set] = images, means(rows)
-        record_path(run, name).parent.mkdir(parents=True, exist_ok=True)
         write_text(csv_text(rows), record_path(run, name).with_name(f"{name}_{name_of_set}.csv"))
         write_record(run, name, record)
     return record
-
-
-def is_measured(result: Any) -> bool:
-    """Whether a record's result has numbers of both protocols, or None for an infinite one."""
-    for name, protocol in PROTOCOLS.items():
-        values = result.get(name) if isinstance(result, dict) else None
-        if not isinstance(values, dict) or not values.keys() >= set(protocol.metrics):
-            return False
-        if not all(value is None or isinstance(value, (int, float)) for value in values.values()):
-            return False
-    return True
 
 
 def find_network(run: Run, cell: Cell) -> Path:

@@ -7,14 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tlw_basicsr.core.functional import (
-    Distance,
-    at_least_fp32,
-    fix_reference,
-    fixed_sum,
-    relative,
-    weight_criterion_loss,
-)
+from tlw_basicsr.core import functional
+from tlw_basicsr.core.functional import Distance
 from tlw_basicsr.core.weightings import Weighting
 from tlw_basicsr.pictures import spread_figure
 from tlw_basicsr.tools.evaluation import Pair, Upscaler
@@ -34,12 +28,12 @@ MapOf = Callable[[Tensor, Tensor], Tensor]  # x̂ and x (N, C, H, W) to z in [0,
 def map_of(weighting: Weighting, t: float = 0.0) -> MapOf:
     """The map of a weighting without learning; x̂ is taken for the SR image of the moving average too."""
     further: Callable[[Tensor], dict[str, Tensor]] = lambda sr: dict.fromkeys(weighting.needs, sr)  # noqa: E731
-    return lambda sr, gt: relative(weighting.map(sr, gt, t, **further(sr))).expand(gt.shape)
+    return lambda sr, gt: functional.relative(weighting.map(sr, gt, t, **further(sr))).expand(gt.shape)
 
 
 def correlate(a: Tensor, b: Tensor) -> float:
     """Pearson's correlation of two images (1, C, H, W), the mean of the channels that vary; NaN if none does."""
-    centred = [(image - image.mean((-2, -1), keepdim=True)).flatten(-2) for image in (at_least_fp32(a), b)]
+    centred = [(image - image.mean((-2, -1), keepdim=True)).flatten(-2) for image in (functional.at_least_fp32(a), b)]
     norms = [torch.linalg.vector_norm(image, dim=-1) for image in centred]
     return ((centred[0] * centred[1]).sum(-1) / (norms[0] * norms[1])).nanmean().item()
 
@@ -58,9 +52,11 @@ def describe_map(z: Tensor, sr: Tensor, gt: Tensor, k: float, distance: Distance
         k: mean of the weights.
         distance: D.
     """
-    w = fixed_sum(z, k)
-    distance = fix_reference(distance, gt)
-    losses = [weight_criterion_loss(distance, sr, gt, weights, 0.0) for weights in (torch.full_like(w, k), w)]
+    w = functional.fixed_sum(z, k)
+    distance = functional.fix_reference(distance, gt)
+    losses = [
+        functional.weight_criterion_loss(distance, sr, gt, weights, 0.0) for weights in (torch.full_like(w, k), w)
+    ]
     slopes = torch.gradient(gt, dim=(-2, -1))
     before, after = (image.std((-2, -1)).mean() for image in (z, w))
     return {
