@@ -22,14 +22,20 @@ from torch.overrides import TorchFunctionMode
 
 from tlw_basicsr.util.errors import UserError
 
-# What BasicSR imports of other libraries, and where these have it now: torchvision since 0.17, SciPy.
+# Modules of other libraries that BasicSR imports, and where their functions are now: torchvision since 0.17, SciPy.
 MOVED_OUTSIDE = {
-    "torchvision.transforms.functional_tensor": ("torchvision.transforms.functional", ["rgb_to_grayscale"]),
-    "scipy.ndimage.filters": ("scipy.ndimage", ["convolve", "gaussian_filter"]),
+    "torchvision.transforms.functional_tensor": "torchvision.transforms.functional",
+    "scipy.ndimage.filters": "scipy.ndimage",
 }
 
-# What a module imports for a function that few call, at a cost of seconds: imported when the function is called.
-LATER = {"torchvision": "torch._dynamo.utils", "basicsr.data.degradations": "scipy.stats"}
+# What a module imports for functions that few call, at a cost of seconds: imported when a function is called.
+LATER = {
+    "torchvision": ("torch._dynamo.utils",),
+    "basicsr.archs.arch_util": ("distutils.version",),
+    "basicsr.data.degradations": ("scipy.special", "scipy.stats"),
+    "basicsr.metrics.fid": ("scipy.linalg",),
+    "basicsr.metrics.niqe": ("scipy.special",),
+}
 
 # BasicSR's modules whose content went from one to another between its versions. Each gets what it lacks of the others
 # of its group, so that code for either version finds it.
@@ -66,7 +72,7 @@ class Later(types.ModuleType):
     """Stands in for a module that is imported when one of its functions is called."""
 
     def __getattr__(self, name: str) -> Callable:
-        if name.startswith("__"):
+        if name.startswith("_"):
             raise AttributeError(name)
         return lambda *args, **kwargs: getattr(importlib.import_module(self.__name__), name)(*args, **kwargs)
 
@@ -74,15 +80,13 @@ class Later(types.ModuleType):
 @contextmanager
 def import_later(user: str) -> Iterator[None]:
     """Import the module ``user`` within it, without what it needs :data:`LATER`."""
-    name = LATER[user]
-    if name in sys.modules:
-        yield
-        return
-    sys.modules[name] = Later(name)
+    missing = {name: Later(name) for name in LATER.get(user, ()) if name not in sys.modules}
+    sys.modules.update(missing)
     try:
         yield
     finally:
-        del sys.modules[name]
+        for name in missing:
+            del sys.modules[name]
 
 
 def _find(name: str) -> types.ModuleType | None:
@@ -113,9 +117,8 @@ def mend_imports_of_others() -> None:
     """Give other libraries the modules that BasicSR imports from them; before BasicSR is imported."""
     with import_later("torchvision"):
         importlib.import_module("torchvision")
-    for name, (source, attributes) in MOVED_OUTSIDE.items():
-        module = importlib.import_module(source)
-        _complete(name, {attribute: getattr(module, attribute) for attribute in attributes})
+    for name, source in MOVED_OUTSIDE.items():
+        sys.modules.setdefault(name, Later(source))
 
 
 def mend_imports_of_basicsr() -> None:

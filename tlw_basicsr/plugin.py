@@ -17,7 +17,6 @@ from types import ModuleType
 
 PACKAGE = "tlw_basicsr"
 MISSING = "BasicSR is not installed in this environment; run: tlw-setup"
-DEGRADATIONS = "basicsr.data.degradations"
 PARTS = (
     "archs.spandrel_arch",
     "archs.sr_archs",
@@ -43,7 +42,7 @@ class Registrar(MetaPathFinder):
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """The module's spec, with a loader that calls :meth:`execute`."""
-        if fullname not in ("basicsr", DEGRADATIONS) and not fullname.startswith(f"{PACKAGE}."):
+        if fullname.split(".")[0] not in ("basicsr", PACKAGE):
             return None
         others = sys.meta_path[sys.meta_path.index(self) + 1 :]
         spec = next((spec for finder in others if (spec := finder.find_spec(fullname, path, target))), None)
@@ -60,8 +59,8 @@ class Registrar(MetaPathFinder):
         try:
             if module.__name__ == "basicsr":
                 self.execute_basicsr(run, module)
-            elif module.__name__ == DEGRADATIONS:
-                with import_module(f"{PACKAGE}.compat").import_later(DEGRADATIONS):
+            elif module.__name__.startswith("basicsr."):
+                with import_module(f"{PACKAGE}.compat").import_later(module.__name__):
                     run(module)
             else:
                 run(module)

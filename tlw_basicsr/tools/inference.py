@@ -11,7 +11,6 @@ import cv2
 import numpy as np
 import torch
 from PIL import Image
-from scipy.ndimage import distance_transform_edt
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms.functional import normalize
@@ -206,6 +205,8 @@ def fill_hidden(image: Tensor, alpha: np.ndarray) -> Tensor:
     hidden = alpha == 0
     if hidden.all() or not hidden.any():
         return image
+    from scipy.ndimage import distance_transform_edt  # half a second, for few images
+
     rows, columns = distance_transform_edt(hidden, return_distances=False, return_indices=True)
     return image[..., torch.from_numpy(rows).long(), torch.from_numpy(columns).long()]
 
