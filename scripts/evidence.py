@@ -598,6 +598,7 @@ def main() -> None:
     parser.add_argument("--distance", type=Path, help="VGG-16 weights of D (torchvision's layout), random, or ssim")
     parser.add_argument("--photographs", type=Path, nargs="*", default=[], help="folders of HR photographs to train on")
     parser.add_argument("--data", type=Path, help="folder of the test sets")
+    parser.add_argument("--sets", nargs="+", default=SETS, help=f"folders of --data; default: {' '.join(SETS)}")
     parser.add_argument("--images", type=int, help="images of each test set, evenly spread; default: all")
     parser.add_argument("--middle", type=int, help="D and Lite0 see so many pixels a side; default: the whole image")
     parser.add_argument("--losses", nargs="*", default=[], help=f"of {', '.join(LOSSES)}")
@@ -631,7 +632,7 @@ def main() -> None:
         each(args, train, runs(args, args.seeds))
     else:
         jobs = []
-        for name in SETS:
+        for name in args.sets:
             paths = sorted((args.data / name).iterdir()) if (args.data / name).is_dir() else []
             chosen = np.linspace(0, len(paths) - 1, min(args.images or len(paths), len(paths))).round().astype(int)
             jobs += [(name, paths[i]) for i in chosen]

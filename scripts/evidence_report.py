@@ -306,7 +306,8 @@ def main() -> None:
         for row in (row for row in rows if row not in known):
             accepted = ", ".join(row.replace(" ", "_") for row in known)
             raise UserError(f"{row.replace(' ', '_')} is not among the measured rows of the report: {accepted}")
-    values = {s: {row: values[s][row] for row in chosen} for s in evidence.SETS if s in values}
+    sets = sorted(values, key=[*evidence.SETS, *values].index)
+    values = {s: {row: values[s][row] for row in chosen} for s in sets}
     report = f"{tables(values, against)}\n{learned(records, chosen)}\n"
     (args.out / "report.md").write_text(report, "utf-8")
     for base in against[:1]:
