@@ -35,6 +35,7 @@ from tlw_basicsr.engine.schema import (
     ValOptions,
 )
 from tlw_basicsr.losses.tlw_loss import complete_economy, describe_options, is_learned
+from tlw_basicsr.metrics.paper_metrics import find_direction
 from tlw_basicsr.models.tlw_model import TLWMixin, with_tlw
 from tlw_basicsr.models.validation import LQ_ALONE, compares
 from tlw_basicsr.networks import FROM_FILE, fill_defaults
@@ -302,6 +303,9 @@ def _check_val(opt: Options, is_train: bool) -> None:
         check_arguments(metric, place, call, ("type", "better"), ("img", "img1", "img2"))  # img1 in old forks
         if not one_of("higher", "lower").accepts(metric.get("better", "higher")):
             raise UserError(f"{place}.better: expected one of higher, lower, got {short(metric['better'])}")
+        better = find_direction(metric)
+        if better and metric.setdefault("better", better) != better:  # BasicSR's default is higher for all
+            raise UserError(f"{place}.better: {metric['better']}, but {metric['type']} is better where it is {better}")
         decides = best == name and sets and sets[0][0] in without
         if compares(metric) and without and (decides or len(without) == len(sets)):
             raise UserError(
