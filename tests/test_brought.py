@@ -192,6 +192,18 @@ def test_a_training_step_of_another_signature_is_reported_before(photographs, tm
         check_all(tmp_path, plain_options(photographs, model_type=register(MODEL_REGISTRY, OtherLoopModel)))
 
 
+@pytest.mark.parametrize("root", ["images.h5", "tiles/*.png", {"a": 1}, [{"path": "x"}], 5])
+def test_a_plugins_data_set_may_read_what_is_no_folder(photographs, tmp_path, register, root):
+    class PackedDataset(BicubicSRDataset):
+        def __init__(self, opt):
+            super().__init__({**opt, "dataroot_gt": str(photographs), "gt_size": 16})
+
+    data = {"type": register(DATASET_REGISTRY, PackedDataset), "dataroot_gt": root, "gt_size": 17}
+    opt = plain_options(photographs)
+    opt["datasets"]["train"] |= data
+    check_all(tmp_path, opt)
+
+
 def test_a_failing_augmentation_of_a_plugin_is_no_unreadable_picture(photographs, train, register):
     class AugmentingDataset(BicubicSRDataset):
         def __getitem__(self, index):

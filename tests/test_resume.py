@@ -13,6 +13,7 @@ import sys
 import zipfile
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -190,17 +191,13 @@ def test_the_best_networks_stay_unless_they_are_of_a_later_iteration(finished, p
 
 
 def test_a_state_that_cant_be_taken_leaves_the_random_numbers_as_they_were():
-    class Model:
-        opt: dict = {"path": {}}
-        device = "cpu"
-        agreed = staticmethod(lambda flag: flag)
+    def resume(_):
+        random.random(), np.random.rand(), torch.rand(1)
+        raise KeyError("x")
 
-        def resume_training(self, state):
-            random.random(), np.random.rand(), torch.rand(1)
-            raise KeyError("x")
-
+    model = SimpleNamespace(opt={"path": {}}, device="cpu", agreed=bool, resume_training=resume)
     before = get_random_state()
-    assert isinstance(take(Model(), {"iter": 1}), DamagedState)
+    assert isinstance(take(model, {"iter": 1}), DamagedState)
     assert same(get_random_state(), before)
 
 

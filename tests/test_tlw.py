@@ -371,6 +371,11 @@ def test_images_of_any_precision_are_taken_in_that_of_phi(pair, dtype, preset):
     assert tlw.weights(*images).dtype == expected and tlw(*images, t=9).isfinite()
 
 
+def test_a_batch_of_no_image_is_named():
+    with pytest.raises(ValueError, match=r"got \(0, 3, 8, 8\) and \(0, 3, 8, 8\)"):
+        TLW(SSIMDistance(5))(torch.rand(0, 3, 8, 8), torch.rand(0, 3, 8, 8))
+
+
 def test_without_gradients_there_is_no_e_step(pair):
     for preset in ("exact", "economy"):
         tlw = TLW.from_preset(preset, SSIMDistance(5), net_w=TLWWeightNet(num_feat=4)).to(DEVICE)

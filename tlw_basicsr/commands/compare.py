@@ -57,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not arguments:
         raise UserError("compare: expected at least one result, such as bicubic or --model FILE")
     for argument in arguments:
-        label, _, name = argument.partition("=") if "=" in argument else ("", "", argument)
+        labelled = "=" in argument and not Path(argument).exists()
+        label, _, name = argument.partition("=") if labelled else ("", "", argument)
         path = Path(name).expanduser()
         label = label or (path.stem if path.is_file() else path.name) or name
         source = find_source(name, argument, args.allow_plugins, args.param_key)

@@ -513,9 +513,9 @@ def fold_frames(sr: Tensor, gt: Tensor) -> tuple[Tensor, Tensor]:
     """Return images (N, C, H, W) as they are, and videos (N, T, C, H, W) with their frames as samples.
 
     Raises:
-        ValueError: the shapes are others, or the numbers are whole.
+        ValueError: the shapes are others, there is no pixel, or the numbers are whole.
     """
-    if sr.shape != gt.shape or sr.ndim not in (4, 5):
+    if sr.shape != gt.shape or sr.ndim not in (4, 5) or not sr.numel():
         shapes = f"{tuple(sr.shape)} and {tuple(gt.shape)}"
         raise ValueError(f"TLW: sr and gt must both be (N, C, H, W) or (N, T, C, H, W), got {shapes}")
     if not sr.is_floating_point() or not gt.is_floating_point():

@@ -275,7 +275,7 @@ def _check_dataset(dataset: Options, place: str, phase: str, kind: Callable, opt
     if origin == OURS:
         check_section(dataset["io_backend"], f"{place}.io_backend", {"type": one_of("disk", "lmdb")}, ["type"])
     gt_size, scale = dataset.get("gt_size"), opt.get("scale", dataset.get("scale", 1))
-    if phase == "train" and isinstance(gt_size, int) and gt_size and gt_size % scale:
+    if phase == "train" and origin != OTHER and isinstance(gt_size, int) and gt_size and gt_size % scale:
         raise UserError(f"{place}.gt_size: {gt_size} is not a multiple of the scale {scale}")
     if dataset.get("persistent_workers") and not dataset.get("num_worker_per_gpu"):
         raise UserError(f"{place}.persistent_workers: true needs num_worker_per_gpu of at least 1")
