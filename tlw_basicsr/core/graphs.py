@@ -55,8 +55,10 @@ class NoWaits(TorchDispatchMode):
     """Within it, an operation that the host waits for is a RuntimeError: it can't be recorded."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
-        if func.overloadpacket.__name__ in WAITS:
-            raise RuntimeError(f"{func.overloadpacket.__name__} waits for the device")
+        name = func.overloadpacket.__name__
+        places = args[1] if name in ("index", "index_put", "index_put_") else ()  # by a mask: how many there are
+        if name in WAITS or any(torch.is_tensor(place) and place.dtype == torch.bool for place in places):
+            raise RuntimeError(f"{name} waits for the device")
         return func(*args, **(kwargs or {}))
 
 
