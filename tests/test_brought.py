@@ -80,6 +80,24 @@ def test_keys_that_basicsr_does_not_read_are_noted(photographs, tmp_path, train)
         check_all(tmp_path, opt)
 
 
+def test_an_option_that_some_iterations_alone_read_is_not_said_to_be_without_effect(photographs, tmp_path, monkeypatch):
+    """As Real-ESRGAN's ``noise_range`` is by chance."""
+    (tmp_path / "by_chance.py").write_text(
+        "from basicsr.models.sr_model import SRModel\n"
+        "from basicsr.utils.registry import MODEL_REGISTRY\n"
+        "@MODEL_REGISTRY.register()\n"
+        "class ByChanceModel(SRModel):\n"
+        "    def feed_data(self, data):\n"
+        "        super().feed_data(data)\n"
+        "        if data is None:\n"
+        "            self.opt['noise_range']\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    opt = plain_options(photographs, plugins=["by_chance"], model_type="ByChanceModel", noise_range=[1, 30], noises=1)
+    notes = ["noise_range: ByChanceModel has not read it yet, but may"]
+    assert check_all(tmp_path, opt) == [*notes, "noises: nothing in ByChanceModel reads this option"]
+
+
 def test_the_scale_is_asked_for_where_it_is_needed(photographs, tmp_path, train, register):
     with pytest.raises(UserError, match=r"scale: missing; network_g\.upscale is 2"):
         check_all(tmp_path, plain_options(photographs, scale=...))
