@@ -80,6 +80,24 @@ def test_keys_that_basicsr_does_not_read_are_noted(photographs, tmp_path, train)
         check_all(tmp_path, opt)
 
 
+def test_an_option_that_some_iterations_alone_read_is_not_said_to_be_without_effect(photographs, tmp_path, monkeypatch):
+    """As Real-ESRGAN's ``noise_range`` is by chance."""
+    (tmp_path / "by_chance.py").write_text(
+        "from basicsr.models.sr_model import SRModel\n"
+        "from basicsr.utils.registry import MODEL_REGISTRY\n"
+        "@MODEL_REGISTRY.register()\n"
+        "class ByChanceModel(SRModel):\n"
+        "    def feed_data(self, data):\n"
+        "        super().feed_data(data)\n"
+        "        if data is None:\n"
+        "            self.opt['noise_range']\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    opt = plain_options(photographs, plugins=["by_chance"], model_type="ByChanceModel", noise_range=[1, 30], noises=1)
+    notes = ["noise_range: ByChanceModel has not read it yet, but may"]
+    assert check_all(tmp_path, opt) == [*notes, "noises: nothing in ByChanceModel reads this option"]
+
+
 def test_the_scale_is_asked_for_where_it_is_needed(photographs, tmp_path, train, register):
     with pytest.raises(UserError, match=r"scale: missing; network_g\.upscale is 2"):
         check_all(tmp_path, plain_options(photographs, scale=...))
@@ -190,6 +208,18 @@ def test_a_training_step_of_another_signature_is_reported_before(photographs, tm
     message = r"model_type: OtherLoopModel fails in the first iteration .*missing 1 required positional argument: 'curr"
     with pytest.raises(UserError, match=message):
         check_all(tmp_path, plain_options(photographs, model_type=register(MODEL_REGISTRY, OtherLoopModel)))
+
+
+@pytest.mark.parametrize("root", ["images.h5", "tiles/*.png", {"a": 1}, [{"path": "x"}], 5])
+def test_a_plugins_data_set_may_read_what_is_no_folder(photographs, tmp_path, register, root):
+    class PackedDataset(BicubicSRDataset):
+        def __init__(self, opt):
+            super().__init__({**opt, "dataroot_gt": str(photographs), "gt_size": 16})
+
+    data = {"type": register(DATASET_REGISTRY, PackedDataset), "dataroot_gt": root, "gt_size": 17}
+    opt = plain_options(photographs)
+    opt["datasets"]["train"] |= data
+    check_all(tmp_path, opt)
 
 
 def test_a_failing_augmentation_of_a_plugin_is_no_unreadable_picture(photographs, train, register):

@@ -15,6 +15,7 @@ from tests.conftest import as_tensor, photograph, tiny_options, write_yaml
 from tests.helpers import log_text
 from tlw_basicsr import UserError, cli
 from tlw_basicsr.commands import completion, evaluate, options, weights
+from tlw_basicsr.engine.options import check_options
 from tlw_basicsr.metrics import paper_metrics
 from tlw_basicsr.tools.recipes import describe_recipes
 from tlw_basicsr.util.errors import coloured
@@ -70,6 +71,10 @@ def test_the_deterministic_switch_is_torchs(photographs, train, monkeypatch):
     assert "deterministic: cuDNN does not search" in text
     train(tiny_options(photographs, **small))
     assert seen == [True] and torch.backends.cudnn.benchmark
+    # what a plugin has chosen stays
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    train(tiny_options(photographs, **small))
+    assert seen == [True] and not torch.backends.cudnn.benchmark
 
 
 def test_what_has_no_deterministic_algorithm_is_an_error_before_the_training(photographs, train, monkeypatch):
@@ -91,6 +96,20 @@ def test_metrics_of_piq_by_name(name):
     value = METRIC_REGISTRY.get("tlw_piq")(a[..., ::-1], b[..., ::-1], name=name)
     expected = getattr(piq, "vif_p" if name == "vif" else name)(as_tensor(a), as_tensor(b)).item()
     assert value == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("metric", ["tlw_l1", "tlw_lpips", "calculate_niqe", "gmsd", "vsi", "calculate_psnr"])
+def test_the_best_network_is_chosen_by_the_direction_of_the_metric(photographs, metric):
+    """The default, higher, would keep the worst network of one that falls."""
+    lower = metric not in ("vsi", "calculate_psnr")
+    options = {"type": "tlw_piq", "name": metric} if metric in ("gmsd", "vsi") else {"type": metric}
+    options |= {"crop_border": 2} if metric.startswith("calculate") else {}
+    opt = tiny_options(photographs, val__metrics={"m": options})
+    check_options(opt, is_train=True)
+    assert opt["val"]["metrics"]["m"]["better"] == ("lower" if lower else "higher")
+    opt["val"]["metrics"]["m"]["better"] = "higher" if lower else "lower"
+    with pytest.raises(UserError, match=r"^val.metrics.m.better: \w+, but \w+ is better where it is (lower|higher)$"):
+        check_options(opt, is_train=True)
 
 
 def test_dists_without_its_weights_is_one_line(monkeypatch):

@@ -155,12 +155,13 @@ def test_a_page_of_equal_images_and_of_any_name(tmp_path, script):
     for folder in ("gt", "sr"):
         (tmp_path / folder).mkdir()
         cv2.imwrite(str(tmp_path / folder / f"{name}.png"), photograph(height=48, width=48))
-    code, _, err = script("compare.py", "bicubic", "<!--<script>=sr", "--gt", "gt", "--scale", 2)
+    (tmp_path / "lr=1e-4").symlink_to("sr")  # a folder of this name, not a label
+    code, _, err = script("compare.py", "bicubic", "<!--<script>=sr", "lr=1e-4", "--gt", "gt", "--scale", 2)
     assert code == 0, err
     page = (tmp_path / "compare.html").read_text("utf-8")
     assert page.count("<script") == 2 and page.count("<!--") == 0
     data = data_of(tmp_path / "compare.html")
-    assert data["labels"] == ["bicubic", "<!--<script>", "HR"] and data["images"][0]["name"] == name
+    assert data["labels"] == ["bicubic", "<!--<script>", "lr=1e-4", "HR"] and data["images"][0]["name"] == name
     assert data["means"]["<!--<script>"] == {"psnr_y": None, "ssim_y": 1.0}
     assert data["images"][0]["rows"]["bicubic"]["psnr_y"] > 20
 

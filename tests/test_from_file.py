@@ -18,6 +18,7 @@ from tests.helpers import EDSR, check_resume, same
 from tlw_basicsr import UserError
 from tlw_basicsr.commands import add, compare, evaluate, export, infer
 from tlw_basicsr.networks import build_network, count_input_channels, get_size_multiple, of_file, read_model
+from tlw_basicsr.tools import fine_tuning
 from tlw_basicsr.tools.inference import NetworkUpscaler
 from tlw_basicsr.util.files import load_file
 from tlw_basicsr.util.yaml_options import load_yaml
@@ -110,6 +111,28 @@ def test_a_file_is_fine_tuned_and_known_by_spandrel_again(
     distance = max((first[name] - last[name]).abs().max().item() for name in first)
     assert 0 < distance < 1e-3  # from the file's weights, in two small steps
     assert not same(load_file(trained, "")["params"], load_file(trained, "")["params_ema"])
+
+
+@pytest.mark.parametrize(
+    ("facts", "gt_size"),
+    [
+        ({"upscale": 2, "window_size": 16}, 96),
+        ({"upscale": 4, "window_size": 20}, 240),
+        ({"upscale": 3, "window_size": 8, "smallest_side": 64}, 192),
+        ({"upscale": 1, "window_size": 1}, 48),
+    ],
+)
+def test_a_fine_tuning_has_crops_that_the_network_takes(facts, gt_size, monkeypatch, tmp_path):
+    known = {"num_in_ch": 3, "num_out_ch": 3, "smallest_side": 0, "architecture": "Any", **facts}
+    monkeypatch.setattr(fine_tuning, "describe_model", lambda _: known)
+    opt = load_yaml(fine_tuning.fine_tuning(tmp_path / "net.pth"), "x")
+    assert opt["datasets"]["train"]["gt_size"] == gt_size and opt["name"] == "net_TLW"
+    # what a network of ×1 restores is not made by bicubic
+    kind = "PairedImageDataset" if facts["upscale"] == 1 else "BicubicSRDataset"
+    assert {data["type"] for data in opt["datasets"].values()} == {kind}
+    assert all(("dataroot_lq" in data) == (facts["upscale"] == 1) for data in opt["datasets"].values())
+    with pytest.raises(UserError, match=r"^--name: expected a plain folder name"):
+        fine_tuning.fine_tuning(tmp_path / "net.pth", "a/b")
 
 
 def test_a_fine_tuning_is_resumed_exactly_also_where_its_file_has_moved(model, photographs, train, tmp_path):

@@ -40,7 +40,9 @@ def test_options_of_every_base_model_are_right(validator, photographs, base):
 
 
 def test_options_without_tlw_and_of_plugins_are_right(validator, photographs):
-    for opt in (plain_options(photographs), control_options(photographs, "error")):
+    scaled = plain_options(photographs, datasets__train__scale=2, datasets__val__phase="val")
+    check_options(scaled, is_train=True)
+    for opt in (plain_options(photographs), control_options(photographs, "error"), scaled):
         assert validator.is_valid(opt)
     theirs = tiny_options(photographs, network_g__res_scale="1")  # BasicSR's annotations and defaults bind nobody
     check_options(theirs, is_train=True)
@@ -64,6 +66,8 @@ WRONG = {
     "datasets:train:gt_sise": 16,
     "datasets:train:batch_size_per_gpu": "4",
     "path:pretrain_network_g": 5,
+    "path:strict_load": "yes",
+    "val:metrics:piq": {"type": "tlw_piq"},
     "train:total_iter": 0,
     "logger:use_tb_logger": ...,
     "train:use_amp": "fp8",

@@ -192,7 +192,13 @@ def under_autocast(tlw, pair):
         tlw(pair[0].bfloat16().requires_grad_(), pair[1]).backward()
 
 
-@pytest.mark.parametrize("between", [other_size, in_eval_mode, reload_state, under_autocast])
+def with_frozen_norm(tlw, pair):
+    tlw.net_w.eval()
+    tlw(pair[0].clone().requires_grad_(), pair[1]).backward()
+    tlw.net_w.train()
+
+
+@pytest.mark.parametrize("between", [other_size, in_eval_mode, reload_state, under_autocast, with_frozen_norm])
 def test_what_comes_between_two_replays_changes_nothing_of_them(pair, recorders, monkeypatch, between):
     found = steps(make_tlw(), pair, 0, 6, between)
     assert recorders() >= 4
@@ -235,14 +241,17 @@ def test_what_cannot_be_recorded_runs_as_it_does_and_says_why(pair, recorders):
     before = recorders()
     steps(tlw, pair, 0, 6)
     assert "waits for the device" in tlw.graphs_failure and recorders() - before == 5  # of the M step
-    hooked = make_tlw()
-    hooked.net_w.register_forward_hook(lambda *_: None)
+    hooked = [make_tlw() for _ in range(3)]
+    hooked[0].net_w.register_forward_hook(lambda *_: None)
+    hooked[1].net_w.register_forward_pre_hook(lambda *_: None)
+    hooked[2].net_w.conv[0].register_full_backward_hook(lambda *_: None)
     changing = make_tlw(weights="error")
     for side in (40, 40, 42, 42, 44, 44, 46, 46, 48, 48):
         changing(pair[0][..., :side].clone().requires_grad_(), pair[1][..., :side])
     assert changing.graphs_failure == "the shapes of the batches keep changing"
     before = recorders()
-    steps(hooked, pair, 0, 4)
+    for each in hooked:
+        steps(each, pair, 0, 4)
     steps(make_tlw(use_graphs=False), pair, 0, 4)
     steps(make_tlw(net_w=OwnWeights()), pair, 0, 4)  # of others: only when asked
     assert recorders() == before
@@ -285,6 +294,24 @@ def test_twelve_iterations_of_a_model_end_with_the_same_bits(
     assert recorders() >= (7 if "base_model" in changes else 12)
     monkeypatch.delitem(graphs.RECORDERS, DEVICE.type)
     assert same(found, run())
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        torch.Tensor.item,
+        torch.nonzero,
+        torch.unique,
+        lambda x: x.masked_select(x > 0),
+        lambda x: x[x > 0],
+        lambda x: x.__setitem__(x > 0, torch.ones(1)),
+    ],
+)
+def test_an_operation_that_the_host_waits_for_is_not_recorded(wait):
+    with graphs.NoWaits():
+        torch.ones(2)[torch.tensor([1])].where(torch.tensor([True]), 0).sin()
+    with graphs.NoWaits(), pytest.raises(RuntimeError, match="waits for the device"):
+        wait(torch.ones(1))
 
 
 # ------------------------------------------------------------------------------------------------- the rest

@@ -331,7 +331,7 @@ def test_files_that_are_no_options_are_refused_and_not_run(tmp_path, text, monke
 def test_numbers_may_be_written_in_both_ways_but_in_base_10():
     opt = load_yaml("a: 1e-4\nb: !!float 1e-4\nc: 1.5e3\nd: e5\ne: 12\nf: 1e5x", "x")
     assert opt == {"a": 1e-4, "b": 1e-4, "c": 1500.0, "d": "e5", "e": 12, "f": "1e5x"}
-    for number in ("060", "-012", "[250,000]", "1:30", "0_1"):
+    for number in ("060", "-012", "[250,000]", "1:30", "0_1", "1:30.5", "-1:2:3."):
         with pytest.raises(UserError, match=r"x, line 2: not valid YAML: '.*' is no plain number"):
             load_yaml(f"a: 1\nb: {number}", "x")
         assert load_yaml(f"b: '{number}'", "x") == {"b": number}

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -122,9 +123,10 @@ def test_a_framework_keeps_its_state_with_its_own(tmp_path, nested):
 
 
 WRONG = [
-    ({"loss_weight": 0}, "loss_weight must be above 0"),
-    ({"loss_weight": -1.0}, "loss_weight must be above 0"),
-    ({"reduction": "sum"}, "reduction must be mean"),
+    ({"loss_weight": 0}, "TLWPixelLoss: loss_weight: expected a number above 0, got 0"),
+    ({"loss_weight": -1.0}, "loss_weight: expected a number above 0"),
+    ({"loss_weight": "1e-2"}, "loss_weight: expected a number above 0, got '1e-2'"),  # as some YAML readers give it
+    ({"reduction": "sum"}, "TLWPixelLoss: reduction: expected one of mean, got 'sum'"),
     ({"distance": {"kernel_size": 5}}, "distance.type must be one of LPIPSDistance, SSIMDistance, got None"),
     ({"distance": {"type": "SSIM"}}, "distance.type must be one of .*, got 'SSIM'"),
     ({"preset": "cheap"}, "preset must be one of"),
@@ -138,6 +140,15 @@ WRONG = [
 def test_a_wrong_option_is_named(options, message):
     with pytest.raises(ValueError, match=message):
         loss_of(**options)
+
+
+def test_missing_weights_are_told_in_the_words_of_options(tmp_path, monkeypatch):
+    """Whoever configures a framework writes no ``SSIMDistance()``; also for the paper's distance, which is not given."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", Mock(side_effect=OSError("no network")))
+    for distance in (None, {"type": "LPIPSDistance", "net": "vgg"}):
+        with pytest.raises(ValueError, match=r"^TLWPixelLoss: distance: .*take {type: SSIMDistance}.* weights: PATH$"):
+            loss_of(distance=distance)
 
 
 def test_it_needs_no_basicsr():

@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import os
+import random
 import re
 import shutil
 import signal
@@ -12,7 +13,9 @@ import sys
 import zipfile
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from basicsr.models.sr_model import SRModel
@@ -34,8 +37,9 @@ from tlw_basicsr import UserError
 from tlw_basicsr.engine import logs
 from tlw_basicsr.engine.options import parse_options
 from tlw_basicsr.engine.pipeline import train_pipeline
-from tlw_basicsr.engine.resume import compare_options, find_state, prune, strip_options
+from tlw_basicsr.engine.resume import DamagedState, compare_options, find_state, prune, set_aside, strip_options, take
 from tlw_basicsr.models import TrainingMixin
+from tlw_basicsr.models.states import get_random_state
 from tlw_basicsr.util import files
 from tlw_basicsr.util.files import load_file
 
@@ -137,8 +141,9 @@ def test_a_state_that_cant_be_taken_leads_to_the_one_before_it(finished, trained
     check_same_end(trained / "tiny", finished, 6)
     assert not list(finished.rglob("*.tmp"))
     (aside,) = finished.glob("after_4_*")  # nothing is lost
-    assert f"3 files of later iterations are moved to {aside}" in text
-    assert {p.name for p in aside.rglob("*.*")} == {"6.state", "net_g_6.pth", "net_w_6.pth"}
+    assert f"5 files of later iterations are moved to {aside}" in text
+    later = {f"net_{net}_{label}.pth" for net in "gw" for label in (6, "latest")}
+    assert {p.name for p in aside.rglob("*.*")} == {"6.state", *later}
 
 
 @pytest.mark.parametrize(
@@ -162,11 +167,38 @@ def test_a_redo_is_what_auto_resume_goes_on_from(finished, photographs, train):
     changes = {"train__pixel_opt__base": "mse"}
     train(quick(photographs, path=named, train__total_iter=4, **changes))
     (aside,) = finished.glob("after_2_*")
-    assert f"6 files of later iterations are moved to {aside}" in log_text(finished)
+    assert f"8 files of later iterations are moved to {aside}" in log_text(finished)
     assert sorted(p.name for p in (aside / "training_states").iterdir()) == ["4.state", "6.state"]
+    assert same(*(load_file(aside / f"models/net_g_{name}.pth", "") for name in (6, "latest")))
     train(quick(photographs, **changes), "--auto_resume")
     assert "Resuming after iteration 4." in log_text(finished)
     assert not same(load_file(finished / NET_G, ""), load_file(aside / NET_G, ""))
+
+
+@pytest.mark.parametrize("best", [2, 6])
+def test_the_best_networks_stay_unless_they_are_of_a_later_iteration(finished, photographs, train, best):
+    """``tlw infer`` would take them for those of the training that goes on."""
+    for iteration, newest in ((4, 2), (6, best)):
+        records = {"photos_val": {"psnr": {"better": "higher", "val": 30.0, "iter": newest}}}
+        put(records, "best_metric_results")(finished / f"training_states/{iteration}.state")
+    shutil.copy(finished / NET_G, finished / "models/net_g_best.pth")
+    opt = parsed(photographs, finished.parents[1])
+    set_aside(opt, load_file(finished / "training_states/4.state", ""))
+    assert (finished / "models/net_g_best.pth").exists() == (best == 2)
+    assert not (finished / "models/net_g_latest.pth").exists() and not (finished / STATE).exists()
+    set_aside(opt, load_file(finished / "training_states/4.state", ""))  # nothing is later any more
+    assert len([*finished.glob("after_4_*")]) == 1
+
+
+def test_a_state_that_cant_be_taken_leaves_the_random_numbers_as_they_were():
+    def resume(_):
+        random.random(), np.random.rand(), torch.rand(1)
+        raise KeyError("x")
+
+    model = SimpleNamespace(opt={"path": {}}, device="cpu", agreed=bool, resume_training=resume)
+    before = get_random_state()
+    assert isinstance(take(model, {"iter": 1}), DamagedState)
+    assert same(get_random_state(), before)
 
 
 WARM_UP = [

@@ -331,6 +331,27 @@ def test_a_gradient_that_overflows_costs_an_e_step_too(pair):
     assert are_same(tlw.net_w, phi) and tlw.skipped == 1 and not tlw.optimizer.state
 
 
+def test_an_overflow_leaves_a_buffer_alone_that_phi_replaces_in_each_forward(pair):
+    """As ``self.mean = 0.9 * self.mean + …`` does."""
+
+    class Centred(TLWWeightNet):
+        def __init__(self):
+            super().__init__(num_feat=4)
+            self.register_buffer("mean", torch.zeros(()))
+
+        def forward(self, sr, gt, k):
+            self.mean = 0.9 * self.mean + 0.1 * sr.mean()
+            return super().forward(sr - self.mean, gt, k)
+
+    sr, gt = pair
+    tlw = TLW(SSIMDistance(5), net_w=Centred()).to(DEVICE)
+    tlw(sr, gt, t=0)
+    before = tlw.net_w.mean.clone()
+    tlw(sr * math.inf, gt, t=1)
+    assert tlw.skipped == 1 and torch.equal(tlw.net_w.mean, before) and before > 0
+    assert tlw(sr, gt, t=2).isfinite() and not torch.equal(tlw.net_w.mean, before)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("preset", ["exact", "economy"])
 def test_images_of_any_precision_are_taken_in_that_of_phi(pair, dtype, preset):
@@ -348,6 +369,11 @@ def test_images_of_any_precision_are_taken_in_that_of_phi(pair, dtype, preset):
     expected = torch.float64 if dtype == torch.float64 else torch.float32
     assert {t.dtype for t in tlw.state_dict().values() if torch.is_tensor(t) and t.is_floating_point()} == {expected}
     assert tlw.weights(*images).dtype == expected and tlw(*images, t=9).isfinite()
+
+
+def test_a_batch_of_no_image_is_named():
+    with pytest.raises(ValueError, match=r"got \(0, 3, 8, 8\) and \(0, 3, 8, 8\)"):
+        TLW(SSIMDistance(5))(torch.rand(0, 3, 8, 8), torch.rand(0, 3, 8, 8))
 
 
 def test_without_gradients_there_is_no_e_step(pair):
@@ -553,6 +579,16 @@ def test_a_yamls_loss_makes_the_object_and_names_what_is_wrong():
             TLWLoss(**options)
     with pytest.raises(UserError, match="model_type: TLWModel"):
         loss(torch.rand(1, 3, 8, 8), torch.rand(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize("preset", ["exact", "economy"])
+def test_a_distance_without_a_gradient_is_refused(pair, preset):
+    class Measured(nn.Module):
+        def forward(self, a, b):
+            return (a - b).detach().square().mean((1, 2, 3))
+
+    with pytest.raises(ValueError, match="the distance must be differentiable"):
+        TLW.from_preset(preset, Measured())(*(image.cpu() for image in pair))
 
 
 def test_any_module_that_gives_one_value_per_sample_is_a_distance(pair):

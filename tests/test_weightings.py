@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from skimage.metrics import structural_similarity
 
 from tests.conftest import control_options, tiny_options, write_yaml
+from tests.helpers import batch, built
 from tlw_basicsr import (
     TLW,
     LDLWeights,
@@ -22,10 +23,11 @@ from tlw_basicsr import (
     fixed_sum,
     weighted_pixel_loss,
 )
-from tlw_basicsr.core.weightings import SHORT_NAMES, ssim_map
+from tlw_basicsr.core.weightings import SHORT_NAMES, ErrorWeights, ssim_map
 from tlw_basicsr.losses.tlw_loss import build_weighting
 from tlw_basicsr.models import build_model
-from tlw_basicsr.tools.weight_maps import describe_map
+from tlw_basicsr.tools.evaluation import FIELD, Pair
+from tlw_basicsr.tools.weight_maps import describe_map, describe_set, map_of, write_rows
 from tlw_basicsr.util.errors import UserError
 
 PLUGIN = """
@@ -71,6 +73,12 @@ def test_ldl_is_the_local_variance_of_an_error_that_has_grown(pair):
     expected = fixed_sum(plain, TLW(weights="error").k(40))
     assert 0.2 < (plain == 0).double().mean() < 0.8
     torch.testing.assert_close(w.double(), expected, atol=2e-5, rtol=0)
+    # the average of a first iteration is the network itself
+    torch.testing.assert_close(LDLWeights().map(sr, gt, 0, sr)[:, 0].double(), torch.stack([
+        torch.from_numpy(plain_ldl(a, b, a) / np.var(np.abs(a - b).sum(0), ddof=1) ** 0.2)
+        for a, b in zip(sr.double().numpy(), gt.double().numpy(), strict=True)
+    ]), rtol=0.03, atol=1e-6)  # fmt: skip
+    assert LDLWeights().map(gt + 0.3, gt, 0, gt).min() >= 0  # rounding makes a variance of nothing negative
 
 
 def test_pspl_weights_the_pixels_of_least_ssim_and_later_all_alike(pair):
@@ -88,6 +96,8 @@ def test_pspl_weights_the_pixels_of_least_ssim_and_later_all_alike(pair):
     theirs = torch.from_numpy(np.stack(maps))[inside]
     torch.testing.assert_close(ssim_map(sr.double(), gt.double())[inside], theirs, atol=1e-6, rtol=0)
     ssim = ssim_map(sr, gt)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(ssim_map(sr, gt), ssim)
     weighting, spreads = PSPLWeights(alpha=0.5), []
     for t in (0, 4, 400):
         plain = 2.0 * torch.exp(-(((ssim.double() + 1) / (0.5 * t + 1)) ** 2))  # the source's max is 2
@@ -265,9 +275,38 @@ def test_the_numbers_of_a_map_are_those_of_plain_formulas(pair):
         return SSIMDistance(5)(mixed[1], gt) / SSIMDistance(5)(mixed[0], gt)
 
     assert found["gain"] == pytest.approx((criterion(w) / criterion(torch.full_like(w, k))).item(), rel=1e-3)
+    z[:, 0], gt[:, 1] = 0.5, 0.5  # correlations are those of the channels that vary
+    partly = describe_map(z, sr, gt, k, SSIMDistance(5))
+    slopes = np.stack(np.gradient(gt[0, 2].double().numpy()))
+    plain = np.corrcoef(fixed_sum(z, k)[0, 2].flatten(), np.hypot(*slopes).flatten())[0, 1]
+    assert partly["edges"] == pytest.approx(plain, abs=1e-4) and np.isfinite(partly["error"])
     constant = describe_map(torch.ones_like(gt), sr, gt, k, SSIMDistance(5))
     assert constant["gain"] == pytest.approx(1) and constant["contrast"] == pytest.approx(0, abs=1e-6)
     assert np.isnan(constant["cut"])
+
+
+def test_the_numbers_of_a_set_are_of_images_in_0_1_and_their_means_of_numbers(pair, tmp_path):
+    sr, gt = (image[:1].cpu() for image in pair)
+    shot = Pair("a", "a.png", sr, gt, 1, FIELD)
+    maps = {"error": map_of(ErrorWeights()), "constant": lambda _, gt: torch.ones_like(gt)}
+    far, near = (
+        describe_set([shot], lambda _, image=image: image, maps, 0.5, SSIMDistance(5))
+        for image in (3 * sr - 1, (3 * sr - 1).clamp(0, 1))
+    )
+    assert far[0] == near[0] and np.isnan(far[1]["cut"])
+    table = write_rows([*far, {**far[1], "cut": 0.25}], tmp_path / "a.png", "title")
+    assert "nan" not in table and "| 0.250 |" in table.splitlines()[-1]
+
+
+def test_ldl_takes_a_normalised_image_of_the_average_back_to_0_1(photographs, tmp_path, pair):
+    normal = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
+    opt = control_options(photographs, {"type": "LDLWeights"}, train__ema_decay=0.9)
+    model = built(photographs, tmp_path, lambda _: opt)
+    model.opt["datasets"]["train"] |= normal
+    model.feed_data(batch(pair))
+    mean, std = (torch.tensor(value, device=model.device).view(3, 1, 1) for value in normal.values())
+    expected = model.net_g_ema(model.lq) * std + mean
+    torch.testing.assert_close(model.list_further()["sr_ema"], expected)
 
 
 def test_weights_of_a_folder_beside_each_other_and_over_a_training(photographs, train, tmp_path, script):

@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 import torch
 from basicsr.data import build_dataset
+from basicsr.utils.registry import DATASET_REGISTRY
 from PIL import Image
 from torch.utils.data import DataLoader
 
 from tests.conftest import photograph, plain_options
-from tlw_basicsr import UserError
+from tests.helpers import log_text
+from tlw_basicsr import BicubicSRDataset, UserError
 from tlw_basicsr.data import cache as module
 from tlw_basicsr.data.cache import use_cache
 from tlw_basicsr.tools.prepare import prepare
@@ -108,13 +110,15 @@ def read_level(opt):
     return [round(float(item["gt"][0].max() * 255)) for item in items(cached(opt), 1)]
 
 
-def test_a_replaced_image_is_not_read_stale(tmp_path):
+def test_a_replaced_image_is_not_read_stale(tmp_path, monkeypatch):
     """Of the same size and time; and the images before are found again."""
     gt = tmp_path / "gt"
     for level in (10, 200, 10):
         opt = options(write_levels(gt, level), tmp_path / "cache")
         assert read_level(opt) == [level] * 3
     assert len(files(tmp_path / "cache")) == 6
+    monkeypatch.setattr(cv2, "__version__", "another, which may decode other levels")
+    assert read_level(opt) == [10] * 3 and len(files(tmp_path / "cache")) == 9
 
 
 def test_an_image_that_changes_while_the_cache_is_filled_gets_its_own_name(tmp_path, monkeypatch):
@@ -263,6 +267,25 @@ def test_what_cant_have_a_cache_is_reported_in_one_line(photographs, prepared, t
             with pytest.raises(UserError, match=message):
                 train(opt)
     assert not (tmp_path / "experiments").exists()
+
+
+def test_a_data_set_that_takes_no_pixels_is_found_before_the_training(photographs, tmp_path, train, monkeypatch):
+    """As a fork's may that decodes by itself; a plugin's reads its files, and the log says so."""
+    plain = BicubicSRDataset.__getitem__
+
+    def decode(self, index):
+        assert not isinstance(self.file_client, module.CacheClient), "expected bytes"
+        return plain(self, index)
+
+    monkeypatch.setattr(BicubicSRDataset, "__getitem__", decode)
+    opt = plain_options(photographs, train__total_iter=1, val=..., datasets__train__cache=str(tmp_path / "cache"))
+    with pytest.raises(UserError, match=r"datasets.train: .*can't be read \(AssertionError: expected bytes\)"):
+        train(opt)
+    assert not (tmp_path / "experiments").exists()
+    own = type("OwnDataset", (BicubicSRDataset,), {"__module__": "theirs"})
+    monkeypatch.setitem(DATASET_REGISTRY._obj_map, "OwnDataset", own)
+    opt["datasets"]["train"]["type"] = "OwnDataset"
+    assert "datasets.train.cache: nothing in OwnDataset reads this option" in log_text(train(opt))
 
 
 def test_a_training_from_a_cache_is_that_from_files(photographs, tmp_path, train):

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from tests.helpers import write, write_lmdb
 from tlw_basicsr import UserError
-from tlw_basicsr.data.listing import list_images, name_images, pair_names, read_names
+from tlw_basicsr.commands.infer import find_images
+from tlw_basicsr.data.listing import count_below, list_images, name_images, pair_names, read_names
 from tlw_basicsr.data.resumable import CheckedDataset
 from tlw_basicsr.engine.preflight import check_images
 
@@ -41,6 +42,11 @@ def test_junk_in_folders_is_no_image_for_any_data_set(tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other/a.npy").touch()  # files of another kind alone are left to the data set
     assert list(data_util.scandir(str(tmp_path / "other"))) == ["a.npy"]
+    (tmp_path / "gt/.hidden.png").write_bytes(b"junk")
+    (tmp_path / "lq/.DS_Store").write_bytes(b"junk")
+    below = sorted(data_util.scandir(str(tmp_path), recursive=True))
+    assert below == ["gt/a.png", "gt/b.PNG", "lq/a.png", "lq/b.PNG"] and count_below(tmp_path / "gt") == 0
+    assert [path.name for path in find_images(str(tmp_path / "gt"))] == ["a.png", "b.PNG"]
 
 
 def test_pairs_of_other_suffixes_and_case(tmp_path):

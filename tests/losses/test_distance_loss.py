@@ -144,7 +144,7 @@ def test_a_file_that_is_not_whole_and_of_the_network_is_refused(tmp_path):
             LPIPSDistance("squeeze", weights=str(path))
         with pytest.raises(UserError) as line:
             build_distance({"type": "LPIPSDistance", "net": "squeeze", "weights": str(path)})
-        assert str(line.value) == f"distance: {error.value}" and "\n" not in str(line.value)
+        assert str(line.value) == f"train.pixel_opt.distance: {error.value}" and "\n" not in str(line.value)
 
 
 def test_wrong_arguments_are_named():

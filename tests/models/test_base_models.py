@@ -4,7 +4,7 @@ import cv2
 import pytest
 import torch
 from basicsr.models.sr_model import SRModel
-from basicsr.utils.registry import MODEL_REGISTRY
+from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import photograph, plain_options, tiny_options
@@ -249,6 +249,25 @@ def test_the_moving_average_has_the_running_averages(photographs, tmp_path):
         ours, averaged = model.net_g[1], model.net_g_ema[1]
         assert ours.num_batches_tracked == averaged.num_batches_tracked == 1
         assert torch.equal(ours.running_mean, averaged.running_mean) and averaged.running_mean.abs().min() > 0
+
+
+def test_a_buffer_that_fits_the_size_of_the_image_is_each_networks_own(photographs, train, register):
+    """As positions that are kept for the next image of the same size; validation images are of other sizes."""
+
+    class Positioned(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 12, 3, 1, 1)
+            self.register_buffer("position", torch.zeros(1, 1))
+
+        def forward(self, x):
+            if self.position.shape != x.shape[2:]:
+                self.position = torch.rand(x.shape[2:])
+            return torch.pixel_shuffle(self.conv(x + self.position), 2)
+
+    network = {"type": register(ARCH_REGISTRY, Positioned)}
+    text = log_text(train(plain_options(photographs, network_g=network)))
+    assert text.count("# psnr:") == 2 and "not finite" not in text
 
 
 def test_accumulated_gradients_equal_those_of_the_joined_batch():

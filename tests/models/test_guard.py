@@ -88,6 +88,45 @@ def test_the_first_step_of_all_can_be_undone(photographs, tmp_path, pair):
     assert model.tlw.last_e_step is None
 
 
+class Averaging(torch.nn.Module):
+    """Its average is another tensor after each forward, its mask is meant to be infinite."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+        self.register_buffer("average", torch.zeros(()))
+        self.register_buffer("mask", torch.full((3,), -math.inf))
+
+    def forward(self, x):
+        self.average = 0.9 * self.average + 0.1 * x.detach().mean()
+        return self.net(x)
+
+
+def test_buffers_that_a_network_replaces_are_put_back_and_infinite_ones_are_no_cause(
+    photographs, tmp_path, pair, monkeypatch
+):
+    messages = []
+    monkeypatch.setattr(training, "get_root_logger", lambda: SimpleNamespace(warning=messages.append))
+    model = built(photographs, tmp_path, plain_options)
+    model.net_g = Averaging(model.net_g)
+    model.model_ema = lambda decay: None
+    for i in (1, 2):
+        model.feed_data(batch(pair))
+        model.optimize_parameters(i)
+    before = everything(model)
+    model.feed_data({**batch(pair), "lq": poisoned(batch(pair)["lq"])})
+    model.optimize_parameters(3)
+    assert same(everything(model), before) and before[0]["net_g"]["average"] > 0
+    assert "not finite: lq, output, l_pix" in messages[0] and "state of net_g (" in messages[0]
+    model.feed_data({**batch(pair), "gt": poisoned(pair[1])})
+    model.optimize_parameters(4)
+    assert "state of net_g" not in messages[1]
+    model.feed_data(batch(pair))
+    monkeypatch.setattr(model, "cri_pix", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        model.optimize_parameters(5)
+
+
 NETS = {"SwinIRModel": "net_g", "SRGANModel": "net_d", "ESRGANModel": "net_w", "RealESRNetModel": "net_g"}
 NETS["RealESRGANModel"] = "net_d"
 
@@ -152,6 +191,21 @@ def test_max_bad_steps_in_a_row_end_the_training_with_a_file_to_look_at(photogra
     assert same(first, second) and not same(first, fourth)
     assert log_text(experiment).count("The step is left out") == 5
     assert log_lines(experiment)[3]["skipped"] == "2.0000e+00"
+
+
+def test_bad_steps_in_a_row_are_counted_on_in_a_resume(photographs, train, monkeypatch):
+    """One is enough with ``max_bad_steps: 1``."""
+    plain = BicubicSRDataset.__getitem__
+    monkeypatch.setattr(BicubicSRDataset, "__getitem__", lambda *a: {**plain(*a), "gt": poisoned(plain(*a)["gt"])})
+
+    def opt(limit, iterations):
+        return quick(photographs, train__max_bad_steps=limit, train__total_iter=iterations, train__rehearse=False)
+
+    with pytest.raises(UserError, match=r"max_bad_steps: 1 iterations in a row .* 1: gt"):
+        train(opt(1, 4) | {"name": "one"})
+    train(opt(3, 2))
+    with pytest.raises(UserError, match=r"max_bad_steps: 3 iterations in a row .* 3: gt"):
+        train(opt(3, 6), "--auto_resume")
 
 
 def test_no_nan_reaches_a_saved_network(photographs, train, tmp_path):

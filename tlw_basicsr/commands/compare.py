@@ -26,7 +26,8 @@ from tlw_basicsr.util.yaml_options import load_yaml
 
 def find_result(argument: str, args: Namespace) -> Result:
     """The result that an argument names."""
-    label, _, name = argument.partition("=") if "=" in argument else ("", "", argument)
+    labelled = "=" in argument and not Path(argument).exists()
+    label, _, name = argument.partition("=") if labelled else ("", "", argument)
     path = Path(name).expanduser()
     label = label or (path.stem if path.is_file() else path.name) or name
     if name == BICUBIC or path.is_dir():

@@ -28,7 +28,8 @@ def find_images(source: str) -> list[Path]:
             if folders := sorted(p.name for p in path.iterdir() if p.is_dir()):
                 left_out = f"{len(folders)} folders in it are left out, such as {folders[0]}"
                 note(f"{source}: {left_out}; '{source}/**/*.png' goes into folders")
-            found = [p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and is_file(p)]
+            seen = [p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
+            found = [p for p in seen if is_file(p)]  # without macOS' ._photo.jpg, as in every folder of images
         elif path.exists():
             found = [path]
         else:

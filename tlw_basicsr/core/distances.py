@@ -42,6 +42,8 @@ class _EagerGradient(torch.autograd.Function):
         with torch.enable_grad():
             leaf = a.detach().requires_grad_()
             d = one_per_sample(distance(leaf), leaf)
+            if not d.requires_grad:
+                raise ValueError("the distance must be differentiable: it gives its first images no gradient")
             (gradient,) = torch.autograd.grad(d.sum() * scale, leaf)
         ctx.save_for_backward(gradient / scale)
         return d.detach()
@@ -296,6 +298,12 @@ class MissingWeights(ValueError):
         return (
             f"{part}: the ImageNet weights of {self.net} could not be loaded ({self.reason}); {instead}, or put "
             f"torchvision's file {self.file.name} at {self.file}{option}"
+        )
+
+    def in_options(self) -> str:
+        """The message for those who name the distance by ``{type: …}``."""
+        return self.advise(
+            "LPIPSDistance", "take {type: SSIMDistance}, which needs none", ", or name it by weights: PATH"
         )
 
 

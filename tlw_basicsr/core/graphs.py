@@ -26,6 +26,13 @@ def copy_all(targets: Iterable[Tensor], sources: Iterable[Tensor]) -> None:
             torch._foreach_copy_(ours, theirs)  # pyright: ignore[reportPrivateImportUsage]
 
 
+def list_buffers(networks: Iterable[nn.Module]) -> list[tuple[dict[str, Tensor], str]]:
+    """Return where the buffers of networks are kept, since a forward may put another tensor there."""
+    modules = dict.fromkeys(module for net in networks for module in net.modules())
+    buffers: list[tuple[Any, str]] = [(module._buffers, name) for module in modules for name in module._buffers]
+    return [(owner, name) for owner, name in buffers if owner[name] is not None]
+
+
 def record_cuda(function: Callable[[], Any]) -> tuple[Any, Replay]:
     """Record ``function`` as a CUDA graph; return its results, which each replay overwrites, and the replay."""
     side = torch.cuda.Stream()
@@ -48,8 +55,10 @@ class NoWaits(TorchDispatchMode):
     """Within it, an operation that the host waits for is a RuntimeError: it can't be recorded."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
-        if func.overloadpacket.__name__ in WAITS:
-            raise RuntimeError(f"{func.overloadpacket.__name__} waits for the device")
+        name = func.overloadpacket.__name__
+        places = args[1] if name in ("index", "index_put", "index_put_") else ()  # by a mask: how many there are
+        if name in WAITS or any(torch.is_tensor(place) and place.dtype == torch.bool for place in places):
+            raise RuntimeError(f"{name} waits for the device")
         return func(*args, **(kwargs or {}))
 
 

@@ -2,15 +2,25 @@
 
 from collections.abc import Callable, Iterator
 from functools import wraps
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from torch import Tensor, nn
 
-from tlw_basicsr.core.distances import LPIPSDistance, SSIMDistance
+from tlw_basicsr.core.arguments import POSITIVE, checked
+from tlw_basicsr.core.distances import LPIPSDistance, MissingWeights, SSIMDistance
 from tlw_basicsr.core.tlw import ECONOMY_NET_W, ECONOMY_OPTIM_W, TLW, make_adam
 from tlw_basicsr.core.weight_net import TLWWeightNet
 
 DISTANCES = {"LPIPSDistance": LPIPSDistance, "SSIMDistance": SSIMDistance}
+
+
+def build_distance(options: dict[str, Any]) -> nn.Module:
+    """The distance of ``{"type": …, …}``."""
+    arguments = dict(options)
+    name = arguments.pop("type", None)
+    if name not in DISTANCES:
+        raise ValueError(f"TLWPixelLoss: distance.type must be one of {', '.join(DISTANCES)}, got {name!r}")
+    return DISTANCES[name](**arguments)
 
 
 class TLWPixelLoss(nn.Module):
@@ -28,7 +38,7 @@ class TLWPixelLoss(nn.Module):
         distance: D, as ``{"type": "LPIPSDistance" or "SSIMDistance", …}`` or a module; None for the paper's.
         preset: values of the options that are not given, see :data:`tlw_basicsr.core.tlw.PRESETS`.
         loss_weight: factor of the loss, above 0.
-        reduction: only the mean.
+        reduction: only ``"mean"``.
         net_w: options of :class:`tlw_basicsr.TLWWeightNet`; None for the preset's.
         optim_w: ``lr`` and ``betas`` of the weighting network's Adam; None for the preset's.
         options: further arguments of :class:`tlw_basicsr.TLW`, such as ``base``, ``weights``, ``k_start``, ``k_end``.
@@ -39,38 +49,31 @@ class TLWPixelLoss(nn.Module):
 
     loss_weight = 1.0  # the factor is in what forward returns: a framework that multiplies by this does so once in all
 
+    @checked
     def __init__(
         self,
         *,
         k_decay: float,
         distance: dict[str, Any] | nn.Module | None = None,
         preset: str = "economy",
-        loss_weight: float = 1.0,
-        reduction: str = "mean",
+        loss_weight: Annotated[float, POSITIVE] = 1.0,
+        reduction: Literal["mean"] = "mean",
         net_w: dict[str, Any] | None = None,
         optim_w: dict[str, Any] | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
-        if reduction != "mean":
-            raise ValueError(f"TLWPixelLoss: reduction must be mean, got {reduction!r}")
-        if not loss_weight > 0:
-            raise ValueError(f"TLWPixelLoss: loss_weight must be above 0, got {loss_weight!r}")
-        if isinstance(distance, dict):
-            arguments = dict(distance)
-            name = arguments.pop("type", None)
-            if name not in DISTANCES:
-                raise ValueError(f"TLWPixelLoss: distance.type must be one of {', '.join(DISTANCES)}, got {name!r}")
-            built: nn.Module | None = DISTANCES[name](**arguments)
-        else:
-            built = distance
         economy = preset == "economy"
         if net_w is not None:
             options["net_w"] = TLWWeightNet(**{**(ECONOMY_NET_W if economy else {}), **net_w})
         if optim_w is not None:
             adam = {**(ECONOMY_OPTIM_W if economy else {}), **optim_w}
             options["optimizer"] = lambda parameters: make_adam(parameters, **adam)
-        self.tlw = TLW.from_preset(preset, built, k_decay=k_decay, loss_weight=loss_weight, **options)
+        try:
+            built = build_distance(distance) if isinstance(distance, dict) else distance
+            self.tlw = TLW.from_preset(preset, built, k_decay=k_decay, loss_weight=loss_weight, **options)
+        except MissingWeights as error:
+            raise ValueError(f"TLWPixelLoss: distance: {error.in_options()}") from error
 
     def forward(self, sr: Tensor, gt: Tensor) -> Tensor:
         """``loss_weight``·L_θ of x̂ (N, C, H, W) and x in [0, 1], scalar, after an E step on φ where one is due."""

@@ -22,7 +22,7 @@ from tlw_basicsr.core.functional import (
     sample_weights,
     weighted_pixel_loss,
 )
-from tlw_basicsr.core.graphs import RECORDERS, RecordedLoss, copy_all
+from tlw_basicsr.core.graphs import RECORDERS, RecordedLoss, copy_all, list_buffers
 from tlw_basicsr.core.weight_net import TLWWeightNet
 from tlw_basicsr.core.weightings import SHORT_NAMES, LearnedWeights, RandomWeights, Weighting
 
@@ -230,8 +230,8 @@ class TLW(nn.Module):
         l_w.backward()
         self._average_gradients()
         if not hasattr(self.optimizer, "guard") and not self._is_finite(l_w.detach()):
-            for buffer, value in before:
-                buffer.copy_(value)
+            for owner, name, buffer, value in before:
+                owner[name] = buffer.copy_(value)
             self.skipped += 1
             return l_w.detach()
         self.optimizer.step()
@@ -372,8 +372,9 @@ class TLW(nn.Module):
         with self._autocast(gt.device, self.net_w):
             w = self.net_w(sr, gt, k)
         if before:  # no statistics of an x̂ that overflows, without a wait for the device
-            finite = torch.stack([(new.isfinite() | ~old.isfinite()).all() for new, old in before]).all()
-            for new, old in before:
+            pairs = [(owner[name], old) for owner, name, _, old in before if owner[name].shape == old.shape]
+            finite = torch.stack([(new.isfinite() | ~old.isfinite()).all() for new, old in pairs]).all()
+            for new, old in pairs:
                 new.copy_(torch.where(finite, new, old))
         return w
 
@@ -403,11 +404,11 @@ class TLW(nn.Module):
         needed = {name: images[name] for name in self.weighting.needs}
         return {name: image.flatten(0, 1) if image.ndim == 5 else image for name, image in needed.items()}
 
-    def _copy_buffers(self) -> list[tuple[Tensor, Tensor]]:
-        """The buffers of φ with copies, unless φ's optimiser comes with a guard, which copies them itself."""
+    def _copy_buffers(self) -> list[tuple[dict[str, Tensor], str, Tensor, Tensor]]:
+        """The places of φ's buffers, they and copies, unless φ's optimiser has a guard, which copies them itself."""
         if self.net_w is None or not self.net_w.training or hasattr(self.optimizer, "guard"):
             return []
-        return [(buffer, buffer.clone()) for buffer in self.net_w.buffers()]
+        return [(owner, name, owner[name], owner[name].clone()) for owner, name in list_buffers([self.net_w])]
 
     @torch.no_grad()
     def _is_finite(self, l_w: Tensor) -> bool:
@@ -511,9 +512,9 @@ def fold_frames(sr: Tensor, gt: Tensor) -> tuple[Tensor, Tensor]:
     """Return images (N, C, H, W) as they are, and videos (N, T, C, H, W) with their frames as samples.
 
     Raises:
-        ValueError: the shapes are others, or the numbers are whole.
+        ValueError: the shapes are others, there is no pixel, or the numbers are whole.
     """
-    if sr.shape != gt.shape or sr.ndim not in (4, 5):
+    if sr.shape != gt.shape or sr.ndim not in (4, 5) or not sr.numel():
         shapes = f"{tuple(sr.shape)} and {tuple(gt.shape)}"
         raise ValueError(f"TLW: sr and gt must both be (N, C, H, W) or (N, T, C, H, W), got {shapes}")
     if not sr.is_floating_point() or not gt.is_floating_point():

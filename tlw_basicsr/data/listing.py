@@ -37,10 +37,22 @@ class ImageEntry(NamedTuple):
 def scandir(
     dir_path: str, suffix: str | tuple[str, ...] | None = None, recursive: bool = False, full_path: bool = False
 ) -> Iterator[str]:
-    """Like BasicSR's ``scandir``, but a folder that has images yields these alone, unless a ``suffix`` is given."""
-    paths = list(basicsr_scandir(dir_path, suffix, recursive, full_path))
+    """Like BasicSR's ``scandir``, but a folder that has images yields these alone, unless a ``suffix`` is given.
+
+    With ``recursive`` BasicSR's takes a hidden file, such as macOS' ``.DS_Store``, for a folder.
+    """
+    folders = [dir_path]
+    if recursive:
+        folders = [folder for folder, _, _ in os.walk(dir_path, onerror=_raise, followlinks=True)]
+    paths = [path for folder in folders for path in basicsr_scandir(folder, suffix, full_path=True)]
+    if not full_path:
+        paths = [os.path.relpath(path, dir_path) for path in paths]
     images = [path for path in paths if path.lower().endswith(SUFFIXES)]
     yield from paths if suffix is not None or not images else images
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def count_below(folder: Path) -> int:

@@ -36,6 +36,7 @@ from tlw_basicsr.engine.schema import (
     ValOptions,
 )
 from tlw_basicsr.losses.tlw_loss import complete_economy, describe_options, is_learned
+from tlw_basicsr.metrics.paper_metrics import find_direction
 from tlw_basicsr.models.tlw_model import TLWMixin, with_tlw
 from tlw_basicsr.models.validation import LQ_ALONE, compares
 from tlw_basicsr.networks import FROM_FILE, fill_defaults
@@ -263,7 +264,7 @@ def _check_dataset(dataset: Options, place: str, phase: str, kind: Callable, opt
     if origin == OURS:
         check_section(dataset["io_backend"], f"{place}.io_backend", {"type": one_of("disk", "lmdb")}, ["type"])
     gt_size, scale = dataset.get("gt_size"), opt.get("scale", dataset.get("scale", 1))
-    if phase == "train" and isinstance(gt_size, int) and gt_size and gt_size % scale:
+    if phase == "train" and origin != OTHER and isinstance(gt_size, int) and gt_size and gt_size % scale:
         raise UserError(f"{place}.gt_size: {gt_size} is not a multiple of the scale {scale}")
     if dataset.get("persistent_workers") and not dataset.get("num_worker_per_gpu"):
         raise UserError(f"{place}.persistent_workers: true needs num_worker_per_gpu of at least 1")
@@ -291,6 +292,9 @@ def _check_val(opt: Options, is_train: bool) -> None:
         check_arguments(metric, place, call, ("type", "better"), ("img", "img1", "img2"))  # img1 in old forks
         if not one_of("higher", "lower").accepts(metric.get("better", "higher")):
             raise UserError(f"{place}.better: expected one of higher, lower, got {short(metric['better'])}")
+        better = find_direction(metric)
+        if better and metric.setdefault("better", better) != better:  # BasicSR's default is higher for all
+            raise UserError(f"{place}.better: {metric['better']}, but {metric['type']} is better where it is {better}")
         decides = best == name and sets and sets[0][0] in without
         if compares(metric) and without and (decides or len(without) == len(sets)):
             raise UserError(

@@ -80,12 +80,11 @@ def train_pipeline(root_path: str, argv: list[str] | None = None) -> None:
 
 
 def set_deterministic(deterministic: bool) -> None:
-    """Let torch compute by deterministic algorithms alone, or by the fastest."""
-    torch.backends.cudnn.benchmark = not deterministic
+    """Let torch compute by deterministic algorithms alone; where a plugin has chosen that, it stays so."""
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it is first used
-    if deterministic != torch.are_deterministic_algorithms_enabled():
-        torch.use_deterministic_algorithms(deterministic)
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = not (deterministic or torch.are_deterministic_algorithms_enabled())
 
 
 @contextmanager
@@ -126,7 +125,7 @@ def train(
         if damaged is None:
             break
         state, notes = find_state(opt, damaged)
-    for note in set_aside(opt, state["iter"]) if state and opt["rank"] == 0 else ():
+    for note in set_aside(opt, state) if state and opt["rank"] == 0 else ():
         logger.warning(note)
     with named_file(getattr(tb_logger, "log_dir", None)):
         Training(opt, model, (loader, sampler), val_loaders, tb_logger, state).run()

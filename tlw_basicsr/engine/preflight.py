@@ -37,7 +37,9 @@ def get_wandb_options(opt: Options) -> Options:
 
 
 def check_folders(opt: dict[str, Any], place: str) -> None:
-    """Check that the folders ``dataroot_*`` of a data set of any type exist."""
+    """Check that the folders ``dataroot_*`` of a data set exist; what a third party's reads is its own affair."""
+    if find_origin(lookup(DATASET_REGISTRY, opt, place)) == OTHER:
+        return
     for key in [k for k in opt if k.startswith("dataroot") and opt[k] is not None]:
         for folder in opt[key] if isinstance(opt[key], list) else [opt[key]]:
             if not Path(folder).is_dir():

@@ -1,7 +1,9 @@
 """Options that remember which of their keys were asked for, and what follows for those that nobody read."""
 
+import inspect
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from copy import deepcopy
 from typing import Any
 
@@ -111,10 +113,12 @@ def check_unread(given: Options, asked: Asked | None, model: type | Any, opt: Op
         if str(key).startswith("network_"):
             known["path",] |= {f"{beginning}_{key.removeprefix('network_')}" for beginning in PATH_KEYS}
     readers: dict[Place, str] = {}
+    code: dict[Place, str] = {(): read_code(model)}
     for key, dataset in opt["datasets"].items():
         kind = lookup(DATASET_REGISTRY, dataset, f"datasets.{key}")
         known["datasets", key] = {*list_kinds(DATASET_SECTIONS[find_origin(kind)])}
         readers["datasets", key] = kind.__name__
+        code["datasets", key] = read_code(kind)
     notes: list[str] = []
 
     def check(section: Options, place: Place) -> None:
@@ -129,12 +133,15 @@ def check_unread(given: Options, asked: Asked | None, model: type | Any, opt: Op
                 near = find_close(key, {*names, *read} - section.keys(), 0.8)
                 if place == ("path",) and re.fullmatch(f"({'|'.join(PATH_KEYS)})_[a-z]", str(key)):
                     near = ""  # of a network that is not there, not a slip
-                if near and value is not None:
+                # by chance, as Real-ESRGAN's noise_range, or in another iteration
+                later = re.search(f"(['\"]){re.escape(str(key))}\\1", code.get(place, code[()]))
+                if near and not later and value is not None:
                     raise UserError(f"{full}: unknown option (did you mean {near}?); nothing reads it")
                 if asked:
                     reader = readers.get(place, name)
                     hint = near and f"; did you mean {near}?"
-                    notes.append(f"{full}: nothing in {reader} reads this option{hint}")
+                    verdict = f"nothing in {reader} reads this option{hint}"
+                    notes.append(f"{full}: {f'{reader} has not read it yet, but may' if later else verdict}")
             if isinstance(value, dict) and (here in known or key in read):
                 check(value, here)
 
@@ -142,6 +149,15 @@ def check_unread(given: Options, asked: Asked | None, model: type | Any, opt: Op
     for key in opt["datasets"]:  # also where nothing has asked for the set
         check(given["datasets"][key], ("datasets", key))
     return notes
+
+
+def read_code(part: Any) -> str:
+    """Return the source of a class with its bases, or of a function, where it can be read."""
+    texts = []
+    for each in inspect.getmro(part) if inspect.isclass(part) else [part]:
+        with suppress(OSError, TypeError):
+            texts.append(inspect.getsource(each))
+    return "".join(texts)
 
 
 def _is_part(place: Place) -> bool:

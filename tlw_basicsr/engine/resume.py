@@ -243,15 +243,27 @@ def list_numbered(opt: Options) -> list[tuple[int, Path]]:
     return states + [(int(match[1]), file) for match, file in matches if match]
 
 
-def set_aside(opt: Options, current_iter: int) -> list[str]:
-    """Move what is of iterations after ``current_iter`` away, or a later ``--auto_resume`` would go on from it."""
-    later = [file for iteration, file in list_numbered(opt) if iteration > current_iter]
-    folder = Path(opt["path"]["experiments_root"], f"after_{current_iter}_{get_time_str()}")
+def set_aside(opt: Options, state: dict[str, Any]) -> list[str]:
+    """Move what is of iterations after a state away, or a later ``--auto_resume`` or ``tlw infer`` would take it."""
+    later = [file for iteration, file in list_numbered(opt) if iteration > state["iter"]]
+    labels = ["latest"] * bool(later) + ["best"] * has_other_best(later, state)
+    later += [file for label in labels for file in Path(opt["path"]["models"]).glob(f"net_*_{label}.pth")]
+    folder = Path(opt["path"]["experiments_root"], f"after_{state['iter']}_{get_time_str()}")
     for file in later:
         target = folder / file.parent.name / file.name
         target.parent.mkdir(parents=True, exist_ok=True)
         file.rename(target)
     return [f"{len(later)} files of later iterations are moved to {folder}"] if later else []
+
+
+def has_other_best(later: list[Path], state: dict[str, Any]) -> bool:
+    """Return whether the newest of the later states has other best results, or might have."""
+    newest = max((file for file in later if file.suffix == ".state"), key=lambda f: int(f.stem), default=None)
+    try:
+        found = load_file(newest, WHAT) if newest else state
+    except UserError:
+        return True
+    return found.get("best_metric_results") != state.get("best_metric_results")
 
 
 def prune(opt: Options, current_iter: int, best: Collection[int]) -> None:

@@ -18,13 +18,12 @@ def build_distance(options: dict[str, Any]) -> nn.Module:
     Raises:
         UserError: ``type`` is missing, the distance refuses an option, or its weights could not be loaded.
     """
-    options = dict(options)
+    options, place = dict(options), "train.pixel_opt.distance"
     if "type" not in options:
-        raise UserError("distance.type: missing; accepted is a registered loss, such as SSIMDistance")
+        raise UserError(f"{place}.type: missing; accepted is a registered loss, such as SSIMDistance")
     try:
         return LOSS_REGISTRY.get(options.pop("type"))(**options)
     except MissingWeights as error:
-        words = "take {type: SSIMDistance}, which needs none", ", or name it by weights: PATH"
-        raise UserError(f"distance: {error.advise('LPIPSDistance', *words)}") from error
+        raise UserError(f"{place}: {error.in_options()}") from error
     except ValueError as error:
-        raise UserError(f"distance: {error}") from error
+        raise UserError(f"{place}: {error}") from error

@@ -5,7 +5,7 @@ image, (N,). The registered ``tlw_*`` take two images as BasicSR's validation ha
 levels of 255, of 8 bits or any float type, and give a number.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, Literal
 
@@ -19,6 +19,8 @@ from tlw_basicsr.core.distances import LPIPSDistance, MissingWeights
 from tlw_basicsr.util.errors import UserError, first_line
 
 LUMA = (0.299, 0.587, 0.114)
+LOWER_IS_BETTER = ("calculate_niqe", "dists", "gmsd", "mdsi", "tlw_l1", "tlw_lpips", "tlw_mse")
+HIGHER_IS_BETTER = ("calculate_psnr", "calculate_ssim", "fsim", "haarpsi", "tlw_psnr_y", "vif", "vsi")
 
 
 def y_channel(image: Tensor) -> Tensor:
@@ -73,6 +75,12 @@ def _rgb(image: np.ndarray) -> Tensor:
     return torch.from_numpy(channels_first)[None].double() / 255
 
 
+def find_direction(metric: Mapping[str, Any]) -> str | None:
+    """Return whether ``lower`` or ``higher`` values of a metric of ``val.metrics`` are better; None where unknown."""
+    name = metric.get("name") if metric["type"] == "tlw_piq" else metric["type"]
+    return "lower" if name in LOWER_IS_BETTER else "higher" if name in HIGHER_IS_BETTER else None
+
+
 @METRIC_REGISTRY.register()
 def tlw_psnr_y(img: np.ndarray, img2: np.ndarray, **_: Any) -> float:
     """:func:`psnr_y`, dB."""
@@ -81,13 +89,13 @@ def tlw_psnr_y(img: np.ndarray, img2: np.ndarray, **_: Any) -> float:
 
 @METRIC_REGISTRY.register()
 def tlw_l1(img: np.ndarray, img2: np.ndarray, **_: Any) -> float:
-    """:func:`l1`; give it ``better: lower``."""
+    """:func:`l1`; lower is better."""
     return float(l1(_rgb(img), _rgb(img2)))
 
 
 @METRIC_REGISTRY.register()
 def tlw_mse(img: np.ndarray, img2: np.ndarray, **_: Any) -> float:
-    """:func:`mse`; give it ``better: lower``."""
+    """:func:`mse`; lower is better."""
     return float(mse(_rgb(img), _rgb(img2)))
 
 
@@ -95,7 +103,7 @@ def tlw_mse(img: np.ndarray, img2: np.ndarray, **_: Any) -> float:
 def tlw_lpips(
     img: np.ndarray, img2: np.ndarray, net: Literal["vgg", "alex"] = "vgg", weights: str | None = None, **_: Any
 ) -> float:
-    """:func:`lpips`; give it ``better: lower``."""
+    """:func:`lpips`; lower is better."""
     return float(lpips(_rgb(img), _rgb(img2), net, weights))
 
 
@@ -118,5 +126,5 @@ def tlw_piq(
     name: Literal["dists", "fsim", "gmsd", "haarpsi", "mdsi", "vif", "vsi"],
     **_: Any,
 ) -> float:
-    """A full-reference metric of the package piq, of RGB; give ``dists``, ``gmsd`` and ``mdsi`` ``better: lower``."""
+    """A full-reference metric of the package piq, of RGB; of ``dists``, ``gmsd`` and ``mdsi`` lower is better."""
     return float(piq_metric(name)(_rgb(img).float(), _rgb(img2).float()))

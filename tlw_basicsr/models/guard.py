@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tlw_basicsr.core.graphs import copy_all
+from tlw_basicsr.core.graphs import copy_all, list_buffers
 
 LARGEST = 1e18  # norm of a gradient whose square, which Adam keeps, fits into float32
 
@@ -38,7 +38,8 @@ class StepGuard:
         self.active = self.refused = False
         self.skipped = self.in_row = 0
         self.losses: list[Tensor] = []
-        self.buffers: list[Tensor] | None = None
+        self.places: list[tuple[dict[str, Tensor], str]] | None = None  # of the buffers
+        self.buffers: list[Tensor] = []
         self.buffer_copies: list[Tensor] = []
         self.looked_at: Callable[[], Iterable[Any]] = list
         self.copies: list[Snapshot] = []
@@ -65,12 +66,18 @@ class StepGuard:
 
     @torch.no_grad()
     def _copy_buffers(self, networks: Iterable[nn.Module]) -> None:
-        if self.buffers is None:  # without those that are not finite: a mask may hold -inf
-            found = {id(b): b for net in networks for b in net.buffers() if is_sound([b])}
-            self.buffers = list(found.values())
+        if self.places is None:  # without those that are not finite: a mask may hold -inf
+            self.places = [(owner, name) for owner, name in list_buffers(networks) if is_sound([owner[name]])]
+        self.buffers = self.list_buffers()
+        if [buffer.shape for buffer in self.buffers] != [copy.shape for copy in self.buffer_copies]:
             self.buffer_copies = [buffer.clone() for buffer in self.buffers]
         elif self.buffers:
             copy_all(self.buffer_copies, self.buffers)
+
+    def list_buffers(self, net: nn.Module | None = None) -> list[Tensor]:
+        """Return the buffers that must be finite, all or those of a network; a forward may have replaced them."""
+        owners = None if net is None else {id(module._buffers) for module in net.modules()}
+        return [owner[name] for owner, name in self.places or () if owners is None or id(owner) in owners]
 
     @torch.no_grad()
     def allows(self, optimizer: Optimizer) -> bool:
@@ -78,7 +85,7 @@ class StepGuard:
         if not self.active:
             return True
         if not self.refused:
-            values = [*self.losses, *self.looked_at(), *(self.buffers or ())]
+            values = [*self.losses, *self.looked_at(), *self.list_buffers()]
             self.refused = not self.agree(is_sound(values, optimizer)).item()
         if self.refused:
             return False
@@ -92,8 +99,10 @@ class StepGuard:
         """Put back what a refused iteration has changed, and count it."""
         for copy in reversed(self.copies):
             copy.restore()
-        if self.buffers:
+        if self.places:
             copy_all(self.buffers, self.buffer_copies)
+        for (owner, name), buffer in zip(self.places or (), self.buffers, strict=True):
+            owner[name] = buffer
         for optimizer in optimizers:
             optimizer.forget_iteration()
         self.skipped += 1

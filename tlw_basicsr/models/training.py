@@ -201,7 +201,8 @@ class TrainingMixin(BaseModel):
                 name = next((k for k, v in vars(self).items() if v is optimizer), f"optimizer {number}")
                 finite = is_sound(p.grad for p in list_parameters(optimizer))
                 names.append(f"{'step' if finite else 'gradient'} of {name}")
-        return names + [f"state of {name}" for name, net in self.networks().items() if not is_sound(net.buffers())]
+        nets = self.networks().items()
+        return names + [f"state of {name}" for name, net in nets if not is_sound(self.guard.list_buffers(net))]
 
     def agreed(self, flag: Tensor) -> Tensor:
         """Return ``flag``, true only where it is true in every process."""
@@ -267,7 +268,11 @@ class TrainingMixin(BaseModel):
             with torch.no_grad():
                 torch._foreach_mul_(ours, decay)  # pyright: ignore[reportPrivateImportUsage]
                 torch._foreach_add_(ours, [theirs[name] for name in names], alpha=1 - decay)  # pyright: ignore[reportPrivateImportUsage]
-        buffers = {name: ours for name, ours in self.net_g_ema.named_buffers() if name in theirs}
+        buffers = {
+            name: ours
+            for name, ours in self.net_g_ema.named_buffers()
+            if name in theirs and ours.shape == theirs[name].shape  # another shape is that of another image
+        }
         copy_all(buffers.values(), [theirs[name] for name in buffers])
 
     # ------------------------------------------------------------------------------------------------- validation

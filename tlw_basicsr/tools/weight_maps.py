@@ -35,6 +35,11 @@ def correlate(a: Tensor, b: Tensor) -> float:
     """Pearson's correlation of two images (1, C, H, W), the mean of the channels that vary; NaN if none does."""
     centred = [(image - image.mean((-2, -1), keepdim=True)).flatten(-2) for image in (functional.at_least_fp32(a), b)]
     norms = [torch.linalg.vector_norm(image, dim=-1) for image in centred]
+    # what rounding leaves of a constant does not vary
+    norms = [
+        n.where(n > 1e-5 * torch.linalg.vector_norm(i, dim=(-2, -1)), torch.nan)
+        for n, i in zip(norms, (a, b), strict=True)
+    ]
     return ((centred[0] * centred[1]).sum(-1) / (norms[0] * norms[1])).nanmean().item()
 
 

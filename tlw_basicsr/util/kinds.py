@@ -92,7 +92,8 @@ def check_section(
             hint = suggestion(key, missing) or suggestion(key, known)
             raise UserError(f"{prefix}{key}: unknown option{hint}; accepted are {', '.join(known)}")
     if missing:
-        raise UserError(f"{prefix}{missing[0]}: missing; expected {schema.get(missing[0], ANY).text}")
+        kind = schema.get(missing[0], ANY)
+        raise UserError(f"{prefix}{missing[0]}: missing{'' if kind is ANY else f'; expected {kind.text}'}")
 
 
 def list_kinds(call: Callable) -> dict[str, Kind]:

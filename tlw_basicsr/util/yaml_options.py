@@ -9,20 +9,20 @@ from tlw_basicsr.util.errors import UserError, short
 from tlw_basicsr.util.kinds import Options
 
 # YAML 1.1 takes 060 for octal and 1:30 for base 60, which nobody who trains a network means.
-SURPRISING_NUMBER = re.compile(r"[-+]?(0[0-9_]+|[0-9_]+(:[0-9_]+)+)")
+SURPRISING_NUMBER = re.compile(r"[-+]?(0[0-9_]+|[0-9_]+(:[0-9_]+)+(\.[0-9_]*)?)")
 
 
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader, which reads ``1e-4`` as a number, and refuses what YAML reads otherwise than people do."""
 
-    def construct_number(self, node: yaml.ScalarNode) -> int:
+    def construct_number(self, node: yaml.ScalarNode) -> int | float:
         if SURPRISING_NUMBER.fullmatch(node.value):
             problem = (
                 f"{short(node.value)} is no plain number: YAML reads one with a leading 0 or a colon in another base; "
                 "write it without them, and without commas (250,000 is 250 and 000)"
             )
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
-        return self.construct_yaml_int(node)
+        return self.construct_yaml_int(node) if node.tag.endswith(":int") else self.construct_yaml_float(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         texts: dict[str, str] = {}
@@ -43,7 +43,8 @@ class _Loader(yaml.SafeLoader):
         node.value = list(pairs.values())
 
 
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_number)
+for _kind in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_number)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )
