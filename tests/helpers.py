@@ -7,11 +7,12 @@ import sys
 
 import cv2
 import lmdb
+import pytest
 import torch
 from torch import nn
 
 from tests.conftest import DEVICE, ROOT, as_tensor, photograph, tiny_options, write_yaml
-from tlw_basicsr import TLWMixin
+from tlw_basicsr import TLWMixin, UserError
 from tlw_basicsr.engine.options import parse_options
 from tlw_basicsr.engine.preflight import check_files
 from tlw_basicsr.engine.rehearsal import rehearse
@@ -215,6 +216,13 @@ def real_pairs():
     gt = torch.cat([as_tensor(photograph(name, top, left, 64, 64)) for name, top, left in PHOTOGRAPHS])
     lq = nn.functional.interpolate(gt, scale_factor=0.25, mode="bicubic", antialias=True)
     return nn.functional.interpolate(lq, scale_factor=4, mode="bicubic").clamp(0, 1).to(DEVICE), gt.to(DEVICE)
+
+
+def refused(message, call, *args, **kwargs):
+    """The call ends in a ``UserError`` of one line, in which ``message``, a regular expression, is found."""
+    with pytest.raises(UserError, match=message) as error:
+        call(*args, **kwargs)
+    assert "\n" not in str(error.value)
 
 
 def check_all(folder, opt, *arguments, is_train=True):

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import pytest
 
+from tests.helpers import refused
 from tlw_basicsr.util.errors import UserError
 from tlw_basicsr.util.kinds import (
     BOOL,
@@ -67,8 +68,6 @@ def test_a_section_is_checked_in_one_line():
         ({"k_start": 2}, r"train\.tlw\.k_start: expected a number in \(0, 1\), got 2"),
         ([], r"train\.tlw: expected a section"),
     ):
-        with pytest.raises(UserError, match=message):
-            check_section(section, "train.tlw", schema)
-    with pytest.raises(UserError, match=r"^k_end: missing; expected a number"):
-        check_section({}, "", schema, required=["k_end"])
+        refused(message, check_section, section, "train.tlw", schema)
+    refused(r"^k_end: missing; expected a number", check_section, {}, "", schema, required=["k_end"])
     assert suggestion("zzz", ["k_start"]) == ""

@@ -5,8 +5,7 @@ import torch
 from basicsr.models.base_model import BaseModel
 
 from tests.conftest import plain_options
-from tests.helpers import check_all, check_resume, quick
-from tlw_basicsr import UserError
+from tests.helpers import check_all, check_resume, quick, refused
 from tlw_basicsr.models.optimizers import build_optimizer
 from tlw_basicsr.util.files import load_file
 
@@ -62,9 +61,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("section", "value", "message"), WRONG)
 def test_what_can_not_train_is_one_line(photographs, tmp_path, section, value, message):
-    with pytest.raises(UserError, match=message) as error:
-        check_all(tmp_path, plain_options(photographs, **{f"train__{section}": value}))
-    assert "\n" not in str(error.value)
+    refused(message, check_all, tmp_path, plain_options(photographs, **{f"train__{section}": value}))
 
 
 def test_an_optimiser_of_the_installed_basicsr_comes_first(monkeypatch):

@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 from tests.conftest import ROOT, as_tensor, control_options, photograph, tiny_options, write_yaml
-from tlw_basicsr import SSIMDistance, TLWWeightNet, UserError, k_schedule
+from tests.helpers import refused
+from tlw_basicsr import SSIMDistance, TLWWeightNet, k_schedule
 from tlw_basicsr.networks import load_network
 from tlw_basicsr.pictures import method_figure, spread_figure, weights_beside
 from tlw_basicsr.util.yaml_options import load_yaml
@@ -101,10 +102,8 @@ def test_a_figure_of_a_perfect_image_of_constant_weights_and_of_another_network(
     gt, path, net = pair[1][0], tmp_path / "figure.svg", TLWWeightNet(num_feat=4).eval()
     values = method_figure(net, 0.3, SSIMDistance(), gt, gt, path)
     assert values["d_sr"] == pytest.approx(0, abs=1e-6) and path.read_text().startswith("<?xml")
-    with pytest.raises(UserError, match="can't be written"):
-        method_figure(net, 0.3, SSIMDistance(), gt, gt, tmp_path / "figure.nothing")
-    with pytest.raises(UserError, match="no method probabilities"):
-        method_figure(torch.nn.Conv2d(3, 3, 1), 0.5, SSIMDistance(), gt, gt, path)
+    refused("can't be written", method_figure, net, 0.3, SSIMDistance(), gt, gt, tmp_path / "figure.nothing")
+    refused("no method probabilities", method_figure, torch.nn.Conv2d(3, 3, 1), 0.5, SSIMDistance(), gt, gt, path)
     torch.nn.init.zeros_(net.conv[-1].weight)  # constant weights gain nothing
     values = method_figure(net, 0.6, SSIMDistance(), pair[0][0], gt, path)
     assert values["wc_gain"] == pytest.approx(1, abs=1e-4) and values["wc"] > 1 and values["w_std"] < 1e-5

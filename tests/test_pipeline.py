@@ -13,7 +13,7 @@ from basicsr.archs import build_network
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import ROOT, control_options, plain_options, tiny_options, write_yaml
-from tests.helpers import TRAIN, check_resume, log_lines, log_text, quick, run_python, same
+from tests.helpers import TRAIN, check_resume, log_lines, log_text, quick, refused, run_python, same
 from tlw_basicsr import UserError, k_schedule
 from tlw_basicsr.util.files import load_file
 
@@ -194,8 +194,7 @@ def test_wandb_is_started_before_tensorboard(photographs, train, tmp_path, monke
 
 def test_wandb_that_is_not_installed_is_told_first(photographs, train, tmp_path, monkeypatch):
     monkeypatch.setattr("tlw_basicsr.engine.preflight.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"^logger\.wandb\.project: wandb is not installed"):
-        train(with_wandb(photographs))
+    refused(r"^logger\.wandb\.project: wandb is not installed", train, with_wandb(photographs))
     assert not (tmp_path / "experiments").exists()
 
 

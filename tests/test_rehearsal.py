@@ -10,7 +10,7 @@ import torch
 from basicsr.utils.logger import initialized_logger
 
 from tests.conftest import PSNR, plain_options, tiny_options, write_yaml
-from tests.helpers import EVERY_BASE, check_all, log_text
+from tests.helpers import EVERY_BASE, check_all, log_text, refused
 from tlw_basicsr import UserError
 from tlw_basicsr.engine import rehearsal
 from tlw_basicsr.engine.pipeline import test_pipeline as run_test
@@ -100,8 +100,7 @@ def test_a_failure_leaves_nothing_and_prints_nothing(photographs, train, tmp_pat
     monkeypatch.setattr(rehearsal.tempfile, "tempdir", None)
     monkeypatch.setattr(TLWMixin, "tlw_pixel_loss", lambda *_: print("loud") or 1 / 0)
     capfd.readouterr()
-    with pytest.raises(UserError, match="TLWModel fails in the first iteration \\(ZeroDivisionError"):
-        train(opt)
+    refused("TLWModel fails in the first iteration \\(ZeroDivisionError", train, opt)
     assert sorted(tmp_path.rglob("*")) == before
     assert capfd.readouterr() == ("", "") and not initialized_logger
 
@@ -128,11 +127,9 @@ def test_who_has_no_weights_of_vgg_is_stopped_once(photographs, train, tmp_path,
     opt = tiny_options(photographs, **small)
     opt["val"]["save_best"] = "lpips"
     opt["train"]["pixel_opt"]["distance"] = {"type": "LPIPSDistance"}
-    with pytest.raises(UserError, match=r"^train.pixel_opt.distance: .*val.save_best: lpips needs such weights, too$"):
-        train(opt)
+    refused(r"^train.pixel_opt.distance: .*val.save_best: lpips needs such weights, too$", train, opt)
     opt["train"]["pixel_opt"]["distance"] = {"type": "SSIMDistance", "kernel_size": 5}
-    with pytest.raises(UserError, match=r"^val.metrics.lpips: LPIPS: the ImageNet weights .* do without it, or put"):
-        train(opt)
+    refused(r"^val.metrics.lpips: LPIPS: the ImageNet weights .* do without it, or put", train, opt)
     assert not (tmp_path / "experiments").exists()
     opt["val"]["save_best"] = "psnr"
     text = log_text(train(opt))
@@ -144,8 +141,7 @@ def test_a_test_does_not_leave_out_a_metric(photographs, tmp_path, monkeypatch, 
     opt = plain_options(photographs, train=..., logger=..., val__metrics=LPIPS)
     opt["datasets"] = {"test": opt["datasets"]["val"]}
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"val.metrics.lpips: LPIPS"):
-        run_test(str(tmp_path), ["-opt", str(write_yaml(tmp_path, opt))])
+    refused(r"val.metrics.lpips: LPIPS", run_test, str(tmp_path), ["-opt", str(write_yaml(tmp_path, opt))])
 
 
 def test_tlw_test_rehearses_before_results_are_moved(photographs, tmp_path, monkeypatch):
@@ -223,11 +219,9 @@ def test_a_plugin_that_fails_late_in_its_own_way_names_model_and_stage(photograp
     )
     monkeypatch.chdir(tmp_path)
     opt = plain_options(photographs, plugins=["late_plugin"], model_type="LateModel")
-    with pytest.raises(UserError, match=r"^window: missing; it is read in the first iteration"):
-        check_all(tmp_path, opt)
+    refused(r"^window: missing; it is read in the first iteration", check_all, tmp_path, opt)
     message = r"model_type: LateModel fails in the first iteration \(AssertionError: the window must be 3\)"
-    with pytest.raises(UserError, match=message):
-        check_all(tmp_path, {**opt, "window": 5})
+    refused(message, check_all, tmp_path, {**opt, "window": 5})
 
 
 def test_queue_size_is_named(photographs, tmp_path, monkeypatch):
@@ -241,5 +235,4 @@ def test_queue_size_is_named(photographs, tmp_path, monkeypatch):
     )
     monkeypatch.chdir(tmp_path)
     opt = plain_options(photographs, plugins=["queue_plugin"], model_type="QueueModel", queue_size=6)
-    with pytest.raises(UserError, match=r"\(AssertionError: queue size should be .*; queue_size: 6"):
-        check_all(tmp_path, opt)
+    refused(r"\(AssertionError: queue size should be .*; queue_size: 6", check_all, tmp_path, opt)

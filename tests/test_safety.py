@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT, tiny_options, write_yaml
-from tests.helpers import TRAIN, environment, log_text, quick, run_python, start, wait_for
+from tests.helpers import TRAIN, environment, log_text, quick, refused, run_python, start, wait_for
 from tlw_basicsr import UserError
 from tlw_basicsr.commands import infer
 from tlw_basicsr.data.images import image_size, read_picture
@@ -33,8 +33,7 @@ def test_a_lock_is_one_processs_alone_and_says_whose(tmp_path):
     path = tmp_path / "x.lock"
     message = rf"^it is in use by process {os.getpid()} on \S+ since 20\d\d-.*; its lock is"
     with hold_lock(path, "it", pytest.fail) as held:
-        with pytest.raises(UserError, match=message):
-            hold_lock(path, "it", pytest.fail).__enter__()
+        refused(message, hold_lock(path, "it", pytest.fail).__enter__)
         child = os.fork()
         if not child:  # a worker that outlives this process does not hold it
             closed = False
@@ -146,15 +145,13 @@ def test_only_regular_files_are_read(tmp_path, kind):
     elif kind == "link":
         path.symlink_to("/dev/zero")
     for read in (load_file, image_size, lambda path, _: read_picture(path), lambda path, _: read_options(str(path))):
-        with pytest.raises(UserError, match=r"is not a regular file|can't be read"):
-            read(path, "it")
+        refused(r"is not a regular file|can't be read", read, path, "it")
 
 
 def test_a_file_without_permission_is_not_called_damaged(tmp_path):
     path = tmp_path / "a.pth"
     path.symlink_to(path)  # which root can't read either
-    with pytest.raises(UserError, match=r"^it: .*a\.pth can't be read \(Too many levels of symbolic links\)$"):
-        load_file(path, "it")
+    refused(r"^it: .*a\.pth can't be read \(Too many levels of symbolic links\)$", load_file, path, "it")
     with pytest.raises(UserError, match="does not exist"), open_regular(tmp_path / "b", "it"):
         pass
 
@@ -171,8 +168,7 @@ def test_text_of_files_is_cleaned_and_cut():
 
 def test_a_large_yaml_is_refused_at_once(tmp_path):
     (tmp_path / "a.yml").write_text("a: [" + "0, " * 2_000_000 + "0]")
-    with pytest.raises(UserError, match=r"^-opt: .*a\.yml has 6,000,006 bytes; accepted are at most 262,144"):
-        read_options(str(tmp_path / "a.yml"))
+    refused(r"^-opt: .*a\.yml has 6,000,006 bytes; accepted are at most 262,144", read_options, str(tmp_path / "a.yml"))
 
 
 COMMANDS = {

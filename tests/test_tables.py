@@ -16,8 +16,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import ROOT, photograph
-from tests.helpers import same
-from tlw_basicsr import UserError
+from tests.helpers import refused, same
 from tlw_basicsr.commands.tables import choose_cells, parse
 from tlw_basicsr.tools.tables import Cell, Run, Variant, cell_options, first_difference, is_trained, write_tables
 from tlw_basicsr.util.files import load_file
@@ -282,8 +281,7 @@ def test_a_damaged_record_is_named(folders):
     run = Run(folders / "out", folders / "data", sets=["Set5"])
     for content in DAMAGED:
         (folders / "out/cells/EDSR_L1_x4_seed0.json").write_text(content, "latin-1")
-        with pytest.raises(UserError, match=r"EDSR_L1_x4_seed0.json: damaged; delete it"):
-            is_trained(run, Cell("EDSR", Variant("L1", "L1"), 4, 0))
+        refused(r"EDSR_L1_x4_seed0.json: damaged; delete it", is_trained, run, Cell("EDSR", Variant("L1", "L1"), 4, 0))
 
 
 def test_what_is_measured_or_trained_on_other_images_is_not_taken(folders, photographs, reproduce):

@@ -12,6 +12,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from tests.conftest import photograph
+from tests.helpers import refused
 from tlw_basicsr import UserError, imresize
 from tlw_basicsr.data.bicubic_sr_dataset import lq_of_crop
 from tlw_basicsr.tools.evaluation import bicubic, field_metrics
@@ -123,9 +124,7 @@ def test_wrong_options_are_reported_in_one_line(photographs, tmp_path):
     for change, message in WRONG:
         opt = options(photographs, **{"gt_size": 16, **change})
         opt["dataroot_gt"] = opt["dataroot_gt"].format(empty=tmp_path / "empty", text=tmp_path / "text")
-        with pytest.raises(UserError, match=message) as error:
-            build_dataset(opt)
-        assert "\n" not in str(error.value)
+        refused(message, build_dataset, opt)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -8,7 +8,7 @@ from basicsr.data import build_dataset, data_util
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.helpers import write, write_lmdb
+from tests.helpers import refused, write, write_lmdb
 from tlw_basicsr import UserError
 from tlw_basicsr.data.listing import list_images, name_images, pair_names, read_names
 from tlw_basicsr.data.resumable import CheckedDataset
@@ -63,8 +63,7 @@ def test_pairs_that_are_not_sure_are_refused():
         (["a.png", "a.jpg"], ["a.bmp"], "a.bmp is the LR image of both a.png and a.jpg"),
         (["a.png", "a.jpg"], ["a.jpg"], "a.jpg is the LR image of both a.png and a.jpg"),
     ):
-        with pytest.raises(UserError, match=f"x: {message}"):
-            pair_names(gt, lq, ["{}", "{}x2"], "x")
+        refused(f"x: {message}", pair_names, gt, lq, ["{}", "{}x2"], "x")
     pairs = pair_names(["a.png", "b.png"], ["ax2.jpg", "a.txt.png", "b.png", "bx2.png"], ["{}x2"], "x")
     assert pairs == {"a.png": "ax2.jpg", "b.png": "bx2.png"}  # the template counts before the suffix
 

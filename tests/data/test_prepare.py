@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.conftest import photograph
+from tests.helpers import refused
 from tlw_basicsr import UserError, imresize
 from tlw_basicsr.data.images import write_image
 from tlw_basicsr.data.listing import list_images
@@ -190,19 +191,15 @@ def test_a_folder_of_other_images_is_refused_and_a_moved_one_is_not(tmp_path):
     prepare(gt, out)
     other = write_photos(tmp_path / "other", a=0, c=100)
     before = listing(out)
-    with pytest.raises(UserError, match=f"made from other images, those of {gt}; choose another folder"):
-        prepare(other, out)
-    with pytest.raises(UserError, match="made with other settings"):
-        prepare(gt, out, crop_size=32)
+    refused(f"made from other images, those of {gt}; choose another folder", prepare, other, out)
+    refused("made with other settings", prepare, gt, out, crop_size=32)
     assert listing(out) == before
     gt.rename(tmp_path / "moved")
     assert prepare(tmp_path / "moved", out)["deleted"] == 0
     (out / "HR/z.png").write_bytes((out / "HR/a.png").read_bytes())
-    with pytest.raises(UserError, match=r"z\.png is not in the record of earlier runs"):
-        prepare(tmp_path / "moved", out)
+    refused(r"z\.png is not in the record of earlier runs", prepare, tmp_path / "moved", out)
     (out / "prepare_data.json").unlink()
-    with pytest.raises(UserError, match=r"a\.png is not in the record of earlier runs"):
-        prepare(tmp_path / "moved", out)
+    refused(r"a\.png is not in the record of earlier runs", prepare, tmp_path / "moved", out)
 
 
 def test_names_that_basicsr_can_read(tmp_path):
@@ -274,9 +271,8 @@ def test_what_is_in_the_way_is_one_line_before_anything_is_made(photographs, tmp
         out.mkdir()
         put_there(out)
         before = names(out)
-        with pytest.raises(UserError, match=message) as error:
-            prepare(photographs, out, **options)
-        assert "\n" not in str(error.value) and names(out) == before
+        refused(message, prepare, photographs, out, **options)
+        assert names(out) == before
 
 
 def test_a_full_disk_leaves_no_part_of_an_lmdb(photographs, tmp_path, monkeypatch):
@@ -293,8 +289,7 @@ def test_workers_are_bounded_and_a_killed_one_is_one_line(tmp_path, monkeypatch)
     started = []
     pool = module.ProcessPoolExecutor
     monkeypatch.setattr(module, "ProcessPoolExecutor", lambda workers, **_: started.append(workers) or pool(2))
-    with pytest.raises(UserError, match="--workers: a process was killed"):
-        module.in_parallel(end_of_the_process, [tmp_path], 100_000, "x")
+    refused("--workers: a process was killed", module.in_parallel, end_of_the_process, [tmp_path], 100_000, "x")
     assert started == [4 * os.cpu_count()]
 
 

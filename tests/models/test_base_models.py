@@ -18,8 +18,9 @@ from tests.helpers import (
     iterate,
     log_lines,
     log_text,
+    refused,
 )
-from tlw_basicsr import UserError, with_tlw
+from tlw_basicsr import with_tlw
 from tlw_basicsr.models.guard import StepGuard
 from tlw_basicsr.models.optimizer import MixedPrecision, TrainingOptimizer
 from tlw_basicsr.util.files import load_file
@@ -302,8 +303,7 @@ def test_a_model_without_a_pixel_loss_trains_without_tlw_alone(train, photograph
         ("StyleGAN2Model", r"network_g\.num_style_feat: missing; it is read in building"),
         ("model_by_function", "base_model: model_by_function is no class that TLW can extend"),
     ):
-        with pytest.raises(UserError, match=message):
-            train(tiny_options(photographs, base_model=base))
+        refused(message, train, tiny_options(photographs, base_model=base))
     train(plain_options(photographs, model_type="model_by_function", train__total_iter=2))
 
 

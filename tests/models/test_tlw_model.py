@@ -9,8 +9,8 @@ from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import MODEL_REGISTRY
 
 from tests.conftest import control_options, plain_options, tiny_options
-from tests.helpers import batch, built, iterate, log_text
-from tlw_basicsr import TLWMixin, TLWModel, UserError, error_weights, weighted_pixel_loss, with_tlw
+from tests.helpers import batch, built, iterate, log_text, refused
+from tlw_basicsr import TLWMixin, TLWModel, error_weights, weighted_pixel_loss, with_tlw
 from tlw_basicsr.models import tlw_model
 from tlw_basicsr.models.states import get_random_state, set_random_state
 from tlw_basicsr.models.training import TrainingMixin
@@ -83,8 +83,7 @@ def test_epochs_without_our_loop_are_a_clear_error(photographs, tmp_path, pair):
     model = built(photographs, tmp_path)
     model.epoch = None
     model.feed_data(batch(pair))
-    with pytest.raises(UserError, match="k_unit: iter"):
-        model.optimize_parameters(1)
+    refused("k_unit: iter", model.optimize_parameters, 1)
 
 
 def test_the_log_reports_weights_that_are_nearly_constant(photographs, train, monkeypatch):
