@@ -269,11 +269,10 @@ def test_pixel_losses_of_others(section, base):
 
 def test_the_program(tmp_path, script):
     (tmp_path / "in.yml").write_text(GAN)
-    code, out, err = script("add_tlw.py", "in.yml", "out.yml")
-    assert code == 0 and "train.tlw: " in out, err
+    assert "train.tlw: " in script("add_tlw.py", "in.yml", "out.yml")
     (tmp_path / "in.yml").write_text("train: {}")
-    code, _, err = script("add_tlw.py", "in.yml", "out.yml")
-    assert code == 2 and err == "error: in.yml: model_type is missing; expected is a training YAML of BasicSR\n"
+    line = script("add_tlw.py", "in.yml", "out.yml", code=2)
+    assert line == "error: in.yml: model_type is missing; expected is a training YAML of BasicSR\n"
     assert (tmp_path / "out.yml").read_text() == add_tlw(GAN, "x")
 
 
@@ -285,9 +284,9 @@ def test_a_full_disk_leaves_the_file_as_it_was(tmp_path, script, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr("os.fsync", Mock(side_effect=OSError(28, "No space left on device")))
-        code, _, err = script("add_tlw.py", path, path)
-    assert code == 2 and err == f"error: {path} can't be written (No space left on device)\n"
+        line = script("add_tlw.py", path, path, code=2)
+    assert line == f"error: {path} can't be written (No space left on device)\n"
     assert path.read_text() == GAN and {p.name for p in tmp_path.iterdir()} == {"in.yml", "link.yml"}
-    assert script("add_tlw.py", path, link)[0] == 0
+    script("add_tlw.py", path, link)
     assert link.is_symlink() and path.read_text() == add_tlw(GAN, "x")
-    assert script("add_tlw.py", path, "/dev/null")[0] == 2
+    script("add_tlw.py", path, "/dev/null", code=2)

@@ -4,36 +4,16 @@ import pytest
 import torch
 import yaml
 from basicsr.archs.edsr_arch import EDSR
-from basicsr.models.sr_model import SRModel
-from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY, MODEL_REGISTRY
+from basicsr.utils.registry import ARCH_REGISTRY, DATASET_REGISTRY
 
 from tests.conftest import plain_options, set_option, tiny_options
 from tests.helpers import check_all, log_text, quick, refused, same, single, write_pairs
-from tlw_basicsr import BicubicSRDataset, UserError, cli
+from tlw_basicsr import BicubicSRDataset, UserError
 from tlw_basicsr.engine.options import read_options
 from tlw_basicsr.networks import load_network
 from tlw_basicsr.tools.inference import NetworkUpscaler
 from tlw_basicsr.util.files import load_file
 from tlw_basicsr.util.yaml_options import load_yaml
-
-UNASKED = {
-    "train:fft_opt": {"type": "L1Loss"},
-    "train:gan_opt": {"type": "GANLoss", "gan_type": "vanilla"},
-    "train:optim_d": {"type": "Adam", "lr": 1e-4},
-    "network_d": {"type": "UNetDiscriminatorSN", "num_in_ch": 3},
-}
-
-
-@pytest.mark.parametrize("place", UNASKED)
-@pytest.mark.parametrize("make", [plain_options, tiny_options])
-def test_what_the_model_never_asks_for_is_refused(photographs, tmp_path, make, place):
-    opt = make(photographs)
-    set_option(opt, place, UNASKED[place])
-    refused(rf"^{place.replace(':', '.')}: SRModel never asks for it.*plugins", check_all, tmp_path, opt)
-    if place.endswith("_opt"):
-        set_option(opt, place, None)
-        assert check_all(tmp_path, opt) == []
-
 
 FFT = """
 from basicsr.losses import build_loss
@@ -154,36 +134,6 @@ def test_the_economy_preset_trains_one_channel_without_more(photographs, tmp_pat
     assert next(iter(state.values())).shape[:2] == (16, 2)
 
 
-def test_a_loss_that_refuses_its_options_is_reported_before_folders_are_made(photographs, tmp_path, train):
-    opt = plain_options(photographs, train__pixel_opt={"type": "L1Loss", "reduction": "average"})
-    refused(r"train\.pixel_opt: L1Loss fails in building the model \(ValueError", train, opt)
-    assert not (tmp_path / "experiments").exists()
-
-
-UNREGISTERED = [
-    ({"model_type": "DATModel"}, "model_type: 'DATModel' is not registered; a part of another repository needs plug"),
-    ({"model_type": "SRModl"}, r"'SRModl' is not registered \(did you mean SRModel\?\)"),
-    ({"network_g": {"type": "DAT"}}, "network_g.type: 'DAT' is not registered; a part of another repository needs"),
-]
-
-
-@pytest.mark.parametrize(("changes", "message"), UNREGISTERED)
-def test_what_is_not_registered_points_to_plugins(photographs, tmp_path, changes, message):
-    with pytest.raises(UserError, match=message) as error:
-        check_all(tmp_path, plain_options(photographs, **changes))
-    assert "_basicsr" not in str(error.value)
-
-
-def test_a_training_step_of_another_signature_is_reported_before(photographs, tmp_path, register):
-    class OtherLoopModel(SRModel):
-        def optimize_parameters(self, scaler, current_iter):
-            pass
-
-    message = r"model_type: OtherLoopModel fails in the first iteration .*missing 1 required positional argument: 'curr"
-    with pytest.raises(UserError, match=message):
-        check_all(tmp_path, plain_options(photographs, model_type=register(MODEL_REGISTRY, OtherLoopModel)))
-
-
 def test_a_failing_augmentation_of_a_plugin_is_no_unreadable_picture(photographs, train, register):
     class AugmentingDataset(BicubicSRDataset):
         def __getitem__(self, index):
@@ -220,16 +170,3 @@ def test_a_small_tile_needs_no_overlap():
     net = EDSR(3, 3, num_feat=4, num_block=1, upscale=2).eval()
     for tile, overlap in ((48, 24), (128, 32)):
         assert NetworkUpscaler(net, {"type": "EDSR", "num_in_ch": 3}, tile=tile).overlap == overlap
-
-
-def test_an_argument_of_a_program_is_named_as_it_is(tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        cli.run_command("evaluate", ["--gt", str(tmp_path), "--scale", "2", "--bicubic"])
-    assert capsys.readouterr().err.startswith(f"error: --gt: {tmp_path} has no image")
-
-
-@pytest.mark.parametrize("command", ["evaluate", "infer"])
-def test_evaluate_and_infer_take_the_same_entry(capsys, command):
-    with pytest.raises(SystemExit):
-        cli.run_command(command, ["--help"])
-    assert "default params_ema, else params" in " ".join(capsys.readouterr().out.split())

@@ -228,5 +228,5 @@ def test_the_program(script, wrong_files):
         (good, 2, f"error: OUT.pth: {good} is IN.pth; name another file\n"),
         ("x.pt", 2, "error: OUT.pth: x.pt must end in .pth\n"),
     ):
-        found, out, err = script("convert_official_checkpoint.py", good, target, "--net", "vdsr", "--scale", 4)
-        assert (found, err if code else out) == (code, message)
+        arguments = (good, target, "--net", "vdsr", "--scale", 4)
+        assert script("convert_official_checkpoint.py", *arguments, code=code) == message

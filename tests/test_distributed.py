@@ -21,7 +21,6 @@ from tests.helpers import (
     run_python,
     same,
 )
-from tlw_basicsr import UserError
 from tlw_basicsr.util.files import load_file
 
 pytestmark = pytest.mark.slow  # each starts processes of its own
@@ -300,11 +299,6 @@ def test_a_launcher_without_its_variables_is_one_line(photographs, tmp_path, lau
     done = run_python(tmp_path, *TRAIN, "--launcher", launcher)
     assert done.returncode == 2
     assert f"--launcher {launcher}: {variable} is not set" in done.stderr
-
-
-def test_synchronised_batch_norm_needs_gpus(photographs, train):
-    with pytest.raises(UserError, match=r"train\.tlw\.sync_bn: true needs a distributed training on GPUs"):
-        train(tiny_options(photographs, train__tlw__sync_bn=True))
 
 
 def test_an_error_before_the_training_ends_all_processes_with_one_line(photographs, tmp_path):

@@ -5,17 +5,13 @@ from typing import Annotated, Literal
 
 import pytest
 
-from tests.helpers import refused
-from tlw_basicsr.util.errors import UserError
 from tlw_basicsr.util.kinds import (
     BOOL,
     FRACTION,
     POSITIVE,
-    check_section,
     describe_parameters,
     one_of,
     or_none,
-    suggestion,
     whole,
 )
 
@@ -56,18 +52,3 @@ def test_a_signature_tells_kind_meaning_and_default():
     assert options["base"].kind.accepts("mse") and not options["base"].kind.accepts("l2")
     assert not options["bare"].kind.accepts(1.5)
     assert options["needed"] == (BOOL, "", inspect.Parameter.empty)
-
-
-def test_a_section_is_checked_in_one_line():
-    schema = {"k_start": FRACTION, "k_end": FRACTION}
-    check_section({"k_start": 0.1, "other": 1}, "train", schema, strict=False)
-    with pytest.raises(UserError, match=r"^train\.k_ned: unknown option \(did you mean k_end\?\)"):
-        check_section({"k_ned": 0.1}, "train", schema, required=["k_end"], strict=False)
-    for section, message in (
-        ({"k_strat": 0.1}, r"train\.tlw\.k_strat: unknown option \(did you mean k_start\?\); accepted are k_end, k_st"),
-        ({"k_start": 2}, r"train\.tlw\.k_start: expected a number in \(0, 1\), got 2"),
-        ([], r"train\.tlw: expected a section"),
-    ):
-        refused(message, check_section, section, "train.tlw", schema)
-    refused(r"^k_end: missing; expected a number", check_section, {}, "", schema, required=["k_end"])
-    assert suggestion("zzz", ["k_start"]) == ""

@@ -59,8 +59,7 @@ def test_what_tlw_has_trained_loads_in_spandrel_and_in_basicsr(photographs, trai
     SRModel.load_network(SRModel.__new__(SRModel), net, str(path))  # BasicSR's own loading code
     net.eval()
     image = as_tensor(photograph(height=32, width=48))
-    code, _, err = script("export.py", "net.safetensors", "--network", network, "--checkpoint", path)
-    assert code == 0, err
+    script("export.py", "net.safetensors", "--network", network, "--checkpoint", path)
     for file in (path, tmp_path / "net.safetensors"):
         descriptor = ModelLoader().load_from_file(str(file))
         assert (descriptor.architecture.id, descriptor.scale) == (architecture, scale)

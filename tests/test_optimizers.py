@@ -4,8 +4,7 @@ import pytest
 import torch
 from basicsr.models.base_model import BaseModel
 
-from tests.conftest import plain_options
-from tests.helpers import check_all, check_resume, quick, refused
+from tests.helpers import check_resume, quick
 from tlw_basicsr.models.optimizers import build_optimizer
 from tlw_basicsr.util.files import load_file
 
@@ -38,30 +37,6 @@ def test_a_training_with_them_is_the_same_after_an_interruption(photographs, tra
 
 def keywords(section):
     return {key: value for key, value in section.items() if key != "type"}
-
-
-RESTARTS = {"type": "CosineAnnealingRestartLR", "periods": [3, 4], "restart_weights": [1, 1]}
-# fmt: off
-WRONG = [
-    ("optim_g", {"type": "LBFGS", "lr": 1}, r"^train\.optim_g: LBFGS fails in the first iteration \(TypeError"),
-    ("optim_g", {"type": "SparseAdam", "lr": 1}, r"^train\.optim_g: SparseAdam fails in the first iteration \(RuntimeError"),
-    ("optim_g", {"type": "Lion", "lr": 1}, r"^train\.optim_g\.type: 'Lion'; accepted are ASGD"),
-    ("optim_g", {"type": "AdamW", "lr": 1, "bettas": 1}, r"^train\.optim_g\.bettas: unknown option \(did you mean betas"),
-    ("optim_g", {"type": "SGD"}, r"^train\.optim_g: SGD fails in building the model \(TypeError: .*'lr'"),
-    ("optim_g", {"type": "SGD", "lr": 1, "momentum": -1}, r"^train\.optim_g: SGD fails .*Invalid momentum"),
-    ("scheduler", {"type": "ReduceLROnPlateau"}, r"^train\.scheduler: .*ReduceLROnPlateau.*metrics"),
-    ("scheduler", {"type": "CosineAnnealingLR"}, r"^train\.scheduler\.T_max: missing"),
-    ("scheduler", {"type": "LambdaLR", "lr_lambda": "x"}, r"^train\.scheduler: LambdaLR fails in building the model"),
-    ("scheduler", {"type": "OneCycleLR", "max_lr": 1e-3, "total_steps": 7},
-     r"^train\.scheduler\.total_steps: it ends after 7 iterations, before train\.total_iter: 8"),
-    ("scheduler", RESTARTS, r"sum, 7, is less than train\.total_iter: 8; make the last one 5, or add one and its restart"),
-]
-# fmt: on
-
-
-@pytest.mark.parametrize(("section", "value", "message"), WRONG)
-def test_what_can_not_train_is_one_line(photographs, tmp_path, section, value, message):
-    refused(message, check_all, tmp_path, plain_options(photographs, **{f"train__{section}": value}))
 
 
 def test_an_optimiser_of_the_installed_basicsr_comes_first(monkeypatch):

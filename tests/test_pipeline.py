@@ -133,14 +133,6 @@ def test_both_entry_points_from_any_folder(photographs, tmp_path):
     assert "psnr" in next(results.glob("test_*.log")).read_text()
 
 
-def test_a_wrong_option_is_one_line_and_exit_code_2_and_leaves_nothing(photographs, tmp_path):
-    write_yaml(tmp_path, tiny_options(photographs, train__tlw__k_start=0))
-    done = run_python(tmp_path, *TRAIN)
-    assert done.returncode == 2
-    assert done.stderr.splitlines() == ["error: train.tlw.k_start: expected a number in (0, 1), got 0"]
-    assert not (tmp_path / "experiments").exists()
-
-
 def test_debug_logs_every_iteration_and_ends_early(photographs, train):
     opt = tiny_options(photographs, logger__print_freq=100)
     experiment = train(opt, "--debug").with_name("debug_tiny")

@@ -307,13 +307,6 @@ def test_other_options_may_change(photographs, place, value, message):
     assert len(notes) == (message is not None) and all(message in note for note in notes)
 
 
-def test_a_state_holds_its_options_and_version(finished, photographs):
-    state = load_file(finished / STATE, "")
-    opt = quick(photographs)
-    assert state["options"]["network_g"] == opt["network_g"] and state["options"]["train"] == opt["train"]
-    assert re.fullmatch(r"\d+\.\d+\.\d+.*", state["version"])
-
-
 def test_a_training_of_basicsrs_own_goes_on_with_tlw(photographs, train, tmp_path, monkeypatch):
     """Networks and state are written by BasicSR's SRModel, without a line of ours."""
     models, states = (tmp_path / "experiments/theirs" / name for name in ("models", "training_states"))

@@ -121,14 +121,13 @@ def test_the_program(photographs, tmp_path, script):
     folder = copytree(photographs, tmp_path / "gt")
     copytree(photographs, folder / "more/still_more")
     arguments = ("--gt", folder, "--out", "tiles", "--scales", 4, "--crop-size")
-    code, out, err = script("prepare_data.py", *arguments, 32)
-    assert code == 0 and "HR tiles of 6 images" in out, err
+    out = script("prepare_data.py", *arguments, 32)
+    assert "HR tiles of 6 images" in out
     assert f"Left out: 6 images in subfolders of {folder}" in out
-    code, out, err = script("prepare_data.py", *arguments, 33)
-    assert code == 2 and not out
-    assert err == "error: --crop-size: 33 is not a multiple of 4, the least common one of the scales\n"
-    code, _, err = script("prepare_data.py", "--gt", folder / "more", "--out", "none")
-    assert code == 2 and "more has no image, but its subfolders have 6, which are not read; read are .png" in err
+    out = script("prepare_data.py", *arguments, 33, code=2)
+    assert out == "error: --crop-size: 33 is not a multiple of 4, the least common one of the scales\n"
+    out = script("prepare_data.py", "--gt", folder / "more", "--out", "none", code=2)
+    assert "more has no image, but its subfolders have 6, which are not read; read are .png" in out
 
 
 def write_photos(folder, **tops):
@@ -228,15 +227,15 @@ def test_every_image_is_read_by_a_check(tmp_path, script):
     broken = ["b.png", "cut.jpg", "empty.png"]
     images, faults = check_folder(folder, 2)
     assert images == 6 and [fault.split(": ")[0].rsplit("/")[-1] for fault in faults] == broken
-    code, out, err = script("prepare_data.py", "--check", folder, "--workers", 1)
-    assert code == 1 and "6 images, 3 can't be read" in out
-    assert sum(str(folder) in line for line in err.splitlines()) == 3
+    out = script("prepare_data.py", "--check", folder, "--workers", 1, code=1)
+    assert "6 images, 3 can't be read" in out
+    assert sum(str(folder) in line for line in out.splitlines()) == 3
     for name in broken:
         (folder / name).unlink()
     prepare(folder, tmp_path / "out", lmdb=True)
     assert check_folder(tmp_path / "out/HR.lmdb") == (3, [])
-    code, _, err = script("prepare_data.py", "--gt", folder)
-    assert code == 2 and err == "error: --out: missing; needed are --gt and --out, or --check\n"
+    line = script("prepare_data.py", "--gt", folder, code=2)
+    assert line == "error: --out: missing; needed are --gt and --out, or --check\n"
 
 
 def write_record(out, changes):

@@ -6,12 +6,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.conftest import plain_options, tiny_options
+from tests.conftest import tiny_options
 from tests.helpers import EVERY_BASE, GAN, batch, built, feed_noise, iterate, log_lines, log_text, quick, refused, same
 from tlw_basicsr import SSIMDistance, UserError
 from tlw_basicsr.data.bicubic_sr_dataset import BicubicSRDataset
 from tlw_basicsr.models import guard, training
-from tlw_basicsr.models.guard import Snapshot
 from tlw_basicsr.util.files import load_file
 
 
@@ -183,40 +182,6 @@ def test_ssim_of_a_nan_is_nan_for_its_sample_alone(pair):
     a[0, 0, 3, 3] = math.nan
     d = SSIMDistance()(a, b)
     assert d[0].isnan() and torch.equal(d[1:], SSIMDistance()(a[1:], b[1:]))
-
-
-def test_a_snapshot_restores_what_an_optimiser_holds():
-    """Tensors, plain values, and a state that was not there."""
-    p, q = (torch.ones(3, requires_grad=True) for _ in range(2))
-    optimizer = torch.optim.SGD([p, q], 0.1, momentum=0.9)
-    p.grad = torch.ones(3)
-    optimizer.step()
-    optimizer.state[p]["count"] = 1
-    momentum, value = optimizer.state[p]["momentum_buffer"].clone(), p.detach().clone()
-    snapshot = Snapshot(optimizer)
-    p.grad, q.grad = torch.full((3,), 5.0), torch.ones(3)
-    optimizer.step()
-    optimizer.state[p]["count"] = 2
-    with torch.no_grad():
-        snapshot.restore()
-    assert torch.equal(p, value) and torch.equal(q, torch.ones(3))
-    assert torch.equal(optimizer.state[p]["momentum_buffer"], momentum) and optimizer.state[p]["count"] == 1
-    assert q not in optimizer.state or optimizer.state[q].get("momentum_buffer") is None
-
-
-def test_theta_and_its_moments_are_not_copied(photographs, tmp_path, pair, monkeypatch):
-    """After the first iteration, in which the order of the steps shows."""
-    copied = []
-    take = guard.Snapshot.__init__
-    monkeypatch.setattr(guard.Snapshot, "__init__", lambda self, o: (copied.append(o), take(self, o))[1])
-    for options, names in ((plain_options, []), (tiny_options, ["optimizer_w"] * 2)):
-        model = built(photographs, tmp_path, options)
-        model.feed_data(batch(pair))
-        model.optimize_parameters(1)
-        copied.clear()
-        for i in (2, 3):
-            model.optimize_parameters(i)
-        assert copied == [getattr(model, name) for name in names]
 
 
 def test_without_the_guard_nothing_is_looked_at(photographs, tmp_path, pair, monkeypatch):

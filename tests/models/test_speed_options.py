@@ -7,29 +7,8 @@ import pytest
 import torch
 
 from tests.conftest import tiny_options
-from tests.helpers import GAN, batch, built, check_resume, iterate, log_lines, quick, real_pairs, refused
-from tlw_basicsr import SSIMDistance
-from tlw_basicsr.core.distances import _EagerGradient
-from tlw_basicsr.models.optimizer import MixedPrecision
+from tests.helpers import GAN, batch, built, check_resume, iterate, log_lines, quick
 from tlw_basicsr.util.files import load_file
-
-
-def test_eager_gradients_are_autograds():
-    sr, gt = (x.double() for x in real_pairs())
-    distance = SSIMDistance()
-    upstream = torch.rand(len(gt), dtype=torch.float64)
-    eager, plain = (sr.clone().requires_grad_() for _ in range(2))
-    (_EagerGradient.apply(eager, lambda a: distance(a, gt)) * upstream).sum().backward()
-    (distance(plain, gt) * upstream).sum().backward()
-    assert torch.allclose(eager.grad, plain.grad, rtol=1e-9)
-
-
-def test_the_fast_preset_steps_the_weights_every_second_iteration(photographs, tmp_path, pair):
-    model = built(photographs, tmp_path, train__tlw__preset="fast")
-    assert not model.tlw.importance
-    model.feed_data(batch(pair))
-    assert [iterate(model, i, "net_w") for i in range(1, 6)] == [[True], [False], [True], [False], [True]]
-    assert "l_w" in model.get_current_log()
 
 
 def test_a_log_before_the_first_e_step_has_what_there_is(photographs, tmp_path, pair):
@@ -39,12 +18,6 @@ def test_a_log_before_the_first_e_step_has_what_there_is(photographs, tmp_path, 
     model.optimize_parameters(2)
     log = model.get_current_log()
     assert "w_mean" in log and "k" in log and "l_w" not in log
-
-
-def test_an_option_goes_before_the_preset(photographs, tmp_path):
-    model = built(photographs, tmp_path, train__tlw={"preset": "fast", "importance": True, "k_unit": "iter"})
-    assert model.tlw.importance and model.tlw.weight_interval == 2
-    assert built(photographs, tmp_path).tlw.weight_interval == 1
 
 
 @pytest.mark.parametrize("base", ["SRModel", "ESRGANModel"])
@@ -92,11 +65,6 @@ def test_a_step_that_is_not_finite_is_left_out_and_counted(photographs, tmp_path
     assert iterate(model, 3, "net_g") == [True]
 
 
-def test_without_amp_there_is_no_autocast():
-    with MixedPrecision("cpu", False).step():
-        assert not torch.is_autocast_enabled("cpu")
-
-
 def test_a_run_with_amp_resumes_with_its_scale(photographs, train, tmp_path):
     whole, _ = check_resume(train, tmp_path, tiny_options(photographs, train__use_amp="fp16"), 4)
     assert load_file(whole / "training_states/8.state", "")["amp"]["scaler"]["scale"] > 1
@@ -114,8 +82,3 @@ def test_compiled_networks_train_and_save_ordinary_files(photographs, train):
     assert counters["stats"]["unique_graphs"] <= 6  # of θ, and of φ with and without gradient; not one for every k
     names = load_file(experiment / "models/net_g_latest.pth", "")["params"]
     assert all("_orig_mod" not in name for name in names)
-
-
-def test_wrong_values_are_refused(photographs, tmp_path, train):
-    for place, value in (("train__tlw__preset", "quick"), ("train__use_amp", "half"), ("train__tlw__use_amp", "fp16")):
-        refused(place.replace("__", "."), train, tiny_options(photographs, **{place: value}))
