@@ -1,5 +1,6 @@
 """What more than one test module uses beside the fixtures: models, images, logs, files."""
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -205,6 +206,14 @@ def wait_for(process, what):
         if what in line:
             return
     raise AssertionError(f"ended before {what!r}")
+
+
+def load_script(name):
+    """A script as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"scripts/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 PHOTOGRAPHS = [("astronaut", 30, 180), ("astronaut", 300, 100), ("coffee", 100, 200), ("chelsea", 80, 120)]

@@ -142,7 +142,6 @@ def test_a_report_holds_the_rows_asked_for_and_refuses_others(args, monkeypatch)
     report = (args.out / "report.md").read_text()
     assert "Difference to L1+TLW, exact, 8:" in report and "Difference to L1, 8" not in report
     assert "| L1+TLW, 8 |" not in report and (args.out / "weights.png").is_file()
-    assert not (args.out / "crops.png").exists()  # of L1, TLW and MSE, two of which are not asked for
     at_the_end = json.loads((args.out / "runs/Exact_8_seed0.json").read_text())["log"][-1]
     assert f"| L1+TLW, exact, 8 | {at_the_end['wc_ratio']:.2f} | {at_the_end['correlation']:.2f} |" in report
     monkeypatch.setattr(sys, "argv", [*command, "TLW_8"])

