@@ -175,18 +175,14 @@ def environment(**more):
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **more}
 
 
-def run_python(folder, *arguments, **env):
-    """Run Python in a folder, with this package on its path."""
-    command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(
-        command,
-        cwd=folder,
-        env=environment(**env),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
+def run_python(folder, *arguments, code=0, **env):
+    """Run Python in a folder, with this package on its path: it ends with ``code``; returns its output."""
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)], cwd=folder, env=environment(**env), stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, timeout=500,
+    )  # fmt: skip
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
 
 
 TRAIN = ("-m", "tlw_basicsr.train", "-opt", "options.yml")

@@ -2,13 +2,13 @@
 
 import re
 import runpy
-import subprocess
 import sys
 from functools import partial
 
 import pytest
 
 from tests.conftest import ROOT
+from tests.helpers import run_python
 from tlw_basicsr import __version__, cli
 
 SCRIPTS = {path.name: path for path in sorted((ROOT / "scripts").glob("*.py")) if "cli import" in path.read_text()}
@@ -62,10 +62,9 @@ finally:
     "words", ["--help", "--version", "options", "infer --help", "prepare --chek", "infer", "inferr"]
 )
 def test_help_and_a_wrong_command_come_at_once(words):
-    command = [sys.executable, "-c", LIGHT, *words.split()]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    code = 0 if words in ("--version", "options") or "--help" in words else 2
+    done = run_python(ROOT, "-c", LIGHT, *words.split(), code=code)
     assert done.stdout.endswith("seconds of CPU True\n"), done.stdout
-    assert done.returncode == (0 if words in ("--version", "options") or "--help" in words else 2)
 
 
 def test_a_terminal_is_told_at_once_what_begins(monkeypatch, capfd):

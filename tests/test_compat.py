@@ -71,7 +71,6 @@ def fork(tmp_path_factory):
 def run(fork, folder, *command):
     write_yaml(folder, fork_options(folder))
     done = run_python(folder, *command, PYTHONPATH=os.pathsep.join([str(fork), str(ROOT)]))
-    assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 

@@ -116,18 +116,15 @@ def test_both_entry_points_from_any_folder(photographs, tmp_path):
     elsewhere.mkdir()
     yaml = write_yaml(tmp_path, tiny_options(photographs, num_gpu="auto", train__total_iter=4))
     done = run_python(elsewhere, ROOT / "tlw_basicsr/train.py", "-opt", yaml, PYTHONPATH="")
-    assert done.returncode == 0, done.stderr
     assert "it/s" not in done.stderr
     again = run_python(elsewhere, *TRAIN[:3], yaml, "--auto_resume", "--force_yml", "train:total_iter=6")
-    assert again.returncode == 0, again.stderr
     assert "Resuming after iteration 4" in again.stderr
 
     opt = plain_options(photographs, name="tiny_test", num_gpu="auto", train=..., logger=..., val__save_img=True)
     opt["datasets"] = {"test_1": opt["datasets"]["val"]}
     opt["path"] = {"pretrain_network_g": "experiments/tiny/models/net_g_latest.pth", "param_key_g": "params_ema"}
     test = write_yaml(tmp_path, opt, "test.yml")
-    tested = run_python(elsewhere, ROOT / "tlw_basicsr/test.py", "-opt", test, PYTHONPATH="")
-    assert tested.returncode == 0, tested.stderr
+    run_python(elsewhere, ROOT / "tlw_basicsr/test.py", "-opt", test, PYTHONPATH="")
     results = elsewhere / "results/tiny_test"
     assert len(list((results / "visualization/photos_val").glob("photo*_tiny_test.png"))) == 6
     assert "psnr" in next(results.glob("test_*.log")).read_text()
@@ -193,8 +190,7 @@ def test_wandb_that_is_not_installed_is_told_first(photographs, train, tmp_path,
 def test_wandb_itself_takes_the_run_without_a_network(photographs, tmp_path):
     pytest.importorskip("wandb", reason="wandb is not installed")
     write_yaml(tmp_path, with_wandb(photographs))
-    done = run_python(tmp_path, *TRAIN, WANDB_MODE="offline")
-    assert done.returncode == 0, done.stderr
+    run_python(tmp_path, *TRAIN, WANDB_MODE="offline")
     [run] = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
     content = run.read_bytes()
     for key in (b"losses/l_w", b"weights/photos_val", b"weights_histogram/photos_val", b"total_iter"):
@@ -218,7 +214,6 @@ def test_a_terminal_gets_a_progress_bar(photographs, tmp_path):
     command = f"stty rows 40 cols 120; exec {sys.executable} {' '.join(TRAIN)}"
     code = f"import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(['sh', '-c', {command!r}])))"
     done = run_python(tmp_path, "-c", code)
-    assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"4/4 \[", done.stdout)
     assert "it/s" in done.stdout or "s/it" in done.stdout
 

@@ -1,8 +1,5 @@
 """TLW as the pixel loss of a framework with a registry."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.conftest import ROOT
-from tests.helpers import environment, same
+from tests.helpers import run_python, same
 from tlw_basicsr import TLW, SSIMDistance, TLWPixelLoss, TLWWeightNet
 
 SSIM = {"type": "SSIMDistance", "kernel_size": 5}
@@ -143,4 +140,4 @@ def test_a_wrong_option_is_named(options, message):
 def test_it_needs_no_basicsr():
     hide = "import sys; sys.modules.update(basicsr=None, cv2=None, spandrel=None, yaml=None)\n"
     code = hide + "from tlw_basicsr import TLWPixelLoss; TLWPixelLoss(k_decay=1, distance={'type': 'SSIMDistance'})"
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment(), cwd=ROOT.parent, timeout=120)
+    run_python(ROOT.parent, "-c", code)

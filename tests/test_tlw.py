@@ -4,8 +4,6 @@ import copy
 import io
 import math
 import pickle
-import subprocess
-import sys
 from functools import partial
 
 import pytest
@@ -13,7 +11,7 @@ import torch
 from torch import nn
 
 from tests.conftest import DEVICE, ROOT, tiny_options
-from tests.helpers import batch, built, load_script, real_pairs, refused, same
+from tests.helpers import batch, built, load_script, real_pairs, refused, run_python, same
 from tlw_basicsr import (
     TLW,
     LPIPSDistance,
@@ -598,9 +596,7 @@ dist.destroy_process_group()
 
 def test_two_processes_of_a_plain_loop_have_the_same_phi(tmp_path):
     (tmp_path / "loop.py").write_text(TWO_PROCESSES)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "loop.py"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_python(tmp_path, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "loop.py")
     first, second = (torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in (0, 1))
     assert same(first[0], second[0]) and first[1] != second[1]  # each on its own images
 
@@ -612,8 +608,6 @@ EXAMPLES = {"own_loop.py": "torch", "lightning.py": "lightning", "accelerate_loo
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_the_examples_run(tmp_path, name):
     pytest.importorskip(EXAMPLES[name])
-    command = [sys.executable, str(ROOT / "examples" / name), "--steps", "6", "--distance", "ssim"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = run_python(tmp_path, ROOT / "examples" / name, "--steps", 6, "--distance", "ssim")
     losses = [float(line.split("loss ")[1].split()[0]) for line in done.stdout.splitlines() if "loss " in line]
     assert losses and all(map(math.isfinite, losses)), done.stdout

@@ -1,6 +1,7 @@
-"""The trained distance of scripts/make_hed_vgg.py, by the values that a right conversion gives."""
+"""The benchmarks run, at toy size, on the code that trains; trained networks are taken out of others' packages."""
 
 import hashlib
+import json
 import os
 import sys
 import zipfile
@@ -11,10 +12,34 @@ import torch
 from PIL import Image
 from torchvision.transforms.functional import gaussian_blur, pil_to_tensor
 
-from tests.conftest import DATA
-from tests.helpers import load_script, refused
+from tests.conftest import DATA, ROOT, plain_options, tiny_options, write_yaml
+from tests.helpers import load_script, refused, run_python
 from tlw_basicsr import UserError
 from tlw_basicsr.core.distances import LPIPSDistance
+
+SPEED = ROOT / "scripts/benchmark_speed.py"
+
+
+@pytest.mark.slow
+def test_the_speed_benchmark(tmp_path):
+    arguments = ["--patch", 32, "--batch", 1, "--rounds", 1, "--kinds", "l1", "error", "economy", "--device", "cpu"]
+    out = run_python(tmp_path, SPEED, *arguments, "--json", "speed.json").stdout
+    rows = json.loads((tmp_path / "speed.json").read_text())["rows"]
+    assert set(rows) == {"l1", "error", "economy"} and all(f"| {name} |" in out for name in rows)
+    assert rows["l1"]["ratio"] == 1 and rows["economy"]["gflop"] > rows["error"]["gflop"] == rows["l1"]["gflop"]
+    assert rows["economy"]["p95_s"] > rows["economy"]["median_s"] > 0
+
+
+@pytest.mark.slow
+def test_loading_and_whole_trainings_are_timed_and_leave_nothing(tmp_path, photographs):
+    assert run_python(tmp_path, ROOT / "scripts/benchmark_data.py", "--gt", photographs, "--gt-size", 16).stdout.strip()
+    changes = {"network_w": ..., "train__optim_w": ..., "train__tlw": {"preset": "economy", "k_unit": "iter"}}
+    files = {"plain.yml": plain_options(photographs), "economy.yml": tiny_options(photographs, **changes)}
+    for name, opt in files.items():
+        write_yaml(tmp_path, opt, name)
+    out = run_python(tmp_path, SPEED, "--yaml", *files, "--iterations", 8, "--rounds", 1).stdout
+    assert "plain: 0." in out and ", 1.000 of the first" in out and "economy: 0." in out
+    assert [path.name for path in (tmp_path / "experiments").iterdir()] == []
 
 
 @pytest.fixture(scope="module")
