@@ -1,6 +1,8 @@
-"""The options as a JSON schema: what the check accepts is never refused, and what it refuses mostly is."""
+"""Kinds of options, read from signatures, and the options as a JSON schema: what the check accepts is never refused, and what it refuses mostly is."""
 
+import inspect
 import json
+from typing import Annotated, Literal
 
 import pytest
 from jsonschema import Draft7Validator
@@ -14,7 +16,7 @@ from tlw_basicsr.engine.json_schema import write_schema
 from tlw_basicsr.engine.options import check_options
 from tlw_basicsr.losses.tlw_loss import describe_options
 from tlw_basicsr.tools.recipes import FILES, recipe
-from tlw_basicsr.util.kinds import ANY, describe_parameters
+from tlw_basicsr.util.kinds import ANY, BOOL, FRACTION, POSITIVE, describe_parameters, one_of, or_none, whole
 from tlw_basicsr.util.yaml_options import load_yaml
 
 
@@ -74,3 +76,41 @@ def test_the_schema_of_an_option_accepts_what_its_kind_accepts(name):
     accepted = [value for value in values if kind.accepts(value)]
     assert all(map(validator.is_valid, accepted))
     assert kind is ANY or sum(map(validator.is_valid, values)) < len(values)
+
+
+def part(
+    k_start: Annotated[float, FRACTION, "k at the start"] = 0.3,
+    chunk: Annotated[int | None, or_none(whole(1))] = None,
+    base: Literal["l1", "mse"] = "l1",
+    bare: int = 1,
+    *,
+    needed: bool,
+    **others,
+): ...
+
+
+KINDS = [
+    # kind, what it accepts, what it does not
+    (whole(1), [1, 10**6], [0, True, 1.0, "1", None]),
+    (whole(0, 4), [0, 4], [5, -1]),
+    (one_of(False, "bf16"), [False, "bf16"], [0, True, "fp16", None]),
+    (or_none(POSITIVE), [None, 1e-9], [0, "~"]),
+    (FRACTION, [0.5], [0, 1, float("nan"), True]),
+    (BOOL, [True, False], [0, 1, "true", None]),
+]
+
+
+@pytest.mark.parametrize(("kind", "right", "wrong"), KINDS)
+def test_a_kind_accepts_what_its_text_says(kind, right, wrong):
+    assert all(kind.accepts(value) for value in right)
+    assert not any(kind.accepts(value) for value in wrong), kind.text
+
+
+def test_a_signature_tells_kind_meaning_and_default():
+    options = describe_parameters(part)
+    assert list(options) == ["k_start", "chunk", "base", "bare", "needed"]
+    assert options["k_start"] == (FRACTION, "k at the start", 0.3)
+    assert options["chunk"].kind.text == "a whole number of at least 1, or ~" and options["chunk"].meaning == ""
+    assert options["base"].kind.accepts("mse") and not options["base"].kind.accepts("l2")
+    assert not options["bare"].kind.accepts(1.5)
+    assert options["needed"] == (BOOL, "", inspect.Parameter.empty)

@@ -105,12 +105,6 @@ def test_a_failure_leaves_nothing_and_prints_nothing(photographs, train, tmp_pat
     assert capfd.readouterr() == ("", "") and not initialized_logger
 
 
-def test_a_step_that_is_not_finite_is_the_trainings_to_report(photographs, tmp_path, monkeypatch):
-    opt = plain_options(photographs, train__max_bad_steps=1, train__optim_g__lr=1e30)
-    check_all(tmp_path, opt)
-    assert {p.name for p in tmp_path.iterdir()} == {"options.yml"}
-
-
 @pytest.fixture
 def offline(tmp_path, monkeypatch):
     lpips_model.cache_clear()

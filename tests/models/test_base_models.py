@@ -70,20 +70,11 @@ KERNELS = {
 
 
 def real_esrgan(folder):
-    data = {
-        "name": "real",
-        "type": "RealESRGANDataset",
-        "dataroot_gt": str(folder),
-        "meta_info": str(folder / "meta.txt"),
-        "io_backend": {"type": "disk"},
-        "use_hflip": True,
-        "use_rot": False,
-        "num_worker_per_gpu": 0,
-        "batch_size_per_gpu": 2,  # whose images have kernels of their own
-        **KERNELS,
-    }
+    data = {"name": "real", "type": "RealESRGANDataset", "dataroot_gt": str(folder), "io_backend": {"type": "disk"}}
+    data |= {"meta_info": str(folder / "meta.txt"), "use_hflip": True, "use_rot": False, "num_worker_per_gpu": 0}
+    data["batch_size_per_gpu"] = 2  # whose images have kernels of their own
     network = {"type": "EDSR", "num_in_ch": 3, "num_out_ch": 3, "num_feat": 4, "num_block": 1, "upscale": 4}
-    return {**DEGRADATION, "scale": 4, "network_g": network, "datasets__train": data}
+    return {**DEGRADATION, "scale": 4, "network_g": network, "datasets__train": {**data, **KERNELS}}
 
 
 def test_real_esrgans_queues_are_resumed(train, photographs, large_photographs, tmp_path):
@@ -105,34 +96,17 @@ def test_real_esrgan_weights_the_sharpened_target(photographs, tmp_path):
 
 
 def videos(clips, kind, **more):
+    def of(folder, name, kind):
+        folders = {"dataroot_gt": str(folder / "gt"), "dataroot_lq": str(folder / "lq")}
+        return {"name": name, "type": kind, **folders, "io_backend": {"type": "disk"}, "num_frame": 3}
+
     train = {
-        "name": "REDS",
-        "type": kind,
-        "dataroot_gt": str(clips / "gt"),
-        "dataroot_lq": str(clips / "lq"),
-        "dataroot_flow": None,
-        "meta_info_file": str(clips / "meta.txt"),
-        "val_partition": "REDS4",
-        "io_backend": {"type": "disk"},
-        "interval_list": [1],
-        "random_reverse": False,
-        "use_hflip": False,
-        "use_rot": False,
-        "num_frame": 3,
-        "num_worker_per_gpu": 0,
-        "batch_size_per_gpu": 1,
-        **more,
-    }
-    val = {
-        "name": "REDS4",
-        "type": "VideoTestDataset" if kind == "REDSDataset" else "VideoRecurrentTestDataset",
-        "dataroot_gt": str(clips / "val/gt"),
-        "dataroot_lq": str(clips / "val/lq"),
-        "io_backend": {"type": "disk"},
-        "cache_data": True,
-        "num_frame": 3,
-        "padding": "reflection",
-    }
+        **of(clips, "REDS", kind), "dataroot_flow": None, "meta_info_file": str(clips / "meta.txt"),
+        "val_partition": "REDS4", "interval_list": [1], "random_reverse": False, "use_hflip": False, "use_rot": False,
+        "num_worker_per_gpu": 0, "batch_size_per_gpu": 1, **more,
+    }  # fmt: skip
+    test = "VideoTestDataset" if kind == "REDSDataset" else "VideoRecurrentTestDataset"
+    val = {**of(clips / "val", "REDS4", test), "cache_data": True, "padding": "reflection"}
     return {"datasets": {"train": train, "val": val}, "train__ema_decay": 0}
 
 
