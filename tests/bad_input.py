@@ -485,6 +485,10 @@ ATTACKS = {name: partial(changed, place=place, value=value) for name, (place, va
 ATTACKS["BUILD"] = hidden
 
 
+def attack_case(attack):
+    return lambda folder, rng, given: given["use"](folder, "state", attack(deepcopy(given["state"])))
+
+
 WAYS = {
     "bytes": lambda rng, content: broken_bytes(rng, saved(content)),
     "value": broken_content,
@@ -604,12 +608,7 @@ def cases():
     for way, number in (numbers | dict.fromkeys(METAS, 1)).items():
         must_fail = None if way == "size" else True
         many += [Case(f"lmdb {way} {n}", "lmdb", lmdb_case(way), must_fail) for n in range(number)]
-    for name, attack in ATTACKS.items():
-        make = partial(
-            lambda folder, rng, given, attack: given["use"](folder, "state", attack(deepcopy(given["state"]))),
-            attack=attack,
-        )
-        many.append(Case(f"state {name}", "state", make, must_fail=True))
+    many += [Case(f"attack {name}", "attack", attack_case(attack)) for name, attack in ATTACKS.items()]
     return [*many, Case("lmdb whole", "lmdb", lmdb_case("nothing"), must_fail=False)]
 
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.conftest import ROOT, tiny_options, write_yaml
 from tests.helpers import TRAIN, environment, log_text, quick, refused, run_python, start, wait_for
@@ -17,6 +18,7 @@ from tlw_basicsr import UserError
 from tlw_basicsr.commands import infer
 from tlw_basicsr.data.images import image_size, read_picture
 from tlw_basicsr.engine.options import read_options
+from tlw_basicsr.models.states import take_gradients
 from tlw_basicsr.util.errors import clean
 from tlw_basicsr.util.files import hold_lock, load_file, open_regular
 
@@ -182,6 +184,12 @@ def test_a_yamls_plugins_run_only_where_they_are_allowed(tmp_path, photographs, 
         assert (tmp_path / "ran").exists() == bool(more)
         message = "error: plugins: a.yml names 'code', code that would run; --allow-plugins"
         assert more or done.stderr.startswith(message)
+
+
+@pytest.mark.parametrize("gradient", [torch.ones(3), torch.full((2,), torch.nan)])
+def test_a_kept_gradient_must_fit(gradient):
+    optimizer, kept = torch.optim.Adam([torch.nn.Parameter(torch.zeros(2))]), {"count": 1, "gradients": [gradient]}
+    refused("a kept gradient is not finite, or of another shape", take_gradients, optimizer, kept, 2)
 
 
 def test_fewer_iterations_to_a_step_on_a_resume_are_reported(photographs, train):
