@@ -229,4 +229,4 @@ def test_the_program(script, wrong_files):
         ("x.pt", 2, "error: OUT.pth: x.pt must end in .pth\n"),
     ):
         arguments = (good, target, "--net", "vdsr", "--scale", 4)
-        assert script("convert_official_checkpoint.py", *arguments, code=code) == message
+        assert script("convert_official_checkpoint.py", *arguments, code=code).startswith(message)
