@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import zlib
 
 import cv2
 import lmdb
@@ -120,9 +121,13 @@ def log_lines(experiment):
     ]
 
 
-def write(path, side=32):
+def write(path, image=32):
+    """Write an image as OpenCV has it, BGR, or a square part of a photograph of this side; returns the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    assert cv2.imwrite(str(path), photograph("coffee", hash(path.name) % 90, 100, side, side))
+    if isinstance(image, int):
+        image = photograph("coffee", zlib.crc32(path.name.encode()) % 90, 100, image, image)
+    assert cv2.imwrite(str(path), image)
+    return path
 
 
 def write_pairs(folder, side=32, scale=2, **options):

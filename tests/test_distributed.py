@@ -56,7 +56,6 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--lo
 TORCHRUN += ["--nproc_per_node=2"]
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 LONG = {"train__total_iter": 100_000, "logger__save_checkpoint_freq": 100_000, "val__val_freq": 10_000}
-TORCHRUN += ["--nproc_per_node=2"]
 
 
 def start(folder, *arguments):

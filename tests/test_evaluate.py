@@ -13,7 +13,7 @@ from basicsr.metrics import calculate_psnr, calculate_ssim
 from basicsr.utils.matlab_functions import imresize as basicsr_imresize
 
 from tests.conftest import as_tensor, photograph, write_yaml
-from tests.helpers import refused
+from tests.helpers import refused, write
 from tlw_basicsr import UserError
 from tlw_basicsr.metrics.paper_metrics import lpips_model
 from tlw_basicsr.tools import evaluation
@@ -28,11 +28,6 @@ def gt_folder(tmp_path):
     for number, shape in enumerate([(59, 75), (64, 57)]):
         write(tmp_path / f"gt/p{number}.png", photograph("coffee", 100, 150 + 60 * number, *shape)[..., ::-1])
     return tmp_path / "gt"
-
-
-def write(path, image):
-    path.parent.mkdir(exist_ok=True)
-    assert cv2.imwrite(str(path), image)
 
 
 def as_levels(sr):

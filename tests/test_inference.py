@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.conftest import as_tensor, photograph, tiny_options, write_yaml
-from tests.helpers import EDSR, SHUFFLED, SWINIR, refused
+from tests.helpers import EDSR, SHUFFLED, SWINIR, refused, write
 from tlw_basicsr import UserError, imresize
 from tlw_basicsr.data.images import Picture, read_picture
 from tlw_basicsr.networks import count_input_channels, get_size_multiple
-from tlw_basicsr.tools.inference import DTYPES, NetworkUpscaler, blend_weights, png_chunk, upscale_picture, write_result
+from tlw_basicsr.tools.inference import DTYPES, NetworkUpscaler, png_chunk, upscale_picture, write_result
 from tlw_basicsr.util.yaml_options import load_yaml
 
 
@@ -34,11 +34,6 @@ def trained(photographs, tmp_path_factory):
     torch.save({"params": net.state_dict(), "params_ema": {k: v * 0.9 for k, v in net.state_dict().items()}}, path)
     opt = tiny_options(photographs, network_g=EDSR, path={"pretrain_network_g": str(path)})
     return write_yaml(folder, opt), path, net
-
-
-def write(path, image):
-    assert cv2.imwrite(str(path), image)
-    return path
 
 
 def as_levels(sr, levels):
@@ -333,12 +328,6 @@ def test_images_are_normalised_as_those_of_the_data_set(trained, photographs, tm
     assert (made - expected).abs().max() < 0.6 / 255
     plain = averaged(as_tensor(image)).clamp(0, 1)
     assert (plain - expected).abs().max() > 2 / 255
-
-
-def test_weights_of_neighbours_add_up_to_one():
-    left, right = blend_weights(30, 0, 12), blend_weights(30, 12, 0)
-    assert torch.allclose(left[-12:] + right[:12], torch.ones(12))
-    assert (left[:18] == 1).all() and (left[-4:] == 0).all() and (left.diff() <= 0).all()
 
 
 @pytest.mark.parametrize("options", [SWINIR, SHUFFLED], ids=lambda o: o["type"])

@@ -15,7 +15,6 @@ import torch
 from tests.conftest import ROOT, tiny_options, write_yaml
 from tests.helpers import TRAIN, environment, log_text, quick, refused, run_python, start, wait_for
 from tlw_basicsr import UserError
-from tlw_basicsr.commands import infer
 from tlw_basicsr.data.images import image_size, read_picture
 from tlw_basicsr.engine.options import read_options
 from tlw_basicsr.models.states import take_gradients
@@ -153,12 +152,6 @@ def test_a_file_without_permission_is_not_called_damaged(tmp_path):
     refused(r"^it: .*a\.pth can't be read \(Too many levels of symbolic links\)$", load_file, path, "it")
     with pytest.raises(UserError, match="does not exist"), open_regular(tmp_path / "b", "it"):
         pass
-
-
-def test_a_large_image_is_tiled_by_default(capsys):
-    with pytest.raises(SystemExit, match="0"):
-        infer.main(["--help"])
-    assert "largest tile in LR pixels, 512; 0: the whole image" in " ".join(capsys.readouterr().out.split())
 
 
 def test_text_of_files_is_cleaned_and_cut():

@@ -288,11 +288,6 @@ def test_weights_of_a_folder_beside_each_other_and_over_a_training(photographs, 
     assert "none" in script(*command[:-1], tmp_path / "none", code=2)
 
 
-def test_parts_of_the_learned_weights_are_refused_with_another_weighting(photographs, train):
-    options = control_options(photographs, {"type": "LDLWeights"}, train__optim_w={"type": "Adam"})
-    refused(r"train.optim_w: not used with train.pixel_opt.weights: LDLWeights; delete it", train, options)
-
-
 def test_the_preset_gives_another_learned_weighting_its_small_network():
     class Other(LearnedWeights):
         """Another E step, of the same network."""
