@@ -489,10 +489,7 @@ def attack_case(attack):
     return lambda folder, rng, given: given["use"](folder, "state", attack(deepcopy(given["state"])))
 
 
-WAYS = {
-    "bytes": lambda rng, content: broken_bytes(rng, saved(content)),
-    "value": broken_content,
-}
+WAYS = {"bytes": lambda rng, content: broken_bytes(rng, saved(content)), "value": broken_content}
 
 
 def file_case(target, way):

@@ -11,16 +11,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT, tiny_options, write_yaml
-from tests.helpers import (
-    EVERY_BASE,
-    TRAIN,
-    check_same_end,
-    environment,
-    log_lines,
-    log_text,
-    run_python,
-    same,
-)
+from tests.helpers import EVERY_BASE, TRAIN, check_same_end, environment, log_lines, log_text, run_python, same
 from tlw_basicsr.util.files import load_file
 
 pytestmark = pytest.mark.slow  # each starts processes of its own

@@ -49,8 +49,7 @@ def test_a_training_writes_basicsrs_files_and_logs_tlws_values(photographs, trai
     build_network({"type": "TLWWeightNet", "num_feat": 4}).load_state_dict(weights)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("stop", [4, 6])
+@pytest.mark.parametrize(("workers", "stop"), [(0, 6), (2, 4)])
 def test_a_resumed_training_ends_with_the_same_bits(photographs, train, tmp_path, workers, stop):
     changes = {"datasets__train__num_worker_per_gpu": workers, "logger__save_checkpoint_freq": 2}
     _, resumed = check_resume(train, tmp_path, tiny_options(photographs, **changes), stop)
