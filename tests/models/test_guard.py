@@ -85,6 +85,11 @@ def test_the_first_step_of_all_can_be_undone(photographs, tmp_path, pair):
     model.optimize_parameters(1)
     assert same(everything(model), before) and before[1] == [[], []]
     assert model.tlw.last_e_step is None
+    model.feed_data(batch(pair))
+    handle = poison_gradient(model.net_g)  # which comes after the step of φ: its Adam holds something
+    model.optimize_parameters(1)
+    handle.remove()
+    assert same(everything(model), before)
 
 
 NETS = {"SwinIRModel": "net_g", "SRGANModel": "net_d", "ESRGANModel": "net_w", "RealESRNetModel": "net_g"}
