@@ -41,6 +41,7 @@ from tqdm import tqdm
 from tlw_basicsr import TLW, LPIPSDistance, TLWWeightNet
 from tlw_basicsr.core.functional import relaxed_bernoulli
 from tlw_basicsr.models import build_model
+from tlw_basicsr.tools.report import markdown_table
 from tlw_basicsr.util.errors import UserError, run
 
 SAMPLES = 3
@@ -58,6 +59,38 @@ NETWORKS = {
 }  # fmt: skip
 PRESETS = ("exact", "fast", "economy")
 Work = Callable[[], None]
+
+
+def published(
+    net_g: nn.Module, net_w: nn.Module, d: nn.Module, lq: Tensor, gt: Tensor, k: float, step_w: Work
+) -> tuple[Tensor, Tensor]:
+    """L_w, whose gradient ``step_w`` has used, and L_SR of an iteration by the published call pattern."""
+    x = 2 * gt - 1
+
+    def distance(a: Tensor) -> Tensor:
+        return d((a + 1) / 2, gt)  # the features of x once more
+
+    def mixtures(w: Tensor, sr: Tensor) -> tuple[Tensor, Tensor]:
+        return w * x + (1 - w) * sr, (1 - w) * x + w * sr
+
+    with torch.no_grad():
+        sr = 2 * net_g(lq) - 1
+    x_w, x_1w = mixtures(relaxed_bernoulli(net_w((sr + 1) / 2, gt, k)), sr)
+    l_w = (torch.log(distance(x_w).abs() + 1e-3) - torch.log(distance(x_1w).abs() + 1e-3)).mean()
+    l_w.backward()
+    step_w()
+    sr = 2 * net_g(lq) - 1
+    with torch.no_grad():
+        w = net_w((sr + 1) / 2, gt, k)
+    above = below = torch.zeros(())
+    for _ in range(SAMPLES):
+        with torch.no_grad():
+            ws = relaxed_bernoulli(w)
+            x_w, x_1w = mixtures(ws, sr)
+            r = distance(x_1w) / (distance(x_w).abs() + 1e-3)
+        e = (ws * (sr - x).abs()).mean((1, 2, 3))
+        above, below = above + r * torch.exp(-e), below + r
+    return l_w, -torch.log(above / below).mean()
 
 
 class Kind:
@@ -106,12 +139,9 @@ class Bench:
         self.distance = LPIPSDistance("vgg", weights="random").to(self.device)
         self.net_w = TLWWeightNet().to(self.device)
         self.optim_w = torch.optim.Adam(self.net_w.parameters(), 1e-4)
-        if args.channels_last:
-            for net in (self.net_w, self.distance, self.net_g):
-                net.to(memory_format=torch.channels_last)
         self.low = torch.autocast(self.device.type, torch.bfloat16, enabled=args.dtype == "bf16", cache_enabled=False)
         self.use_amp = "bf16" if args.dtype == "bf16" else False
-        self.chunk, self.use_graphs = args.chunk, False if args.no_graphs else None
+        self.use_graphs = False if args.no_graphs else None
 
     def step_g(self, loss: Tensor) -> None:
         """One step on θ."""
@@ -131,40 +161,15 @@ class Bench:
 
     def tlw(self, **options: Any) -> Kind:
         """The iterations of a TLW object."""
-        tlw = TLW.from_preset(distance=self.distance, use_amp=self.use_amp, distance_chunk=self.chunk,
-                              use_graphs=self.use_graphs, **options)  # fmt: skip
+        tlw = TLW.from_preset(distance=self.distance, use_amp=self.use_amp, use_graphs=self.use_graphs, **options)
         tlw.to(self.device)
         return Kind(lambda: self.step_g(tlw(self.forward(), self.gt, t=0)), tlw.weight_interval)
 
     def published(self) -> None:
         """The published call pattern, fp32."""
-        d, gt = self.distance, self.gt
-        x = 2 * gt - 1
-
-        def distance(a: Tensor) -> Tensor:
-            return d((a + 1) / 2, gt)  # the features of x once more
-
-        def mixtures(w: Tensor, sr: Tensor) -> tuple[Tensor, Tensor]:
-            return w * x + (1 - w) * sr, (1 - w) * x + w * sr
-
-        with torch.no_grad():
-            sr = 2 * self.net_g(self.lq) - 1
-        x_w, x_1w = mixtures(relaxed_bernoulli(self.net_w((sr + 1) / 2, gt, 0.3)), sr)
         self.optim_w.zero_grad()
-        (torch.log(distance(x_w).abs() + 1e-3) - torch.log(distance(x_1w).abs() + 1e-3)).mean().backward()
-        self.optim_w.step()
-        sr = 2 * self.net_g(self.lq) - 1
-        with torch.no_grad():
-            w = self.net_w((sr + 1) / 2, gt, 0.3)
-        above = below = torch.zeros(())
-        for _ in range(SAMPLES):
-            with torch.no_grad():
-                ws = relaxed_bernoulli(w)
-                x_w, x_1w = mixtures(ws, sr)
-                r = distance(x_1w) / (distance(x_w).abs() + 1e-3)
-            e = (ws * (sr - x).abs()).mean((1, 2, 3))
-            above, below = above + r * torch.exp(-e), below + r
-        self.step_g(-torch.log(above / below).mean())
+        losses = published(self.net_g, self.net_w, self.distance, self.lq, self.gt, 0.3, self.optim_w.step)
+        self.step_g(losses[1])
 
     def kinds(self, names: list[str]) -> dict[str, Kind]:
         """The iterations of these names."""
@@ -284,8 +289,6 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32", help="of TLW; on a GPU of θ too")
     parser.add_argument("--tf32", action="store_true", help="TensorFloat-32 in matrix products and convolutions")
-    parser.add_argument("--channels-last", action="store_true", help="weights of all networks in channels-last order")
-    parser.add_argument("--chunk", type=int, help="samples that go through the distance at a time")
     parser.add_argument("--no-graphs", action="store_true", help="TLW without CUDA graphs")
     parser.add_argument("--compile", metavar="MODE", help="torch.compile of the SR network, such as reduce-overhead")
     parser.add_argument("--rounds", type=int, default=3)
@@ -330,11 +333,12 @@ def main() -> None:
     gpu = torch.cuda.get_device_name() if args.device == "cuda" else f"{torch.get_num_threads()} threads"
     machine = f"{platform.machine()}, {gpu}, torch {torch.__version__}"
     print(f"\n{args.network} ×4, batch {args.batch}, HR {args.patch}², {args.device} {args.dtype} ({machine})\n")
-    print("| iteration | s | to the first | median (s) | 95th percentile (s) | images/s | GFLOP | peak memory (MiB) |")
-    print("|---|---:|---:|---:|---:|---:|---:|---:|")
-    for name, row in rows.items():
-        times = f"{row['s']:.3f} | {row['ratio']:.3f} | {row['median_s']:.3f} | {row['p95_s']:.3f}"
-        print(f"| {name} | {times} | {row['images_per_s']:.2f} | {row['gflop']:.0f} | {row['peak_mib']:.0f} |")
+    headings = ["s", "to the first", "median (s)", "95th percentile (s)", "images/s", "GFLOP", "peak memory (MiB)"]
+    cells = [
+        [name, *(f"{value:.{digits}f}" for value, digits in zip(row.values(), (3, 3, 3, 3, 2, 0, 0), strict=True))]
+        for name, row in rows.items()
+    ]
+    print("\n".join(markdown_table(["iteration", *headings], cells, 1)))
     figures: dict[str, Any] = {"rows": rows, "machine": machine, "arguments": {**vars(args), "json": str(args.json)}}
     if args.json:
         args.json.write_text(json.dumps(figures, indent=2), "utf-8")

@@ -11,7 +11,6 @@ tensor that it sends, the batch left out. The counts are the same on every machi
 
 import argparse
 import importlib
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -33,6 +32,7 @@ from torch.utils._pytree import tree_leaves
 from tlw_basicsr.core.graphs import RECORDERS
 from tlw_basicsr.engine.options import read_options
 from tlw_basicsr.models import TLWMixin, build_model
+from tlw_basicsr.tools.report import markdown_table
 from tlw_basicsr.util.errors import run
 
 A_LIST = 110  # tensors of a list that one launch takes
@@ -192,21 +192,16 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="images of a batch, else the YAML's")
     parser.add_argument("--patch", type=int, help="side of the HR images, else the YAML's")
     parser.add_argument("--no-graphs", action="store_true", help="without CUDA graphs")
-    parser.add_argument("--force_yml", nargs="+", default=[], help="options to set, as in a training")
-    parser.add_argument("--json", type=Path, help="write the counts to this file")
     args = parser.parse_args()
     rows = {}
     for yaml in args.yaml:
-        opt = read_options(str(yaml), args.force_yml)
+        opt = read_options(str(yaml))
         data = opt["datasets"]["train"]
         batch, patch = args.batch or data["batch_size_per_gpu"], args.patch or data["gt_size"] or 192
         rows[yaml.stem] = count(opt, batch, patch, not args.no_graphs)
     for kind in KINDS:
-        print(f"\n| {kind} | {' | '.join([*PARTS, 'all'])} |\n|---|{'--:|' * (len(PARTS) + 1)}")
-        for name, row in rows.items():
-            print(f"| {name} | {' | '.join(f'{row[part][kind]:.6g}' for part in [*PARTS, 'all'])} |")
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=2), "utf-8")
+        cells = [[name, *(f"{row[part][kind]:.6g}" for part in [*PARTS, "all"])] for name, row in rows.items()]
+        print("", *markdown_table([kind, *PARTS, "all"], cells, 1), sep="\n")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,7 @@
   python scripts/evidence_report.py OUT [--figures DIR]
 
 writes ``OUT/report.md``, ``OUT/results.csv``, which ``scripts/results.py`` reads, and, into DIR (by default OUT),
-``learning.png``, ``weights.png`` and ``crops.png``; the last two are of scikit-image's photographs, which no training
-has seen.
+``learning.png`` and ``weights.png``; the latter is of scikit-image's photographs, which no training has seen.
 """
 
 import argparse
@@ -27,7 +26,6 @@ import skimage.data
 import torch
 from matplotlib import pyplot as plt
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tlw_basicsr import TLWWeightNet, error_weights, k_schedule
 from tlw_basicsr.pictures import draw_error, draw_weights, levels, save, shown
@@ -259,31 +257,6 @@ def weights(out: Path, names: Sequence[str], records: dict[str, dict[str, Any]],
     save(figure, path, dpi=60)
 
 
-@torch.no_grad()
-def crops(out: Path, names: Sequence[str], records: dict[str, dict[str, Any]], path: Path, side: int = 64) -> None:
-    """Where the networks differ most on each photograph: at 1:1, and enlarged with nearest pixels."""
-    nets = {name: network(out, name, records) for name in names}
-    pairs = photographs()
-    count = len(names) + 1
-    figure, axes = plt.subplots(len(pairs), count, figsize=(3.1 * count, 3.4 * len(pairs) + 0.5), layout="constrained")
-    for row, (lq, gt) in zip(axes, pairs.values(), strict=True):
-        images = [net(lq).clamp(0, 1) for net in nets.values()]
-        difference = torch.stack(images).std(0).mean(1, keepdim=True)
-        smooth = F.avg_pool2d(difference, side, 8)[0, 0]
-        top, left = (8 * int(i) for i in divmod(int(smooth.argmax()), smooth.shape[1]))
-        part = (..., slice(top, top + side), slice(left, left + side))
-        for axis, name, image in zip(row, ["", *names], [gt, *images], strict=True):
-            axis.imshow(shown(image[part][0]), interpolation="nearest")
-            inset = axis.inset_axes((0.02, 0.02, 0.25, 0.25))
-            inset.imshow(shown(image[part][0]), interpolation="antialiased")
-            inset.set(xticks=[], yticks=[])
-            axis.set_axis_off()
-            psnr = "" if not name else f", {-10 * (image[part] - gt[part]).square().mean().log10():.2f} dB"
-            axis.set_title((LABELS[records[name]["variant"]] if name else "HR") + psnr, fontsize=10)
-    figure.suptitle(f"{side}² pixels where the networks differ most; small: fewer pixels of the screen for each")
-    save(figure, path, 90)
-
-
 def main() -> None:
     """Parse the arguments and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -317,14 +290,6 @@ def main() -> None:
         learning(records, with_phi, figures / "learning.png")
         names = args.weights or [f"{with_phi[0].replace(' ', '_')}_seed{min(values['Set5'][with_phi[0]])}"]
         weights(args.out, names, records, figures / "weights.png")
-    first = {
-        record["variant"]: name
-        for name, record in reversed(records.items())
-        if row_of(record) in chosen and (args.out / "nets" / f"{name}.pth").is_file()
-    }
-    three = ("L1", "TLW" if "TLW" in first else "Plain", "MSE")
-    if all(variant in first for variant in three):
-        crops(args.out, [first[variant] for variant in three], records, figures / "crops.png")
     print(f"{args.out / 'report.md'}, figures in {figures}")
 
 

@@ -18,44 +18,34 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cv2
-import skimage.data
 import torch
 import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from tlw_basicsr.tools.recipes import recipe
+from tests.conftest import tiny_options
+from tests.helpers import same, write
 from tlw_basicsr.util.files import load_file
-from tlw_basicsr.util.yaml_options import load_yaml
 
 # a server that has imported everything and run nothing: every training is a fork of it
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tlw_basicsr.engine.pipeline"])
+CONTEXT.set_forkserver_preload(["tlw_basicsr.engine.pipeline", "tests.bad_input"])
 
 
 def options(folder: Path, iterations: int, num_feat: int, workers: int) -> dict[str, Any]:
     """A small training on photographs whose files are large for it: every iteration is saved, three are kept."""
-    photographs = folder / "photographs"
-    photographs.mkdir(parents=True, exist_ok=True)
-    for number, name in enumerate(("astronaut", "coffee", "chelsea", "rocket")):
-        cv2.imwrite(str(photographs / f"{number}.png"), getattr(skimage.data, name)()[100:164, 150:214, ::-1])
-    opt = load_yaml(recipe("quickstart_EDSR_L1TLW_x4"), "recipe")
-    network_w, adam = {"type": "TLWWeightNet", "num_feat": num_feat // 2}, {"type": "Adam", "lr": 1e-4}
-    opt.update(name="kill_test", scale=2, num_gpu=0, network_w=network_w)
-    opt["network_g"].update(num_feat=num_feat, num_block=2, upscale=2)
-    for section in opt["datasets"].values():
-        section["dataroot_gt"] = str(photographs)
-    data, train = opt["datasets"]["train"], opt["train"]
-    data.update(gt_size=16, num_worker_per_gpu=workers, batch_size_per_gpu=2, dataset_enlarge_ratio=1)
-    train.update(optim_g=adam, optim_w=adam, total_iter=iterations)
-    train["scheduler"] = {"type": "MultiStepLR", "milestones": [iterations // 2], "gamma": 0.5}
-    train["pixel_opt"]["distance"]["kernel_size"] = 5
-    del train["tlw"]  # an E step in every iteration
+    for number in range(4):
+        write(folder / f"photographs/{number}.png", 64)
+    opt = tiny_options(folder / "photographs", name="kill_test", num_gpu=0, network_w__num_feat=num_feat // 2)
+    opt["network_g"].update(num_feat=num_feat, num_block=2)
+    opt["datasets"]["train"]["num_worker_per_gpu"] = workers
+    opt["train"]["optim_g"] = opt["train"]["optim_w"] = {"type": "Adam", "lr": 1e-4}
+    opt["train"]["total_iter"], opt["train"]["scheduler"]["milestones"] = iterations, [iterations // 2]
     opt["val"]["val_freq"] = 7
-    opt["logger"].update(print_freq=1, save_checkpoint_freq=1, keep_checkpoints=3)
+    opt["logger"].update(save_checkpoint_freq=1, keep_checkpoints=3)
     return opt
 
 
@@ -85,15 +75,11 @@ def start(folder: Path) -> Any:
     return process
 
 
-def same(a: Any, b: Any) -> bool:
-    """Bit-equal, through dicts and lists."""
-    if torch.is_tensor(a):
-        return torch.is_tensor(b) and torch.equal(a, b)
-    if isinstance(a, dict):
-        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    return a == b
+def finish(process: Any, folder: Path) -> None:
+    """Wait for the end of a training, which must be a right one."""
+    process.join()
+    if process.exitcode:
+        raise SystemExit(f"the training ended with {process.exitcode}, see {folder / 'output.txt'}")
 
 
 def unfinished(experiment: Path) -> str:
@@ -120,9 +106,7 @@ def kill_test(folder: Path, kills: int, seed: int, iterations: int, num_feat: in
         ends[name] = folder / name / "experiments/kill_test"
     process = start(folder / "whole")
     began = time.monotonic()
-    process.join()
-    if process.exitcode:
-        raise SystemExit(f"the untouched training ended with {process.exitcode}, see {folder / 'whole/output.txt'}")
+    finish(process, folder / "whole")
     duration = time.monotonic() - began
 
     generator = random.Random(seed)
@@ -144,10 +128,7 @@ def kill_test(folder: Path, kills: int, seed: int, iterations: int, num_feat: in
         process.join()
         found["kills"] += 1
         found[unfinished(ends["killed"])] += 1
-    process = start(folder / "killed")
-    process.join()
-    if process.exitcode:
-        raise SystemExit(f"the killed training ended with {process.exitcode}, see {folder / 'killed/output.txt'}")
+    finish(start(folder / "killed"), folder / "killed")
 
     names = [f"models/net_{n}_{i}.pth" for n in "gw" for i in (iterations, "latest")]
     names += [f"training_states/{iterations}.state"]
@@ -163,6 +144,29 @@ def kill_test(folder: Path, kills: int, seed: int, iterations: int, num_feat: in
     }
 
 
+def run_test(
+    parser: argparse.ArgumentParser,
+    test: Callable[[Path, argparse.Namespace], dict[str, Any]],
+    is_right: Callable[[dict[str, Any], argparse.Namespace], bool],
+) -> None:
+    """Run a test in the folder ``--out``, print its figures, and end with 1 if they are not right."""
+    parser.add_argument("--out", type=Path, help="folder to work in, which must not exist; default: a temporary one")
+    args = parser.parse_args()
+    folder = (args.out or Path(tempfile.mkdtemp())).resolve()
+    figures = test(folder, args)
+    print(json.dumps(figures, indent=2, ensure_ascii=False))
+    if args.out is None:
+        shutil.rmtree(folder, ignore_errors=True)
+    sys.exit(not is_right(figures, args))
+
+
+def is_right(figures: dict[str, Any], args: argparse.Namespace) -> bool:
+    """Whether the ends are the same, and the kills were enough, some within a write, each followed by a resumption."""
+    within = figures["within_a_file"] + figures["between_files_of_an_iteration"]
+    tested = figures["kills"] == args.kills == figures["resumed"] and within
+    return bool(tested and not figures["different_files"] and not figures["left_over"])
+
+
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -171,16 +175,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=100, help="at least three times the kills")
     parser.add_argument("--num-feat", type=int, default=128, help="channels of the network: how large the files are")
     parser.add_argument("--workers", type=int, default=0, help="of the data loader")
-    parser.add_argument("--out", type=Path, help="folder to work in, which must not exist; default: a temporary one")
-    args = parser.parse_args()
-    folder = (args.out or Path(tempfile.mkdtemp())).resolve()
-    figures = kill_test(folder, args.kills, args.seed, args.iterations, args.num_feat, args.workers)
-    print(json.dumps(figures, indent=2))
-    if args.out is None:
-        shutil.rmtree(folder, ignore_errors=True)
-    within = figures["within_a_file"] + figures["between_files_of_an_iteration"]
-    tested = figures["kills"] == args.kills == figures["resumed"] and within
-    sys.exit(bool(figures["different_files"] or figures["left_over"] or not tested))
+    run_test(parser, lambda at, a: kill_test(at, a.kills, a.seed, a.iterations, a.num_feat, a.workers), is_right)
 
 
 if __name__ == "__main__":

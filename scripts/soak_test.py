@@ -7,11 +7,8 @@ grows. Reads /proc: Linux only.
 """
 
 import argparse
-import json
 import re
-import shutil
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -32,7 +29,6 @@ def soak(folder: Path, iterations: int, warm_up: int, workers: int) -> dict[str,
 
     The memory's slope is that of a straight line through the samples after ``warm_up``.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     opt = kill_test.options(folder, iterations, num_feat=4, workers=workers)
     opt["logger"].update(print_freq=10, save_checkpoint_freq=50, use_tb_logger=True)
     opt["val"]["val_freq"] = 100
@@ -52,9 +48,7 @@ def soak(folder: Path, iterations: int, warm_up: int, workers: int) -> dict[str,
         lines = re.findall(r"iter: +([\d,]+)", log.read_text())
         samples.append((int(lines[-1].replace(",", "")) if lines else 0, resident, files))
         time.sleep(0.25)
-    process.join()
-    if process.exitcode:
-        raise SystemExit(f"the training ended with {process.exitcode}, see {folder / 'output.txt'}")
+    kill_test.finish(process, folder)
     warm = np.array([s for s in samples if s[0] >= warm_up])
     text = log.read_text()
     return {
@@ -70,23 +64,21 @@ def soak(folder: Path, iterations: int, warm_up: int, workers: int) -> dict[str,
     }
 
 
+def is_flat(figures: dict[str, Any], _: argparse.Namespace) -> bool:
+    """Whether neither memory nor files have grown, and logs have by their rate."""
+    first, _, last = figures["memory_mib_of_thirds"]
+    fewest, most = figures["open_files"]
+    flat = max(figures["memory_slope_mib_per_1000"], last - first) < SLOPE and most - fewest <= FILES
+    return flat and figures["log_lines_of_iterations"] == figures["log_lines_expected"]
+
+
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--iterations", type=int, default=2000)
     parser.add_argument("--warm-up", type=int, default=500, help="iterations before memory is measured")
     parser.add_argument("--workers", type=int, default=0, help="of the data loader")
-    parser.add_argument("--out", type=Path, help="folder to work in; default: a temporary one")
-    args = parser.parse_args()
-    folder = (args.out or Path(tempfile.mkdtemp())).resolve()
-    figures = soak(folder, args.iterations, args.warm_up, args.workers)
-    print(json.dumps(figures, indent=2))
-    if args.out is None:
-        shutil.rmtree(folder, ignore_errors=True)
-    first, _, last = figures["memory_mib_of_thirds"]
-    fewest, most = figures["open_files"]
-    flat = max(figures["memory_slope_mib_per_1000"], last - first) < SLOPE and most - fewest <= FILES
-    sys.exit(not (flat and figures["log_lines_of_iterations"] == figures["log_lines_expected"]))
+    kill_test.run_test(parser, lambda at, a: soak(at, a.iterations, a.warm_up, a.workers), is_flat)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import random
 import struct
 import zipfile
 import zlib
+from collections import OrderedDict
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial, reduce
@@ -92,17 +93,27 @@ def yaml_text(folder, rng, given):
     return training(folder, given, content)
 
 
-TEXTS = {
-    "endless": "a: &a {b: *a}",
-    "deep": "[" * 20000,
-    "binary": "\x00\x01\x02",
-    "date": "name: 2020-13-45",
-    "two files": "a: 1\n---\nb: 2",
-    "merge": "<<: 3",
-    "key is a list": "? [1, 2]\n: 3",
-    "number": "5",
-    "octal": "name: 0o777777777777777777777777",
-    "surrogate": 'name: "\\ud800"',
+BOMB = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9))
+TEXTS = {  # and what the message has
+    "endless": ("a: &a {b: *a}", ""),
+    "deep": ("[" * 20000, ""),
+    "binary": ("\x00\x01\x02", ""),
+    "date": ("name: 2020-13-45", ""),
+    "two files": ("a: 1\n---\nb: 2", ""),
+    "merge": ("<<: 3", ""),
+    "key is a list": ("? [1, 2]\n: 3", ""),
+    "number": ("5", "must hold options"),
+    "octal": ("name: 0o777777777777777777777777", ""),
+    "surrogate": ('name: "\\ud800"', ""),
+    "cut": ("name: [1, 2", "line 1"),
+    "key twice": ("name: a\nname: b", "the key 'name' is given twice"),
+    "key twice in a line": ("a: {b: 1, c: 2, b: 3}", "the key 'b' is given twice"),
+    "list": ("- a\n- b", "must hold options"),
+    "empty": ("", "must hold options"),
+    "code": ("name: !!python/object/apply:os.system ['echo run > run.txt']", "could not determine a constructor"),
+    "tab": ("a: &a [*a]\nb: \t x", "not valid YAML"),
+    "bomb": ("a0: &a0 {x: 1}\n" + BOMB, "aliases"),
+    "large": ("a: [" + "0, " * 2_000_000 + "0]", "has 6,000,006 bytes; accepted are at most 262,144"),
 }
 
 
@@ -402,18 +413,83 @@ VALUES = [
 ]  # fmt: skip
 
 
+DTYPES = [torch.complex64, torch.float8_e5m2, torch.int32, torch.bool, torch.float64, torch.float16]
+NAMES = ["get_lr", "step", "items", "copy", "state", "params", "optimizer", "last_epoch", "lr", "_metadata", 0, -1, ""]
+
+
 def broken_content(rng, content):
-    """One value is another, or gone."""
+    """One value is another, gone, twice there, under another name or of another kind."""
     content = deepcopy(content)
     place = rng.choice(list(places(content, (dict, list))))
-    set_option(content, place, ... if rng.random() < 0.2 else rng.choice(VALUES))
+    section, way = reduce(getitem, place[:-1], content), rng.randrange(6)
+    value = section[place[-1]]
+    if way == 0:
+        del section[place[-1]]
+    elif way == 1 and isinstance(section, dict):
+        section[rng.choice(NAMES)] = rng.choice([section.pop(place[-1]), rng.choice(VALUES)])
+    elif way == 1:
+        section.append(value)
+    elif way == 2 and torch.is_tensor(value):
+        section[place[-1]] = rng.choice([value.to(rng.choice(DTYPES)), value[..., None]])
+    else:
+        section[place[-1]] = rng.choice(VALUES)
     return saved(content)
 
 
-WAYS = {
-    "bytes": lambda rng, content: broken_bytes(rng, saved(content)),
-    "value": broken_content,
+OPTIMIZER, MOMENTS = ("optimizers", 0), ("optimizers", 0, "state", 0)
+CHANGED = {  # what in a state has once crashed or misled a training
+    "params 0 is a list": ((*OPTIMIZER, "param_groups", 0, "params", 0), []),
+    "complex step": ((*MOMENTS, "step"), torch.tensor(1j)),
+    "complex moment": ((*MOMENTS, "exp_avg"), torch.zeros(4, 3, 3, 3, dtype=torch.complex64)),
+    "float8 moment": ((*MOMENTS, "exp_avg"), torch.zeros(4, 3, 3, 3).to(torch.float8_e4m3fn)),
+    "moment of another shape": ((*MOMENTS, "exp_avg_sq"), torch.ones(3)),
+    "amsgrad": ((*OPTIMIZER, "param_groups", 0, "amsgrad"), True),
+    "tensor for lr": ((*OPTIMIZER, "param_groups", 0, "lr"), torch.ones(2)),
+    "lr of 1e300": ((*OPTIMIZER, "param_groups", 0, "lr"), 1e300),
+    "get_lr": (("schedulers", 0, "get_lr"), 3),
+    "milestones": (("schedulers", 0, "milestones"), {7: 10**9, 3: 1}),
+    "gamma": (("schedulers", 0, "gamma"), torch.ones(3)),
+    "restarts": (("schedulers", 0, "restarts"), (0, 5)),
+    "base_lrs": (("schedulers", 0, "base_lrs"), []),
+    "count of text": (("accumulated",), [{"count": "x", "gradients": []}, None]),
+    "gradients": (("accumulated",), [{"count": 1, "gradients": [torch.ones(1)] * 99}, None]),
+    "numpy of floats": (("random", 0, "numpy"), ("MT19937", [2**70] * 624, 1, 0, 0.0)),
+    "python": (("random", 0, "python"), (3, (1,) * 625, None)),
+    "torch": (("random", 0, "torch"), torch.zeros(3, dtype=torch.uint8)),
+    "cuda": (("random", 0, "cuda"), [3]),
+    "k": (("tlw", "k"), "x"),
+    "position": (("position", "iters_per_epoch"), "x"),
+    "iter": (("iter",), 10**18),
+    "options": (("options", "network_g", "num_feat"), torch.ones(3)),
+    "options of a terminal": (("options", "train", "pixel_opt"), "\x1b[2J\n2026-01-01 00:00:00,000 ERROR: x"),
+    "best": (("best_metric_results",), {"val": {"psnr": {"better": "higher", "val": "x", "iter": 1}}}),
+    "guard": (("guard", "in_row"), "x"),
+    "scaler": (("amp",), {"scaler": {"scale": "x"}}),
 }
+
+
+def changed(content, place, value):
+    """The bytes of ``content`` with another value at a place."""
+    set_option(content, place, value)
+    return saved(content)
+
+
+def hidden(content):
+    """BUILD on an OrderedDict gives it attributes, which hide its methods."""
+    content = OrderedDict(content)
+    content.__dict__.update({"get": 3, "keys": 3, "copy": 3})
+    return saved(content)
+
+
+ATTACKS = {name: partial(changed, place=place, value=value) for name, (place, value) in CHANGED.items()}
+ATTACKS["BUILD"] = hidden
+
+
+def attack_case(attack):
+    return lambda folder, rng, given: given["use"](folder, "state", attack(deepcopy(given["state"])))
+
+
+WAYS = {"bytes": lambda rng, content: broken_bytes(rng, saved(content)), "value": broken_content}
 
 
 def file_case(target, way):
@@ -521,9 +597,6 @@ def cases():
         *templates(),
         *exif(),
     ]
-    for name, text in TEXTS.items():
-        make = partial(lambda folder, rng, given, text: training(folder, given, text.encode()), text=text)
-        many.append(Case(f"yaml {name}", "yaml", make, must_fail=True))
     for target, number in (("network", 25), ("state", 25), ("weights", 5)):
         many += [Case(f"{target} {way} {n}", target, file_case(target, way)) for way in WAYS for n in range(number)]
         files = FILES if target != "weights" else [*list(FILES)[:8], "compressed"]
@@ -532,6 +605,7 @@ def cases():
     for way, number in (numbers | dict.fromkeys(METAS, 1)).items():
         must_fail = None if way == "size" else True
         many += [Case(f"lmdb {way} {n}", "lmdb", lmdb_case(way), must_fail) for n in range(number)]
+    many += [Case(f"attack {name}", "attack", attack_case(attack)) for name, attack in ATTACKS.items()]
     return [*many, Case("lmdb whole", "lmdb", lmdb_case("nothing"), must_fail=False)]
 
 

@@ -200,18 +200,25 @@ def train(tmp_path, monkeypatch):
 
 @pytest.fixture
 def script(tmp_path, monkeypatch, capfd):
-    """Run a script with arguments in this process, in ``tmp_path``; returns exit code, stdout and stderr."""
+    """Run a script in this process, in ``tmp_path``: it ends with ``code``; returns stdout and stderr as one text.
 
-    def call(name, *arguments):
+    Wrong usage, 2, is one line on stderr, but for a progress bar.
+    """
+
+    def call(name, *arguments, code=0):
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
         monkeypatch.setattr(sys, "path", list(sys.path))
         capfd.readouterr()
         try:
             runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
-            code = 0
+            ended = 0
         except SystemExit as end:
-            code = end.code or 0
-        return code, *capfd.readouterr()
+            ended = end.code or 0
+        out, err = capfd.readouterr()
+        assert ended == code, err
+        if code == 2:
+            assert err.splitlines()[-1].startswith("error: ") and (err.count("\n") == 1 or "\r" in err), err
+        return out + err
 
     return call

@@ -1,17 +1,20 @@
 """What more than one test module uses beside the fixtures: models, images, logs, files."""
 
+import importlib.util
 import os
 import re
 import subprocess
 import sys
+import zlib
 
 import cv2
 import lmdb
+import pytest
 import torch
 from torch import nn
 
 from tests.conftest import DEVICE, ROOT, as_tensor, photograph, tiny_options, write_yaml
-from tlw_basicsr import TLWMixin
+from tlw_basicsr import TLWMixin, UserError
 from tlw_basicsr.engine.options import parse_options
 from tlw_basicsr.engine.preflight import check_files
 from tlw_basicsr.engine.rehearsal import rehearse
@@ -118,9 +121,13 @@ def log_lines(experiment):
     ]
 
 
-def write(path, side=32):
+def write(path, image=32):
+    """Write an image as OpenCV has it, BGR, or a square part of a photograph of this side; returns the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    assert cv2.imwrite(str(path), photograph("coffee", hash(path.name) % 90, 100, side, side))
+    if isinstance(image, int):
+        image = photograph("coffee", zlib.crc32(path.name.encode()) % 90, 100, image, image)
+    assert cv2.imwrite(str(path), image)
+    return path
 
 
 def write_pairs(folder, side=32, scale=2, **options):
@@ -173,18 +180,14 @@ def environment(**more):
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **more}
 
 
-def run_python(folder, *arguments, **env):
-    """Run Python in a folder, with this package on its path."""
-    command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(
-        command,
-        cwd=folder,
-        env=environment(**env),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
+def run_python(folder, *arguments, code=0, **env):
+    """Run Python in a folder, with this package on its path: it ends with ``code``; returns its output."""
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)], cwd=folder, env=environment(**env), stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, timeout=500,
+    )  # fmt: skip
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
 
 
 TRAIN = ("-m", "tlw_basicsr.train", "-opt", "options.yml")
@@ -206,6 +209,14 @@ def wait_for(process, what):
     raise AssertionError(f"ended before {what!r}")
 
 
+def load_script(name):
+    """A script as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"scripts/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 PHOTOGRAPHS = [("astronaut", 30, 180), ("astronaut", 300, 100), ("coffee", 100, 200), ("chelsea", 80, 120)]
 PHOTOGRAPHS += [("rocket", 200, 250)]
 
@@ -215,6 +226,13 @@ def real_pairs():
     gt = torch.cat([as_tensor(photograph(name, top, left, 64, 64)) for name, top, left in PHOTOGRAPHS])
     lq = nn.functional.interpolate(gt, scale_factor=0.25, mode="bicubic", antialias=True)
     return nn.functional.interpolate(lq, scale_factor=4, mode="bicubic").clamp(0, 1).to(DEVICE), gt.to(DEVICE)
+
+
+def refused(message, call, *args, **kwargs):
+    """The call ends in a ``UserError`` of one line, in which ``message``, a regular expression, is found."""
+    with pytest.raises(UserError, match=message) as error:
+        call(*args, **kwargs)
+    assert "\n" not in str(error.value)
 
 
 def check_all(folder, opt, *arguments, is_train=True):

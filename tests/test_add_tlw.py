@@ -10,6 +10,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.helpers import refused
 from tlw_basicsr import UserError
 from tlw_basicsr.core.functional import k_schedule
 from tlw_basicsr.engine.options import check_options
@@ -164,15 +165,13 @@ def test_the_balance_with_other_losses_is_kept():
     summed = PSNR.replace("reduction: mean", "reduction: sum").replace("    loss_weight: 1.0\n", "")
     weight = yaml.safe_load(add_tlw(summed, "x", keep_balance=True))["train"]["pixel_opt"]["loss_weight"]
     assert weight == pytest.approx(16 * 3 * 192 * 192 * factor, rel=1e-3)
-    with pytest.raises(UserError, match="--keep-balance: not with MSELoss"):
-        add_tlw(ONE_LINE, "x", keep_balance=True)
+    refused("--keep-balance: not with MSELoss", add_tlw, ONE_LINE, "x", keep_balance=True)
 
 
 @pytest.mark.parametrize("new_name", ["baseline_2", "123", "a b"])
 def test_the_name_can_be_given(new_name):
     assert yaml.safe_load(add_tlw(PSNR, "x", new_name=new_name))["name"] == new_name
-    with pytest.raises(UserError, match="name: expected a plain folder name"):
-        add_tlw(PSNR, "x", new_name=f"{new_name}/..")
+    refused("name: expected a plain folder name", add_tlw, PSNR, "x", new_name=f"{new_name}/..")
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -272,17 +271,15 @@ def test_pixel_losses_of_others(section, base):
     assert new["train"]["pixel_opt"] == {"type": "TLWLoss", "base": expected, **kept, "distance": DISTANCE}
     for wrong, message in (("toY: true", "pixel_opt.toY"), ("x: 1", "any with --base l1 or --base mse")):
         kind = "PSNRLoss" if "toY" in wrong else "FocalLoss"
-        with pytest.raises(UserError, match=message):
-            add_tlw(GAN.replace(YAMLS_PIXEL_OPT, f"{{type: {kind}, {wrong}}}"), "x")
+        refused(message, add_tlw, GAN.replace(YAMLS_PIXEL_OPT, f"{{type: {kind}, {wrong}}}"), "x")
 
 
 def test_the_program(tmp_path, script):
     (tmp_path / "in.yml").write_text(GAN)
-    code, out, err = script("add_tlw.py", "in.yml", "out.yml")
-    assert code == 0 and "train.tlw: " in out, err
+    assert "train.tlw: " in script("add_tlw.py", "in.yml", "out.yml")
     (tmp_path / "in.yml").write_text("train: {}")
-    code, _, err = script("add_tlw.py", "in.yml", "out.yml")
-    assert code == 2 and err == "error: in.yml: model_type is missing; expected is a training YAML of BasicSR\n"
+    line = script("add_tlw.py", "in.yml", "out.yml", code=2)
+    assert line == "error: in.yml: model_type is missing; expected is a training YAML of BasicSR\n"
     assert (tmp_path / "out.yml").read_text() == add_tlw(GAN, "x")
 
 
@@ -294,9 +291,9 @@ def test_a_full_disk_leaves_the_file_as_it_was(tmp_path, script, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr("os.fsync", Mock(side_effect=OSError(28, "No space left on device")))
-        code, _, err = script("add_tlw.py", path, path)
-    assert code == 2 and err == f"error: {path} can't be written (No space left on device)\n"
+        line = script("add_tlw.py", path, path, code=2)
+    assert line == f"error: {path} can't be written (No space left on device)\n"
     assert path.read_text() == GAN and {p.name for p in tmp_path.iterdir()} == {"in.yml", "link.yml"}
-    assert script("add_tlw.py", path, link)[0] == 0
+    script("add_tlw.py", path, link)
     assert link.is_symlink() and path.read_text() == add_tlw(GAN, "x")
-    assert script("add_tlw.py", path, "/dev/null")[0] == 2
+    script("add_tlw.py", path, "/dev/null", code=2)

@@ -14,7 +14,7 @@ from spandrel.architectures.SAFMN import SAFMN
 from spandrel.architectures.SPAN import SPAN
 
 from tests.conftest import as_tensor, photograph, tiny_options
-from tests.helpers import EDSR, check_resume, same
+from tests.helpers import EDSR, check_resume, refused, same
 from tlw_basicsr import UserError
 from tlw_basicsr.commands import add, compare, evaluate, export, infer
 from tlw_basicsr.networks import build_network, count_input_channels, get_size_multiple, of_file, read_model
@@ -175,8 +175,7 @@ def test_a_grey_network_is_used_but_not_fine_tuned_on_colour(model, tmp_path, mo
     with pytest.raises(SystemExit):
         run(infer, "in.png", "--model", path, "--out", "o")
     assert cv2.imread("o/in.png").shape == (16, 16, 3)
-    with pytest.raises(UserError, match=r"--model: .* takes 1 and gives 1 channels; expected 3, RGB"):
-        run(add, "--model", path)
+    refused(r"--model: .* takes 1 and gives 1 channels; expected 3, RGB", run, add, "--model", path)
 
 
 def unknown(folder):
@@ -209,10 +208,8 @@ def test_a_file_that_cannot_be_used_is_named(kind, photographs, tmp_path, train)
     make, message = BAD[kind]
     make(tmp_path)
     path = tmp_path / "m.pth"
-    with pytest.raises(UserError, match=message):
-        run(evaluate, "--gt", photographs, "--model", path)
-    with pytest.raises(UserError, match=message):
-        train(tiny_options(photographs, network_g=of_file(path)))
+    refused(message, run, evaluate, "--gt", photographs, "--model", path)
+    refused(message, train, tiny_options(photographs, network_g=of_file(path)))
     assert not (tmp_path / "experiments").exists()
 
 
@@ -222,11 +219,8 @@ def test_options_that_do_not_go_with_a_file_are_refused(model, photographs, trai
         run(evaluate, "--gt", photographs, "--model", path, "--checkpoint", path)
     with pytest.raises(UserError, match=r"--scale: 4, but the network of .* is of scale 2"):
         run(evaluate, "--gt", photographs, "--model", path, "--scale", 4)
-    with pytest.raises(UserError, match=r"--scale: missing; --bicubic needs it"):
-        run(evaluate, "--gt", photographs, "--bicubic")
+    refused(r"--scale: missing; --bicubic needs it", run, evaluate, "--gt", photographs, "--bicubic")
     with pytest.raises(UserError, match=r"network_g.upscale: 2 does not fit scale: 4"):
         train(tiny_options(photographs, network_g=of_file(path), scale=4))
-    with pytest.raises(UserError, match=r"network_g.file: missing"):
-        train(tiny_options(photographs, network_g={"type": "SpandrelNetwork"}))
-    with pytest.raises(UserError, match=r"tlw add: expected IN.yml OUT.yml, or --model FILE"):
-        run(add, "in.yml")
+    refused(r"network_g.file: missing", train, tiny_options(photographs, network_g={"type": "SpandrelNetwork"}))
+    refused(r"tlw add: expected IN.yml OUT.yml, or --model FILE", run, add, "in.yml")

@@ -3,12 +3,12 @@
 import ast
 import os
 import subprocess
-import sys
 
 import pytest
 
 import tlw_setup
 from tests.conftest import ROOT
+from tests.helpers import run_python
 from tlw_basicsr import PLACES
 from tlw_basicsr.plugin import MISSING
 
@@ -20,14 +20,6 @@ real = PathFinder.find_spec
 hidden = ("basicsr", "cv2", "lmdb", "spandrel", "yaml")
 PathFinder.find_spec = classmethod(lambda cls, name, *rest: None if name in hidden else real(name, *rest))
 """
-
-
-def python(program, cwd=ROOT, paths=()):
-    """Run a program; its exit code, stdout and stderr."""
-    env = os.environ | {"PYTHONPATH": os.pathsep.join([*map(str, paths), str(ROOT)])}
-    command = [sys.executable, "-c", program]
-    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
-    return done.returncode, done.stdout, done.stderr
 
 
 LATER = """
@@ -48,8 +40,7 @@ assert torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1)) == 2
 
 
 def test_what_few_functions_need_is_imported_when_they_are_called():
-    code, _, err = python(LATER)
-    assert code == 0, err
+    run_python(ROOT, "-c", LATER)
 
 
 TRAIN = """
@@ -76,21 +67,10 @@ from tlw_basicsr import TLWModel
 
 
 def test_the_core_trains_without_basicsr_and_the_rest_names_what_to_run():
-    code, _, err = python(HIDE + TRAIN)
-    assert code == 1 and err.splitlines()[-1] == f"ModuleNotFoundError: {MISSING}", err
-    code, _, err = python(HIDE + "from tlw_basicsr.cli import main; main(['train', 'x.yml'])")
-    assert (code, err) == (2, f"error: {MISSING}\n")
-
-
-@pytest.mark.parametrize("words", [["--help"], ["--version"], ["trian"], ["options"]])
-def test_what_needs_neither_torch_nor_basicsr_imports_neither(words):
-    code, out, err = python(
-        f"import sys\nfrom tlw_basicsr.cli import main\ntry:\n    main({words})\n"
-        "finally:\n    print({'torch', 'basicsr', 'numpy'} & set(sys.modules), len(sys.modules))"
-    )
-    assert code == (2 if words == ["trian"] else 0), err
-    imported, modules = out.splitlines()[-1].rsplit(" ", 1)
-    assert imported == "set()" and int(modules) < 200
+    done = run_python(ROOT, "-c", HIDE + TRAIN, code=1)
+    assert done.stderr.splitlines()[-1] == f"ModuleNotFoundError: {MISSING}", done.stderr
+    done = run_python(ROOT, "-c", HIDE + "from tlw_basicsr.cli import main; main(['train', 'x.yml'])", code=2)
+    assert done.stderr == f"error: {MISSING}\n"
 
 
 def test_editors_see_the_names_that_can_be_imported():
@@ -105,15 +85,16 @@ def test_editors_see_the_names_that_can_be_imported():
     ["import tlw_basicsr, basicsr", "from tlw_basicsr.networks import load_network", "from tlw_basicsr import TLWLoss"],
 )
 def test_whoever_imports_basicsr_gets_the_plugin(first):
-    code, _, err = python(
+    program = (
         f"{first}\nimport basicsr.metrics\nfrom basicsr.utils import registry as r\n"
         "assert 'TLWModel' in r.MODEL_REGISTRY and 'TLWHAT' in r.ARCH_REGISTRY and 'TLWLoss' in r.LOSS_REGISTRY\n"
         "assert 'tlw_lpips' in r.METRIC_REGISTRY and 'BicubicSRDataset' in r.DATASET_REGISTRY\n"
         "assert basicsr.metrics.calculate_metric.__module__.startswith('tlw_basicsr')\n"
     )
-    assert code == 0, err
+    run_python(ROOT, "-c", program)
 
 
+CONVERT = "from tlw_basicsr.cli import main; main(['convert'])"
 BROKEN = {
     "import no_such_thing": "No module named 'no_such_thing'; run: tlw-setup",
     "import basicsr.archs": "No module named 'basicsr.archs'",
@@ -126,17 +107,18 @@ def test_a_basicsr_that_is_broken_is_one_line(tmp_path, content, message):
     place = tmp_path / "basicsr/__init__.py"
     place.parent.mkdir()
     place.write_text(content)
-    program = "import tlw_basicsr\ntry:\n    import basicsr\nexcept ImportError as error:\n    print(error)\n"
-    code, out, err = python(program + "from tlw_basicsr.cli import main; main(['convert'])", tmp_path, [tmp_path])
+    program = "import tlw_basicsr\ntry:\n    import basicsr\nexcept ImportError as error:\n    print(error)\n" + CONVERT
+    done = run_python(tmp_path, "-c", program, code=2)  # Python looks into its folder first
     line = f"{place} could not be imported: {message}\n"
-    assert (code, out, err) == (2, line, f"error: {line}")
+    assert (done.stdout, done.stderr) == (line, f"error: {line}")
 
 
 def test_a_folder_of_its_name_is_not_basicsr(tmp_path):
     (tmp_path / "basicsr/utils").mkdir(parents=True)
     hide = HIDE.replace("None if name in hidden", "real(name, [str(sys.path[1])]) if name in hidden")
-    code, _, err = python(hide + "from tlw_basicsr.cli import main; main(['convert'])", tmp_path, [tmp_path])
-    assert (code, err) == (2, f"error: {MISSING}\n")
+    paths = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = run_python(tmp_path, "-c", hide + CONVERT, code=2, PYTHONPATH=paths)
+    assert done.stderr == f"error: {MISSING}\n"
 
 
 @pytest.mark.parametrize("python_name", ["/bin/false", "no-such-python"])
@@ -157,7 +139,7 @@ def test_exec_within_a_function_gives_names_to_locals_as_it_did():
         "space = {}\nexec('y = 6', space)\nexec('z = 7', {}, space)\n"
         "assert version() == 5 and space['y'] == 6 and space['z'] == 7\n"
     )
-    subprocess.run([sys.executable, "-c", program], check=True)
+    run_python(ROOT, "-c", program)
 
 
 def test_setup_installs_what_is_missing_and_leaves_a_basicsr_alone(capsys, monkeypatch):

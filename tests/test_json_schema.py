@@ -1,6 +1,8 @@
-"""The options as a JSON schema: what the check accepts is never refused, and what it refuses mostly is."""
+"""Kinds of options, read from signatures, and the options as a JSON schema: what the check accepts is never refused, and what it refuses mostly is."""
 
+import inspect
 import json
+from typing import Annotated, Literal
 
 import pytest
 from jsonschema import Draft7Validator
@@ -8,7 +10,8 @@ from jsonschema import Draft7Validator
 from tests.bad_input import JUNK
 from tests.conftest import ROOT, control_options, plain_options, set_option, tiny_options
 from tests.helpers import EVERY_BASE
-from tlw_basicsr import UserError
+from tests.test_options import IN_THE_FILE
+from tlw_basicsr.core.arguments import BOOL, FRACTION, POSITIVE, one_of, or_none, whole
 from tlw_basicsr.engine import schema
 from tlw_basicsr.engine.json_schema import write_schema
 from tlw_basicsr.engine.options import check_options
@@ -52,48 +55,11 @@ def test_options_without_tlw_and_of_plugins_are_right(validator, photographs):
     assert not validator.is_valid(tiny_options(photographs, **changes))
 
 
-WRONG = {
-    "name": "a/b",
-    "model_type": "TLWModle",
-    "scale": 0,
-    "num_gpu": "all",
-    "manual_seed": -1,
-    "network_g:type": "EDSRR",
-    "network_g:num_feats": 8,
-    "network_w:prior": "errors",
-    "network_w:type": ...,
-    "datasets:train:type": "BicubicDataset",
-    "datasets:train:gt_sise": 16,
-    "datasets:train:batch_size_per_gpu": "4",
-    "path:pretrain_network_g": 5,
-    "path:strict_load": "yes",
-    "val:metrics:piq": {"type": "tlw_piq"},
-    "train:total_iter": 0,
-    "logger:use_tb_logger": ...,
-    "train:use_amp": "fp8",
-    "train:ema_decay": 1.5,
-    "train:optim_g:type": ...,
-    "train:pixel_opt:base": "l2",
-    "train:pixel_opt:num_sample": 3,
-    "train:pixel_opt:distance": {"type": "SSIMDistance", "kernel": 5},
-    "train:tlw:preset": "cheap",
-    "train:tlw:k_startt": 0.3,
-    "train:tlw:k_end": 1,
-    "val:metrics:psnr:better": "more",
-    "val:suffix": "a/b",
-    "logger:print_freq": "often",
-    "logger:keep_checkpoints": 0,
-    "dist_params": {"backends": "nccl"},
-}
-
-
-@pytest.mark.parametrize("place", WRONG)
-def test_what_is_wrong_is_refused_by_the_schema_and_by_the_check(validator, photographs, place):
+@pytest.mark.parametrize(("place", "value", "_"), IN_THE_FILE)
+def test_what_is_wrong_is_refused_by_the_schema_too(validator, photographs, place, value, _):
     opt = tiny_options(photographs)
-    set_option(opt, place, WRONG[place])
+    set_option(opt, place, value)
     assert not validator.is_valid(opt)
-    with pytest.raises(UserError):
-        check_options(opt, is_train=True)
 
 
 SECTIONS = [
@@ -113,3 +79,41 @@ def test_the_schema_of_an_option_accepts_what_its_kind_accepts(name):
     accepted = [value for value in values if kind.accepts(value)]
     assert all(map(validator.is_valid, accepted))
     assert kind is ANY or sum(map(validator.is_valid, values)) < len(values)
+
+
+def part(
+    k_start: Annotated[float, FRACTION, "k at the start"] = 0.3,
+    chunk: Annotated[int | None, or_none(whole(1))] = None,
+    base: Literal["l1", "mse"] = "l1",
+    bare: int = 1,
+    *,
+    needed: bool,
+    **others,
+): ...
+
+
+KINDS = [
+    # kind, what it accepts, what it does not
+    (whole(1), [1, 10**6], [0, True, 1.0, "1", None]),
+    (whole(0, 4), [0, 4], [5, -1]),
+    (one_of(False, "bf16"), [False, "bf16"], [0, True, "fp16", None]),
+    (or_none(POSITIVE), [None, 1e-9], [0, "~"]),
+    (FRACTION, [0.5], [0, 1, float("nan"), True]),
+    (BOOL, [True, False], [0, 1, "true", None]),
+]
+
+
+@pytest.mark.parametrize(("kind", "right", "wrong"), KINDS)
+def test_a_kind_accepts_what_its_text_says(kind, right, wrong):
+    assert all(kind.accepts(value) for value in right)
+    assert not any(kind.accepts(value) for value in wrong), kind.text
+
+
+def test_a_signature_tells_kind_meaning_and_default():
+    options = describe_parameters(part)
+    assert list(options) == ["k_start", "chunk", "base", "bare", "needed"]
+    assert options["k_start"] == (FRACTION, "k at the start", 0.3)
+    assert options["chunk"].kind.text == "a whole number of at least 1, or ~" and options["chunk"].meaning == ""
+    assert options["base"].kind.accepts("mse") and not options["base"].kind.accepts("l2")
+    assert not options["bare"].kind.accepts(1.5)
+    assert options["needed"] == (BOOL, "", inspect.Parameter.empty)

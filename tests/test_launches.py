@@ -1,7 +1,6 @@
 """What an iteration asks of a GPU, counted on ``meta``, and graphs of its steps, replayed on the CPU."""
 
 import copy
-import importlib.util
 
 import pytest
 import torch
@@ -9,8 +8,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from tests.conftest import DEVICE, ROOT, control_options, plain_options, tiny_options
-from tests.helpers import EVERY_BASE, GAN, batch, built, same
+from tests.conftest import DEVICE, control_options, plain_options, tiny_options
+from tests.helpers import EVERY_BASE, GAN, batch, built, load_script, same
 from tlw_basicsr import TLW, LPIPSDistance, SSIMDistance, TLWWeightNet
 from tlw_basicsr.core import functional, graphs
 from tlw_basicsr.core import tlw as core_tlw
@@ -20,10 +19,7 @@ from tlw_basicsr.core import tlw as core_tlw
 
 @pytest.fixture(scope="module")
 def count():
-    spec = importlib.util.spec_from_file_location("count_launches", ROOT / "scripts/count_launches.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.count
+    return load_script("count_launches").count
 
 
 VGG = {"type": "LPIPSDistance", "net": "vgg"}

@@ -59,8 +59,7 @@ def test_what_tlw_has_trained_loads_in_spandrel_and_in_basicsr(photographs, trai
     SRModel.load_network(SRModel.__new__(SRModel), net, str(path))  # BasicSR's own loading code
     net.eval()
     image = as_tensor(photograph(height=32, width=48))
-    code, _, err = script("export.py", "net.safetensors", "--network", network, "--checkpoint", path)
-    assert code == 0, err
+    script("export.py", "net.safetensors", "--network", network, "--checkpoint", path)
     for file in (path, tmp_path / "net.safetensors"):
         descriptor = ModelLoader().load_from_file(str(file))
         assert (descriptor.architecture.id, descriptor.scale) == (architecture, scale)
@@ -76,7 +75,6 @@ def test_basicsrs_own_test_script_runs_it_without_this_package(photographs, trai
     opt["val"] = {"save_img": True, "suffix": None, "metrics": {"psnr": {"type": "calculate_psnr", "crop_border": 2}}}
     write_yaml(tmp_path, opt)
     done = run_python(tmp_path, "-c", THEIR_TEST, "-opt", "options.yml")
-    assert done.returncode == 0, done.stderr
     assert re.search(r"# psnr: \d+\.\d+", done.stdout + done.stderr)
     net = build_network(dict(opt["network_g"])).eval()
     net.load_state_dict(load_file(trained, "")["params_ema"])

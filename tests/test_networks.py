@@ -56,8 +56,7 @@ def test_programs_take_every_format(files, script, tmp_path):
             ("evaluate.py", "--gt", "in", "--scale", 2),
             ("export.py", f"again{number}.safetensors"),
         ):
-            code, _, err = script(name, *arguments, "--opt", yaml, "--checkpoint", path)
-            assert code == 0, err
+            script(name, *arguments, "--opt", yaml, "--checkpoint", path)
         results.append((tmp_path / f"o{number}/a.png").read_bytes())
     assert results[0] == results[1] == results[2]
     assert read_network(tmp_path / "again1.safetensors", "params", "x").keys() == files[0].keys()

@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 from tests.conftest import ROOT, as_tensor, control_options, photograph, tiny_options, write_yaml
-from tlw_basicsr import SSIMDistance, TLWWeightNet, UserError, k_schedule
+from tests.helpers import refused
+from tlw_basicsr import SSIMDistance, TLWWeightNet, k_schedule
 from tlw_basicsr.networks import load_network
 from tlw_basicsr.pictures import method_figure, spread_figure, weights_beside
 from tlw_basicsr.util.yaml_options import load_yaml
@@ -28,8 +29,7 @@ def test_the_figures_of_a_training(photographs, train, tmp_path, hr, script):
     opt = tiny_options(photographs)
     experiment = train(opt)
     yaml = write_yaml(tmp_path, opt)
-    code, out, err = script("visualize_weights.py", "--opt", yaml, "--image", hr, "--out", "a.png")
-    assert code == 0, err
+    out = script("visualize_weights.py", "--opt", yaml, "--image", hr, "--out", "a.png")
     values = {key: float(value) for key, value in re.findall(r"(\w+) ([\d.]+)(?:,|$)", out)}
     k = k_schedule(2, k_decay=4)  # of the state of iteration 8, in epoch 2
     assert values["k"] == pytest.approx(k, abs=1e-4)
@@ -42,21 +42,19 @@ def test_the_figures_of_a_training(photographs, train, tmp_path, hr, script):
     gt = as_tensor(photograph("astronaut", 0, 150, 64, 96))
     lq = gt[:, :, ::2, ::2]
     cv2.imwrite(str(tmp_path / "lq.png"), photograph("astronaut", 0, 150, 64, 96)[::2, ::2, ::-1])
-    code, out, err = script(
+    out = script(
         "visualize_weights.py", "--image", hr, "--lq", "lq.png", "--k", k, "--out", "b.png",
         "--network_g", opt["network_g"], "--network_w", opt["network_w"], "--distance", "{type: SSIMDistance}",
         "--net_g", experiment / "models/net_g_8.pth", "--net_w", experiment / "models/net_w_8.pth",
     )  # fmt: skip
-    assert code == 0, err
     with torch.no_grad():
         sr = net_g(lq).clamp(0, 1)
         w = net_w(sr, gt, k)
         expected = SSIMDistance()(w * gt + (1 - w) * sr, gt).item()
     assert float(re.search(r"d_w ([\d.]+)", out)[1]) == pytest.approx(expected, abs=1e-4)
 
-    code, out, err = script("visualize_weights.py", "--opt", yaml, "--image", hr, "--strip", "--crop", 0, 8, 32, 48)
-    assert code == 0, err
-    assert "iterations 4, 8" in out
+    strip = ("--strip", "--crop", 0, 8, 32, 48)
+    assert "iterations 4, 8" in script("visualize_weights.py", "--opt", yaml, "--image", hr, *strip)
     assert (tmp_path / "weights_strip.png").is_file()
 
 
@@ -79,14 +77,12 @@ def test_wrong_arguments_are_one_line(photographs, train, tmp_path, hr, script):
         (("--opt", yaml, "--image", hr, "--experiment", "nowhere"), "holds no pair"),
         (("--opt", control, "--image", hr), "--network_w: missing"),
     ):
-        code, _, err = script("visualize_weights.py", *arguments)
-        assert code == 2 and message in err, err
-        assert err.count("\n") == 1, err
+        assert message in script("visualize_weights.py", *arguments, code=2)
     state = tmp_path / "experiments/tiny/training_states/4.state"
     for content in ({}, {"tlw": 5}, {"tlw": {}}, *({"tlw": {"k": k}} for k in ("0.5", float("nan"), [0.5], 1.0))):
         torch.save(content, state)
-        code, _, err = script("visualize_weights.py", "--opt", yaml, "--image", hr)
-        assert code == 2 and "4.state should hold a number in (0, 1) as tlw.k" in err and err.count("\n") == 1, err
+        out = script("visualize_weights.py", "--opt", yaml, "--image", hr, code=2)
+        assert "4.state should hold a number in (0, 1) as tlw.k" in out
     assert not list(tmp_path.glob("weights*.png"))
 
 
@@ -101,10 +97,8 @@ def test_a_figure_of_a_perfect_image_of_constant_weights_and_of_another_network(
     gt, path, net = pair[1][0], tmp_path / "figure.svg", TLWWeightNet(num_feat=4).eval()
     values = method_figure(net, 0.3, SSIMDistance(), gt, gt, path)
     assert values["d_sr"] == pytest.approx(0, abs=1e-6) and path.read_text().startswith("<?xml")
-    with pytest.raises(UserError, match="can't be written"):
-        method_figure(net, 0.3, SSIMDistance(), gt, gt, tmp_path / "figure.nothing")
-    with pytest.raises(UserError, match="no method probabilities"):
-        method_figure(torch.nn.Conv2d(3, 3, 1), 0.5, SSIMDistance(), gt, gt, path)
+    refused("can't be written", method_figure, net, 0.3, SSIMDistance(), gt, gt, tmp_path / "figure.nothing")
+    refused("no method probabilities", method_figure, torch.nn.Conv2d(3, 3, 1), 0.5, SSIMDistance(), gt, gt, path)
     torch.nn.init.zeros_(net.conv[-1].weight)  # constant weights gain nothing
     values = method_figure(net, 0.6, SSIMDistance(), pair[0][0], gt, path)
     assert values["wc_gain"] == pytest.approx(1, abs=1e-4) and values["wc"] > 1 and values["w_std"] < 1e-5

@@ -13,7 +13,7 @@ from basicsr.archs import build_network
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import ROOT, control_options, plain_options, tiny_options, write_yaml
-from tests.helpers import TRAIN, check_resume, log_lines, log_text, quick, run_python, same
+from tests.helpers import TRAIN, check_resume, log_lines, log_text, quick, refused, run_python, same
 from tlw_basicsr import UserError, k_schedule
 from tlw_basicsr.util.files import load_file
 
@@ -49,8 +49,7 @@ def test_a_training_writes_basicsrs_files_and_logs_tlws_values(photographs, trai
     build_network({"type": "TLWWeightNet", "num_feat": 4}).load_state_dict(weights)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("stop", [4, 6])
+@pytest.mark.parametrize(("workers", "stop"), [(0, 6), (2, 4)])
 def test_a_resumed_training_ends_with_the_same_bits(photographs, train, tmp_path, workers, stop):
     changes = {"datasets__train__num_worker_per_gpu": workers, "logger__save_checkpoint_freq": 2}
     _, resumed = check_resume(train, tmp_path, tiny_options(photographs, **changes), stop)
@@ -116,29 +115,18 @@ def test_both_entry_points_from_any_folder(photographs, tmp_path):
     elsewhere.mkdir()
     yaml = write_yaml(tmp_path, tiny_options(photographs, num_gpu="auto", train__total_iter=4))
     done = run_python(elsewhere, ROOT / "tlw_basicsr/train.py", "-opt", yaml, PYTHONPATH="")
-    assert done.returncode == 0, done.stderr
     assert "it/s" not in done.stderr
     again = run_python(elsewhere, *TRAIN[:3], yaml, "--auto_resume", "--force_yml", "train:total_iter=6")
-    assert again.returncode == 0, again.stderr
     assert "Resuming after iteration 4" in again.stderr
 
     opt = plain_options(photographs, name="tiny_test", num_gpu="auto", train=..., logger=..., val__save_img=True)
     opt["datasets"] = {"test_1": opt["datasets"]["val"]}
     opt["path"] = {"pretrain_network_g": "experiments/tiny/models/net_g_latest.pth", "param_key_g": "params_ema"}
     test = write_yaml(tmp_path, opt, "test.yml")
-    tested = run_python(elsewhere, ROOT / "tlw_basicsr/test.py", "-opt", test, PYTHONPATH="")
-    assert tested.returncode == 0, tested.stderr
+    run_python(elsewhere, ROOT / "tlw_basicsr/test.py", "-opt", test, PYTHONPATH="")
     results = elsewhere / "results/tiny_test"
     assert len(list((results / "visualization/photos_val").glob("photo*_tiny_test.png"))) == 6
     assert "psnr" in next(results.glob("test_*.log")).read_text()
-
-
-def test_a_wrong_option_is_one_line_and_exit_code_2_and_leaves_nothing(photographs, tmp_path):
-    write_yaml(tmp_path, tiny_options(photographs, train__tlw__k_start=0))
-    done = run_python(tmp_path, *TRAIN)
-    assert done.returncode == 2
-    assert done.stderr.splitlines() == ["error: train.tlw.k_start: expected a number in (0, 1), got 0"]
-    assert not (tmp_path / "experiments").exists()
 
 
 def test_debug_logs_every_iteration_and_ends_early(photographs, train):
@@ -194,16 +182,14 @@ def test_wandb_is_started_before_tensorboard(photographs, train, tmp_path, monke
 
 def test_wandb_that_is_not_installed_is_told_first(photographs, train, tmp_path, monkeypatch):
     monkeypatch.setattr("tlw_basicsr.engine.preflight.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"^logger\.wandb\.project: wandb is not installed"):
-        train(with_wandb(photographs))
+    refused(r"^logger\.wandb\.project: wandb is not installed", train, with_wandb(photographs))
     assert not (tmp_path / "experiments").exists()
 
 
 def test_wandb_itself_takes_the_run_without_a_network(photographs, tmp_path):
     pytest.importorskip("wandb", reason="wandb is not installed")
     write_yaml(tmp_path, with_wandb(photographs))
-    done = run_python(tmp_path, *TRAIN, WANDB_MODE="offline")
-    assert done.returncode == 0, done.stderr
+    run_python(tmp_path, *TRAIN, WANDB_MODE="offline")
     [run] = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
     content = run.read_bytes()
     for key in (b"losses/l_w", b"weights/photos_val", b"weights_histogram/photos_val", b"total_iter"):
@@ -227,7 +213,6 @@ def test_a_terminal_gets_a_progress_bar(photographs, tmp_path):
     command = f"stty rows 40 cols 120; exec {sys.executable} {' '.join(TRAIN)}"
     code = f"import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(['sh', '-c', {command!r}])))"
     done = run_python(tmp_path, "-c", code)
-    assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"4/4 \[", done.stdout)
     assert "it/s" in done.stdout or "s/it" in done.stdout
 

@@ -1,7 +1,5 @@
 """TLW as the pixel loss of a framework with a registry."""
 
-import subprocess
-import sys
 from unittest.mock import Mock
 
 import pytest
@@ -11,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.conftest import ROOT
-from tests.helpers import environment, same
+from tests.helpers import run_python, same
 from tlw_basicsr import TLW, SSIMDistance, TLWPixelLoss, TLWWeightNet
 
 SSIM = {"type": "SSIMDistance", "kernel_size": 5}
@@ -154,4 +152,4 @@ def test_missing_weights_are_told_in_the_words_of_options(tmp_path, monkeypatch)
 def test_it_needs_no_basicsr():
     hide = "import sys; sys.modules.update(basicsr=None, cv2=None, spandrel=None, yaml=None)\n"
     code = hide + "from tlw_basicsr import TLWPixelLoss; TLWPixelLoss(k_decay=1, distance={'type': 'SSIMDistance'})"
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment(), cwd=ROOT.parent, timeout=120)
+    run_python(ROOT.parent, "-c", code)

@@ -3,14 +3,12 @@
 import importlib.util
 import re
 import shlex
-import subprocess
-import sys
 
 import pytest
 import yaml
 
 from tests.conftest import ROOT, control_options, plain_options, tiny_options
-from tests.helpers import GAN
+from tests.helpers import GAN, run_python
 from tlw_basicsr import __version__, cli
 from tlw_basicsr.engine.options import check_options
 from tlw_basicsr.util.yaml_options import load_yaml
@@ -102,9 +100,7 @@ def test_what_the_workflows_run_is_here(path):
 
 @pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason="needs mkdocs: pip install '.[docs]'")
 def test_the_documentation_builds_strictly(tmp_path):
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", tmp_path / "site"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run_python(ROOT, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", tmp_path / "site")
     api = (tmp_path / "site/api.html").read_text("utf-8")
     assert "num_samples" in api and "weight_criterion_loss" in api
     assert "::</p>" not in api and "<p>::" not in api and "<p>tlw = TLW" not in api

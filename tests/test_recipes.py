@@ -1,7 +1,5 @@
 """Recipes: whole YAML files, the cells that are made of them, and the tables of options in the documentation."""
 
-import subprocess
-import sys
 import zipfile
 from shutil import copy, copytree
 
@@ -9,7 +7,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
-from tlw_basicsr import UserError
+from tests.helpers import refused, run_python
 from tlw_basicsr.engine.options import check_options
 from tlw_basicsr.engine.schema import TrainOptions
 from tlw_basicsr.losses.tlw_loss import TLWLoss, describe_options
@@ -34,8 +32,7 @@ def test_every_recipe_passes_the_check_and_bears_its_name():
         check_options(opt, "train" in opt)
         assert (opt["name"].removeprefix("train_") == name and f"tlw options {name}" in text) or "quick" in name
     assert recipe("train_EDSR_L1TLW_x4.yml") == recipe("EDSR_L1TLW_x4") == FILES["EDSR_L1TLW_x4"].read_text("utf-8")
-    with pytest.raises(UserError, match=r"EDRS_L1_x4: there is no recipe of this name \(did you mean EDSR_L1_x4\?\)"):
-        recipe("EDRS_L1_x4")
+    refused(r"EDRS_L1_x4: there is no recipe of this name \(did you mean EDSR_L1_x4\?\)", recipe, "EDRS_L1_x4")
 
 
 @pytest.mark.parametrize("name", [f"{net}_{loss}_x{scale}" for net, loss, scale in CELLS.values() if scale != 2])
@@ -112,18 +109,14 @@ def test_the_wheel_has_the_files(tmp_path):
     copytree(ROOT / "options", source / "options")
     for name in ("pyproject.toml", "requirements.txt", "tlw_setup.py", "README.md", "LICENSE", "MANIFEST.in"):
         copy(ROOT / name, source)
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", "wheels", "."]
-    done = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run_python(source, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", "wheels", ".")
     with zipfile.ZipFile(next((source / "wheels").glob("*.whl"))) as wheel:
         packed = {n: wheel.read(n).decode() for n in wheel.namelist() if n.endswith(".yml")}
     assert packed == {f"tlw_basicsr/{path.relative_to(ROOT)}": path.read_text("utf-8") for path in YAMLS}
 
 
 def test_the_tables_of_the_docs_name_every_option():
-    command = [sys.executable, str(ROOT / "scripts/generate_options.py"), "--check"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run_python(ROOT, "scripts/generate_options.py", "--check")
     page = (ROOT / "docs/options.md").read_text("utf-8")
     for name in [*describe_options(), *describe_parameters(TLWLoss), *describe_parameters(TrainOptions)]:
         assert f"| `{name}` | " in page

@@ -13,9 +13,8 @@ import pytest
 import torch
 
 from tests.conftest import ROOT, tiny_options, write_yaml
-from tests.helpers import TRAIN, environment, log_text, quick, run_python, start, wait_for
+from tests.helpers import TRAIN, environment, log_text, quick, refused, run_python, start, wait_for
 from tlw_basicsr import UserError
-from tlw_basicsr.commands import infer
 from tlw_basicsr.data.images import image_size, read_picture
 from tlw_basicsr.engine.options import read_options
 from tlw_basicsr.models.states import take_gradients
@@ -33,8 +32,7 @@ def test_a_lock_is_one_processs_alone_and_says_whose(tmp_path):
     path = tmp_path / "x.lock"
     message = rf"^it is in use by process {os.getpid()} on \S+ since 20\d\d-.*; its lock is"
     with hold_lock(path, "it", pytest.fail) as held:
-        with pytest.raises(UserError, match=message):
-            hold_lock(path, "it", pytest.fail).__enter__()
+        refused(message, hold_lock(path, "it", pytest.fail).__enter__)
         child = os.fork()
         if not child:  # a worker that outlives this process does not hold it
             closed = False
@@ -67,11 +65,10 @@ def test_a_second_training_of_a_name_ends_with_one_line_and_touches_nothing(phot
         wait_for(first, "iter:       2")
         before = list_files(tmp_path)
         for command in (TRAIN, (*TRAIN, "--auto_resume"), torchrun):
-            done = run_python(tmp_path, *command)
+            done = run_python(tmp_path, *command, code=1 if command is torchrun else 2)
             lines = [line for line in done.stderr.splitlines() if "error: " in line]
             assert len(lines) == 1, done.stderr
             assert f"experiments/tiny is in use by process {first.pid} on " in lines[0]
-            assert done.returncode == (1 if command is torchrun else 2)
             if command is not torchrun:
                 assert done.stderr.splitlines() == lines
             assert before.items() <= list_files(tmp_path).items()
@@ -146,33 +143,19 @@ def test_only_regular_files_are_read(tmp_path, kind):
     elif kind == "link":
         path.symlink_to("/dev/zero")
     for read in (load_file, image_size, lambda path, _: read_picture(path), lambda path, _: read_options(str(path))):
-        with pytest.raises(UserError, match=r"is not a regular file|can't be read"):
-            read(path, "it")
+        refused(r"is not a regular file|can't be read", read, path, "it")
 
 
 def test_a_file_without_permission_is_not_called_damaged(tmp_path):
     path = tmp_path / "a.pth"
     path.symlink_to(path)  # which root can't read either
-    with pytest.raises(UserError, match=r"^it: .*a\.pth can't be read \(Too many levels of symbolic links\)$"):
-        load_file(path, "it")
+    refused(r"^it: .*a\.pth can't be read \(Too many levels of symbolic links\)$", load_file, path, "it")
     with pytest.raises(UserError, match="does not exist"), open_regular(tmp_path / "b", "it"):
         pass
 
 
-def test_a_large_image_is_tiled_by_default(capsys):
-    with pytest.raises(SystemExit, match="0"):
-        infer.main(["--help"])
-    assert "largest tile in LR pixels, 512; 0: the whole image" in " ".join(capsys.readouterr().out.split())
-
-
 def test_text_of_files_is_cleaned_and_cut():
     assert clean("a\x1b[2J\nERROR: b\x00") == "a\\x1b[2J ERROR: b\\x00" and len(clean("x" * 10**6)) < 5000
-
-
-def test_a_large_yaml_is_refused_at_once(tmp_path):
-    (tmp_path / "a.yml").write_text("a: [" + "0, " * 2_000_000 + "0]")
-    with pytest.raises(UserError, match=r"^-opt: .*a\.yml has 6,000,006 bytes; accepted are at most 262,144"):
-        read_options(str(tmp_path / "a.yml"))
 
 
 COMMANDS = {
@@ -189,28 +172,17 @@ def test_a_yamls_plugins_run_only_where_they_are_allowed(tmp_path, photographs, 
     (tmp_path / "code.py").write_text("open('ran', 'w')")
     write_yaml(tmp_path, tiny_options(photographs, plugins=["code"]), "a.yml")
     for more in ([], ["--allow-plugins"]):
-        done = run_python(tmp_path, "-m", "tlw_basicsr", command, *COMMANDS[command], *more)
-        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+        done = run_python(tmp_path, "-m", "tlw_basicsr", command, *COMMANDS[command], *more, code=2)
+        assert len(done.stderr.splitlines()) == 1, done.stderr
         assert (tmp_path / "ran").exists() == bool(more)
         message = "error: plugins: a.yml names 'code', code that would run; --allow-plugins"
         assert more or done.stderr.startswith(message)
 
 
-@pytest.mark.parametrize(
-    ("kept", "every", "taken"), [(1, 4, True), (3, 4, True), (3, 2, False), (2, 2, False), (1, 1, False)]
-)
-def test_gradients_kept_for_more_iterations_than_a_step_now_has_are_left_out(kept, every, taken):
-    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(2))])
-    take_gradients(optimizer, {"count": kept, "gradients": [torch.ones(2)]}, every)
-    p = optimizer.param_groups[0]["params"][0]
-    assert (p.grad is not None) == taken and getattr(optimizer, "accumulated", 0) == (kept if taken else 0)
-
-
 @pytest.mark.parametrize("gradient", [torch.ones(3), torch.full((2,), torch.nan)])
 def test_a_kept_gradient_must_fit(gradient):
-    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(2))])
-    with pytest.raises(UserError, match="a kept gradient is not finite, or of another shape"):
-        take_gradients(optimizer, {"count": 1, "gradients": [gradient]}, 2)
+    optimizer, kept = torch.optim.Adam([torch.nn.Parameter(torch.zeros(2))]), {"count": 1, "gradients": [gradient]}
+    refused("a kept gradient is not finite, or of another shape", take_gradients, optimizer, kept, 2)
 
 
 def test_fewer_iterations_to_a_step_on_a_resume_are_reported(photographs, train):
@@ -242,18 +214,14 @@ run(lambda: pipeline.train_pipeline(os.getcwd(), ["-opt", "options.yml"]))
 def test_tensorboards_full_disk_names_its_folder_without_a_traceback(photographs, tmp_path):
     """Its thread meets it; the next value that is written reports it."""
     write_yaml(tmp_path, quick(photographs, logger__use_tb_logger=True, train__total_iter=60))
-    done = run_python(tmp_path, "-c", FULL)
-    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    done = run_python(tmp_path, "-c", FULL, code=2)
+    assert "Traceback" not in done.stderr, done.stderr
     assert f"error: {tmp_path / 'tb_logger/tiny'} can't be read or written (No space left on device)" in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("names", "end"), [("random", None), ("BUILD", "the state before"), ("numpy", "the state before")]
-)
-def test_crafted_states_end_in_a_right_result_or_one_line(tmp_path, names, end):
+@pytest.mark.slow
+def test_crafted_states_end_in_a_right_result_or_one_line(tmp_path):
     """A sample of what `scripts/state_test.py` has."""
-    done = run_python(tmp_path, ROOT / "scripts/state_test.py", "--cases", 3, "--only", names)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = run_python(tmp_path, ROOT / "scripts/state_test.py", "--cases", 3, "--only", "random")
     figures = json.loads(done.stdout)
-    assert figures["cases"] >= 1 and not figures["wrong"]
-    assert end is None or set(figures["ends"]) == {end}
+    assert figures["cases"] == 3 and not figures["wrong"]

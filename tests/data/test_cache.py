@@ -20,7 +20,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from tests.conftest import photograph, plain_options
-from tests.helpers import log_text
+from tests.helpers import log_text, refused
 from tlw_basicsr import BicubicSRDataset, UserError
 from tlw_basicsr.data import cache as module
 from tlw_basicsr.data.cache import use_cache
@@ -209,8 +209,7 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(tmp_path, mon
     usage = namedtuple("usage", "total used free")
     need = 3 * (24 * 24 * 3 + 2**12)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, need - 1))
-    with pytest.raises(UserError, match=r"^datasets.train.cache: .* needs 0 MB more, and its disk has 0 MB free"):
-        cached(opt)
+    refused(r"^datasets.train.cache: .* needs 0 MB more, and its disk has 0 MB free", cached, opt)
     assert not files(tmp_path / "cache")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, need))
     assert read_level(opt) == [10] * 3
@@ -231,8 +230,7 @@ def test_what_was_added_goes_again_when_the_disk_fills_up(tmp_path, monkeypatch)
 
     monkeypatch.setattr(module, "whole_file", fill_up)
     opt = options(write_levels(tmp_path / "gt", 10, 6), tmp_path / "cache")
-    with pytest.raises(UserError, match=r"can't be written .No space left on device"):
-        cached(opt)
+    refused(r"can't be written .No space left on device", cached, opt)
     assert files(tmp_path / "cache") == before and len(written) == 2
     assert read_level(options(tmp_path / "old", tmp_path / "cache")) == old
 
@@ -242,8 +240,7 @@ def test_an_image_that_cant_be_read_is_named_and_the_others_stay(tmp_path, monke
     gt = write_levels(tmp_path / "gt", 10)
     content = cv2.imencode(".png", photograph())[1].tobytes()
     (gt / "3.png").write_bytes(content[: len(content) // 2])
-    with pytest.raises(UserError, match=r"3\.png: not an image that can be read$"):
-        cached(options(gt, tmp_path / "cache"))
+    refused(r"3\.png: not an image that can be read$", cached, options(gt, tmp_path / "cache"))
     assert len(files(tmp_path / "cache")) == 3
 
 
@@ -261,11 +258,9 @@ def test_what_cant_have_a_cache_is_reported_in_one_line(photographs, prepared, t
     ):
         opt = plain_options(photographs, **{f"datasets__train__{key}": value for key, value in change.items()})
         if "type" in change:
-            with pytest.raises(UserError, match=message):
-                cached({**opt["datasets"]["train"], "phase": "train", "scale": 2})
+            refused(message, cached, {**opt["datasets"]["train"], "phase": "train", "scale": 2})
         else:
-            with pytest.raises(UserError, match=message):
-                train(opt)
+            refused(message, train, opt)
     assert not (tmp_path / "experiments").exists()
 
 

@@ -8,7 +8,7 @@ from basicsr.data import build_dataset, data_util
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.helpers import write, write_lmdb
+from tests.helpers import refused, single, write, write_lmdb
 from tlw_basicsr import UserError
 from tlw_basicsr.commands.infer import find_images
 from tlw_basicsr.data.listing import count_below, list_images, name_images, pair_names, read_names
@@ -23,11 +23,6 @@ def paired(gt, lq, **options):
     }  # fmt: skip
 
 
-def single(lq, **options):
-    opt = {"name": "s", "type": "SingleImageDataset", "dataroot_lq": str(lq), "io_backend": {"type": "disk"}}
-    return {**opt, "phase": "val", **options}
-
-
 def test_junk_in_folders_is_no_image_for_any_data_set(tmp_path):
     for name in ("a.png", "b.PNG"):
         write(tmp_path / "gt" / name)
@@ -37,7 +32,7 @@ def test_junk_in_folders_is_no_image_for_any_data_set(tmp_path):
     opt = paired(tmp_path / "gt", tmp_path / "lq")
     check_images(opt, "datasets.val", {})
     assert len(build_dataset(opt)) == 2
-    dataset = build_dataset(single(tmp_path / "gt"))
+    dataset = build_dataset(single(tmp_path / "gt", phase="val"))
     assert [dataset[i]["lq"].shape for i in range(len(dataset))] == [(3, 32, 32)] * 2
     (tmp_path / "other").mkdir()
     (tmp_path / "other/a.npy").touch()  # files of another kind alone are left to the data set
@@ -69,8 +64,7 @@ def test_pairs_that_are_not_sure_are_refused():
         (["a.png", "a.jpg"], ["a.bmp"], "a.bmp is the LR image of both a.png and a.jpg"),
         (["a.png", "a.jpg"], ["a.jpg"], "a.jpg is the LR image of both a.png and a.jpg"),
     ):
-        with pytest.raises(UserError, match=f"x: {message}"):
-            pair_names(gt, lq, ["{}", "{}x2"], "x")
+        refused(f"x: {message}", pair_names, gt, lq, ["{}", "{}x2"], "x")
     pairs = pair_names(["a.png", "b.png"], ["ax2.jpg", "a.txt.png", "b.png", "bx2.png"], ["{}x2"], "x")
     assert pairs == {"a.png": "ax2.jpg", "b.png": "bx2.png"}  # the template counts before the suffix
 
@@ -142,6 +136,6 @@ def test_a_data_set_that_reads_its_list_itself(tmp_path):
         write(tmp_path / "lq" / name)
     file = tmp_path / "names.txt"
     file.write_bytes("\ufeffmy photo.png (32,32,3)\n\nb.png (32,32,3) 1\n".encode())
-    opt = single(tmp_path / "lq", meta_info_file=str(file))
+    opt = single(tmp_path / "lq", meta_info_file=str(file), phase="val")
     dataset = CheckedDataset(opt, "datasets.val")
     assert [Path(dataset[i]["lq_path"]).name for i in range(len(dataset))] == ["my photo.png", "b.png"]

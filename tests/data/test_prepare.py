@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.conftest import photograph
+from tests.helpers import refused
 from tlw_basicsr import UserError, imresize
 from tlw_basicsr.data.images import write_image
 from tlw_basicsr.data.listing import list_images
@@ -120,14 +121,13 @@ def test_the_program(photographs, tmp_path, script):
     folder = copytree(photographs, tmp_path / "gt")
     copytree(photographs, folder / "more/still_more")
     arguments = ("--gt", folder, "--out", "tiles", "--scales", 4, "--crop-size")
-    code, out, err = script("prepare_data.py", *arguments, 32)
-    assert code == 0 and "HR tiles of 6 images" in out, err
+    out = script("prepare_data.py", *arguments, 32)
+    assert "HR tiles of 6 images" in out
     assert f"Left out: 6 images in subfolders of {folder}" in out
-    code, out, err = script("prepare_data.py", *arguments, 33)
-    assert code == 2 and not out
-    assert err == "error: --crop-size: 33 is not a multiple of 4, the least common one of the scales\n"
-    code, _, err = script("prepare_data.py", "--gt", folder / "more", "--out", "none")
-    assert code == 2 and "more has no image, but its subfolders have 6, which are not read; read are .png" in err
+    out = script("prepare_data.py", *arguments, 33, code=2)
+    assert out == "error: --crop-size: 33 is not a multiple of 4, the least common one of the scales\n"
+    out = script("prepare_data.py", "--gt", folder / "more", "--out", "none", code=2)
+    assert "more has no image, but its subfolders have 6, which are not read; read are .png" in out
 
 
 def write_photos(folder, **tops):
@@ -190,19 +190,15 @@ def test_a_folder_of_other_images_is_refused_and_a_moved_one_is_not(tmp_path):
     prepare(gt, out)
     other = write_photos(tmp_path / "other", a=0, c=100)
     before = listing(out)
-    with pytest.raises(UserError, match=f"made from other images, those of {gt}; choose another folder"):
-        prepare(other, out)
-    with pytest.raises(UserError, match="made with other settings"):
-        prepare(gt, out, crop_size=32)
+    refused(f"made from other images, those of {gt}; choose another folder", prepare, other, out)
+    refused("made with other settings", prepare, gt, out, crop_size=32)
     assert listing(out) == before
     gt.rename(tmp_path / "moved")
     assert prepare(tmp_path / "moved", out)["deleted"] == 0
     (out / "HR/z.png").write_bytes((out / "HR/a.png").read_bytes())
-    with pytest.raises(UserError, match=r"z\.png is not in the record of earlier runs"):
-        prepare(tmp_path / "moved", out)
+    refused(r"z\.png is not in the record of earlier runs", prepare, tmp_path / "moved", out)
     (out / "prepare_data.json").unlink()
-    with pytest.raises(UserError, match=r"a\.png is not in the record of earlier runs"):
-        prepare(tmp_path / "moved", out)
+    refused(r"a\.png is not in the record of earlier runs", prepare, tmp_path / "moved", out)
 
 
 def test_names_that_basicsr_can_read(tmp_path):
@@ -231,15 +227,15 @@ def test_every_image_is_read_by_a_check(tmp_path, script):
     broken = ["b.png", "cut.jpg", "empty.png"]
     images, faults = check_folder(folder, 2)
     assert images == 6 and [fault.split(": ")[0].rsplit("/")[-1] for fault in faults] == broken
-    code, out, err = script("prepare_data.py", "--check", folder, "--workers", 1)
-    assert code == 1 and "6 images, 3 can't be read" in out
-    assert sum(str(folder) in line for line in err.splitlines()) == 3
+    out = script("prepare_data.py", "--check", folder, "--workers", 1, code=1)
+    assert "6 images, 3 can't be read" in out
+    assert sum(f"{folder}/" in line for line in out.splitlines()) == 3
     for name in broken:
         (folder / name).unlink()
     prepare(folder, tmp_path / "out", lmdb=True)
     assert check_folder(tmp_path / "out/HR.lmdb") == (3, [])
-    code, _, err = script("prepare_data.py", "--gt", folder)
-    assert code == 2 and err == "error: --out: missing; needed are --gt and --out, or --check\n"
+    line = script("prepare_data.py", "--gt", folder, code=2)
+    assert line == "error: --out: missing; needed are --gt and --out, or --check\n"
 
 
 def write_record(out, changes):
@@ -274,9 +270,8 @@ def test_what_is_in_the_way_is_one_line_before_anything_is_made(photographs, tmp
         out.mkdir()
         put_there(out)
         before = names(out)
-        with pytest.raises(UserError, match=message) as error:
-            prepare(photographs, out, **options)
-        assert "\n" not in str(error.value) and names(out) == before
+        refused(message, prepare, photographs, out, **options)
+        assert names(out) == before
 
 
 def test_a_full_disk_leaves_no_part_of_an_lmdb(photographs, tmp_path, monkeypatch):
@@ -293,8 +288,7 @@ def test_workers_are_bounded_and_a_killed_one_is_one_line(tmp_path, monkeypatch)
     started = []
     pool = module.ProcessPoolExecutor
     monkeypatch.setattr(module, "ProcessPoolExecutor", lambda workers, **_: started.append(workers) or pool(2))
-    with pytest.raises(UserError, match="--workers: a process was killed"):
-        module.in_parallel(end_of_the_process, [tmp_path], 100_000, "x")
+    refused("--workers: a process was killed", module.in_parallel, end_of_the_process, [tmp_path], 100_000, "x")
     assert started == [4 * os.cpu_count()]
 
 

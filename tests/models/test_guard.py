@@ -7,11 +7,10 @@ import pytest
 import torch
 
 from tests.conftest import plain_options, tiny_options
-from tests.helpers import EVERY_BASE, GAN, batch, built, feed_noise, iterate, log_lines, log_text, quick, same
+from tests.helpers import EVERY_BASE, GAN, batch, built, feed_noise, iterate, log_lines, log_text, quick, refused, same
 from tlw_basicsr import SSIMDistance, UserError
 from tlw_basicsr.data.bicubic_sr_dataset import BicubicSRDataset
 from tlw_basicsr.models import guard, training
-from tlw_basicsr.models.guard import Snapshot
 from tlw_basicsr.util.files import load_file
 
 
@@ -86,6 +85,12 @@ def test_the_first_step_of_all_can_be_undone(photographs, tmp_path, pair):
     model.optimize_parameters(1)
     assert same(everything(model), before) and before[1] == [[], []]
     assert model.tlw.last_e_step is None
+    model.feed_data(batch(pair))
+    # after the step of φ, whose Adam holds something then
+    handle = model.net_g.conv_last.weight.register_hook(lambda g: g * math.inf)
+    model.optimize_parameters(1)
+    handle.remove()
+    assert same(everything(model), before)
 
 
 class Averaging(torch.nn.Module):
@@ -178,11 +183,7 @@ def test_max_bad_steps_in_a_row_end_the_training_with_a_file_to_look_at(photogra
     monkeypatch.setattr(BicubicSRDataset, "__getitem__", item)
     opt = quick(photographs, train__max_bad_steps=3, train__total_iter=20, logger__save_checkpoint_freq=1)
     opt["train"]["rehearse"] = False
-    with pytest.raises(
-        UserError, match=r"train\.max_bad_steps: 3 iterations in a row .* 7: gt.*bad_step_7\.pth"
-    ) as error:
-        train(opt)
-    assert "\n" not in str(error.value)
+    refused(r"train\.max_bad_steps: 3 iterations in a row .* 7: gt.*bad_step_7\.pth", train, opt)
     experiment = tmp_path / "experiments/tiny"
     dump = load_file(experiment / "bad_step_7.pth", "")
     assert dump["terms"][0] == "gt" and dump["batch"]["gt"].isnan().any() and all("photo" in p for p in dump["paths"])
@@ -241,40 +242,6 @@ def test_ssim_of_a_nan_is_nan_for_its_sample_alone(pair):
     a[0, 0, 3, 3] = math.nan
     d = SSIMDistance()(a, b)
     assert d[0].isnan() and torch.equal(d[1:], SSIMDistance()(a[1:], b[1:]))
-
-
-def test_a_snapshot_restores_what_an_optimiser_holds():
-    """Tensors, plain values, and a state that was not there."""
-    p, q = (torch.ones(3, requires_grad=True) for _ in range(2))
-    optimizer = torch.optim.SGD([p, q], 0.1, momentum=0.9)
-    p.grad = torch.ones(3)
-    optimizer.step()
-    optimizer.state[p]["count"] = 1
-    momentum, value = optimizer.state[p]["momentum_buffer"].clone(), p.detach().clone()
-    snapshot = Snapshot(optimizer)
-    p.grad, q.grad = torch.full((3,), 5.0), torch.ones(3)
-    optimizer.step()
-    optimizer.state[p]["count"] = 2
-    with torch.no_grad():
-        snapshot.restore()
-    assert torch.equal(p, value) and torch.equal(q, torch.ones(3))
-    assert torch.equal(optimizer.state[p]["momentum_buffer"], momentum) and optimizer.state[p]["count"] == 1
-    assert q not in optimizer.state or optimizer.state[q].get("momentum_buffer") is None
-
-
-def test_theta_and_its_moments_are_not_copied(photographs, tmp_path, pair, monkeypatch):
-    """After the first iteration, in which the order of the steps shows."""
-    copied = []
-    take = guard.Snapshot.__init__
-    monkeypatch.setattr(guard.Snapshot, "__init__", lambda self, o: (copied.append(o), take(self, o))[1])
-    for options, names in ((plain_options, []), (tiny_options, ["optimizer_w"] * 2)):
-        model = built(photographs, tmp_path, options)
-        model.feed_data(batch(pair))
-        model.optimize_parameters(1)
-        copied.clear()
-        for i in (2, 3):
-            model.optimize_parameters(i)
-        assert copied == [getattr(model, name) for name in names]
 
 
 def test_without_the_guard_nothing_is_looked_at(photographs, tmp_path, pair, monkeypatch):

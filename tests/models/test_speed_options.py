@@ -1,4 +1,4 @@
-"""What makes an iteration cheaper: exact parts change nothing, fast parts keep the gradient's direction."""
+"""What makes an iteration cheaper: it trains nearly as without, and E steps come and see what they should."""
 
 import math
 import shutil
@@ -7,29 +7,8 @@ import pytest
 import torch
 
 from tests.conftest import tiny_options
-from tests.helpers import GAN, batch, built, check_resume, iterate, log_lines, quick, real_pairs
-from tlw_basicsr import SSIMDistance, UserError
-from tlw_basicsr.core.distances import _EagerGradient
-from tlw_basicsr.models.optimizer import MixedPrecision
+from tests.helpers import EVERY_BASE, GAN, batch, built, check_resume, feed_noise, iterate, log_lines, quick
 from tlw_basicsr.util.files import load_file
-
-
-def test_eager_gradients_are_autograds():
-    sr, gt = (x.double() for x in real_pairs())
-    distance = SSIMDistance()
-    upstream = torch.rand(len(gt), dtype=torch.float64)
-    eager, plain = (sr.clone().requires_grad_() for _ in range(2))
-    (_EagerGradient.apply(eager, lambda a: distance(a, gt)) * upstream).sum().backward()
-    (distance(plain, gt) * upstream).sum().backward()
-    assert torch.allclose(eager.grad, plain.grad, rtol=1e-9)
-
-
-def test_the_fast_preset_steps_the_weights_every_second_iteration(photographs, tmp_path, pair):
-    model = built(photographs, tmp_path, train__tlw__preset="fast")
-    assert not model.tlw.importance
-    model.feed_data(batch(pair))
-    assert [iterate(model, i, "net_w") for i in range(1, 6)] == [[True], [False], [True], [False], [True]]
-    assert "l_w" in model.get_current_log()
 
 
 def test_a_log_before_the_first_e_step_has_what_there_is(photographs, tmp_path, pair):
@@ -39,12 +18,6 @@ def test_a_log_before_the_first_e_step_has_what_there_is(photographs, tmp_path, 
     model.optimize_parameters(2)
     log = model.get_current_log()
     assert "w_mean" in log and "k" in log and "l_w" not in log
-
-
-def test_an_option_goes_before_the_preset(photographs, tmp_path):
-    model = built(photographs, tmp_path, train__tlw={"preset": "fast", "importance": True, "k_unit": "iter"})
-    assert model.tlw.importance and model.tlw.weight_interval == 2
-    assert built(photographs, tmp_path).tlw.weight_interval == 1
 
 
 @pytest.mark.parametrize("base", ["SRModel", "ESRGANModel"])
@@ -92,11 +65,6 @@ def test_a_step_that_is_not_finite_is_left_out_and_counted(photographs, tmp_path
     assert iterate(model, 3, "net_g") == [True]
 
 
-def test_without_amp_there_is_no_autocast():
-    with MixedPrecision("cpu", False).step():
-        assert not torch.is_autocast_enabled("cpu")
-
-
 def test_a_run_with_amp_resumes_with_its_scale(photographs, train, tmp_path):
     whole, _ = check_resume(train, tmp_path, tiny_options(photographs, train__use_amp="fp16"), 4)
     assert load_file(whole / "training_states/8.state", "")["amp"]["scaler"]["scale"] > 1
@@ -116,7 +84,62 @@ def test_compiled_networks_train_and_save_ordinary_files(photographs, train):
     assert all("_orig_mod" not in name for name in names)
 
 
-def test_wrong_values_are_refused(photographs, tmp_path, train):
-    for place, value in (("train__tlw__preset", "quick"), ("train__use_amp", "half"), ("train__tlw__use_amp", "fp16")):
-        with pytest.raises(UserError, match=place.replace("__", ".")):
-            train(tiny_options(photographs, **{place: value}))
+# ------------------------------------------------------------------- E steps now and then, on a part of the batch
+
+TLW = {"preset": "economy", "weight_interval": 3, "weight_batch": 1, "weight_crop": 16, "k_unit": "iter"}
+ECONOMY = {"network_w": ..., "train__optim_w": ..., "train__tlw": TLW}
+
+
+def train_on_noise(model, base, iterations):
+    """For every iteration: the shapes of x in E steps, those in M steps, and whether φ was stepped."""
+    seen, rows = [], []
+    model.net_w.register_forward_pre_hook(lambda _, args: seen.append((torch.is_grad_enabled(), tuple(args[1].shape))))
+    for i in range(1, iterations + 1):
+        feed_noise(model, base, size=(64, 64) if "V" in base else (12, 12))
+        (stepped,) = iterate(model, i, "net_w")
+        rows.append(([shape for e, shape in seen if e], [shape for e, shape in seen if not e], stepped))
+        seen.clear()
+    return rows
+
+
+@pytest.mark.parametrize("base", EVERY_BASE)
+def test_every_base_model_has_its_e_steps_on_a_crop_of_one_sample(photographs, tmp_path, base):
+    model = built(photographs, tmp_path, base_model=base, train__ema_decay=0, **EVERY_BASE[base] | ECONOMY)
+    rows = train_on_noise(model, base, 7)
+    samples = 6 if base == "VideoRecurrentModel" else 2  # frames count as samples
+    side = model.gt.shape[-1]
+    assert [e for e, _, _ in rows] == [[(1, 3, 16, 16)], [], []] * 2 + [[(1, 3, 16, 16)]]
+    assert all(m == [(samples, 3, side, side)] for _, m, _ in rows)
+    assert [stepped for _, _, stepped in rows] == [True, False, False] * 2 + [True]
+
+
+def test_a_step_of_phi_takes_as_many_e_steps_as_are_accumulated(photographs, tmp_path):
+    model = built(photographs, tmp_path, train__accumulation_steps=2, **ECONOMY)
+    rows = train_on_noise(model, "SRModel", 10)
+    assert [i for i, (e, _, _) in enumerate(rows, 1) if e] == [1, 4, 7, 10]
+    assert [i for i, (_, _, stepped) in enumerate(rows, 1) if stepped] == [4, 10]
+
+
+def test_phi_waits_for_the_generator(photographs, tmp_path):
+    model = built(
+        photographs, tmp_path, base_model="ESRGANModel", train__net_d_iters=2, train__net_d_init_iters=3, **GAN, **ECONOMY
+    )  # fmt: skip
+    rows = train_on_noise(model, "ESRGANModel", 12)
+    assert [i for i, (_, m, _) in enumerate(rows, 1) if m] == [4, 6, 8, 10, 12]  # the generator's iterations
+    assert [i for i, (e, _, _) in enumerate(rows, 1) if e] == [4, 8, 12]  # of them, three or more after the last
+
+
+def test_phi_may_start_from_a_file(photographs, train, tmp_path):
+    first = train(tiny_options(photographs, **ECONOMY)) / "models/net_w_8.pth"
+    again = tiny_options(photographs, path__pretrain_network_w=str(first), train__total_iter=1, **ECONOMY)
+    net_w = load_file(train(again, root=tmp_path / "again") / "models/net_w_1.pth", "")["params"]
+    before = load_file(first, "")["params"]
+    assert net_w["conv.1.num_batches_tracked"] == before["conv.1.num_batches_tracked"] + 2
+
+
+@pytest.mark.parametrize("base", ["SRModel", "ESRGANModel"])
+def test_a_resume_within_a_round_ends_with_the_same_bits(photographs, train, tmp_path, base):
+    changes = {"base_model": base, "train__total_iter": 9, "logger__save_checkpoint_freq": 5}
+    opt = quick(photographs, **changes, datasets__train__gt_size=24, **EVERY_BASE[base], **ECONOMY)
+    whole, _ = check_resume(train, tmp_path, opt, 5)
+    assert load_file(whole / "training_states/5.state", "")["tlw"]["last_e_step"] == 4

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from tests.conftest import plain_options, tiny_options
-from tests.helpers import check_resume, log_lines, same
-from tlw_basicsr import UserError
+from tests.helpers import check_resume, log_lines, refused, same
 from tlw_basicsr.core.functional import uncertainty_driven_loss, uncertainty_loss
 from tlw_basicsr.util.files import load_file
 
@@ -101,8 +100,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("place", "value", "message"), WRONG)
 def test_wrong_options_are_refused_before_anything_is_made(photographs, train, tmp_path, place, value, message):
-    with pytest.raises(UserError, match=message):
-        train(options(photographs, **{place: value}))
+    refused(message, train, options(photographs, **{place: value}))
     assert not (tmp_path / "experiments").exists()
 
 
