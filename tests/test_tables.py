@@ -280,7 +280,7 @@ def test_a_damaged_record_is_named(folders):
 
 
 def test_what_is_measured_or_trained_on_other_images_is_not_taken(folders, photographs, reproduce):
-    """A set's name is not its content; results that are missing are measured again."""
+    """A set's name is not its content; results that are not numbers are measured again."""
     data = shutil.copytree(photographs, folders / "photos")
     arguments = ["--sets", "other", "--losses", "L1", "--iters", "2"]
     shutil.move(folders / "data/Set5", folders / "data/other")
@@ -295,7 +295,8 @@ def test_what_is_measured_or_trained_on_other_images_is_not_taken(folders, photo
     assert all(abs(value - first[key]) > 0.01 for key, value in measured().items())
     record = folders / "out/cells/EDSR_L1_x4_seed0.json"
     content, second = json.loads(record.read_text()), measured()
-    record.write_text(json.dumps({**content, "results": {}}))
-    assert measured() == second
+    for broken in ({}, {"other": 5}, {"other": {"field": {}, "paper": 1}}, {"other": {"field": {"psnr_y": "a"}}}):
+        record.write_text(json.dumps({**content, "results": broken}))
+        assert measured() == second
     cv2.imwrite(str(data / "photo0.png"), photograph("rocket"))
     assert "EDSR_L1_x4_seed0 was trained on other images in" in reproduce(*arguments, train_data=data, code=2)

@@ -260,7 +260,7 @@ IN_THE_WAY = [
     (lambda out: (out / "LRbicx2").write_text("x"), {"scales": [2]}, "LRbicx2 is not a folder"),
     (lambda out: (out / "meta_info.txt").mkdir(), {}, "meta_info.txt is a folder"),
     (lambda out: None, {"scales": [40]}, "photo0.png, 48×64 pixels, have a side of 40 as a multiple of 40; needed"),
-    (lambda out: None, {"scales": [50]}, "have a side of 0 as a multiple of 50"),
+    (lambda out: None, {"multiple": 50}, "have a side of 0 as a multiple of 50"),
 ]
 
 

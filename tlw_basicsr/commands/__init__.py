@@ -103,6 +103,7 @@ def parser_of_prepare() -> ArgumentParser:
     parser.add_argument("--borders", choices=("mirror", "replicate"), default="mirror", help=borders)
     rounding = "to 8 bits after each of the two passes, as MATLAB, or at the end, as the benchmark of EDSR at ×8"
     parser.add_argument("--rounding", choices=("twice", "once"), default="twice", help=rounding)
+    parser.add_argument("--multiple", type=int, help="cut tiles to a multiple of this (default: fits the scales)")
     parser.add_argument("--lmdb", action="store_true", help="also pack the folders into LMDBs")
     parser.add_argument("--cache", type=Path, help="fill a folder with the decoded images, for datasets.train.cache")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="number of processes")

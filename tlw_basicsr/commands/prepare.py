@@ -11,7 +11,7 @@ from tlw_basicsr.util.errors import UserError
 def main(argv: list[str] | None = None) -> None:
     """Parse the arguments and prepare the data."""
     args = parser_of_prepare().parse_args(argv)
-    for name in ("crop_size", "step", "workers"):
+    for name in ("crop_size", "step", "multiple", "workers"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')}: expected a number of at least 1, got {value}")
@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> None:
             raise UserError(f"--{name}: missing; needed are --gt and --out, or --check")
     if any(scale < 2 for scale in args.scales):
         raise UserError(f"--scales: expected numbers of at least 2, got {args.scales}")
-    cut = (args.crop_size, args.step, args.thresh_size, args.scales)
+    cut = (args.crop_size, args.step, args.thresh_size, args.scales, args.multiple)
     lq = {"borders": args.borders, "rounding": args.rounding}
     made = prepare(args.gt, args.out, *cut, lmdb=args.lmdb, cache=args.cache, workers=args.workers, **lq)
     print(f"{args.out}: {made['tiles']} HR tiles of {made['images']} images, {made['images_lq']} LR images")

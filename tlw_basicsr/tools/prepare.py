@@ -138,6 +138,7 @@ def prepare(
     step: int | None = None,
     threshold: int | None = None,
     scales: Iterable[int] = (),
+    multiple: int | None = None,
     lmdb: bool = False,
     cache: Path | None = None,
     workers: int = 1,
@@ -151,15 +152,16 @@ def prepare(
     Names are those of the images, with ``_`` for spaces and dots, which BasicSR does not read, and all different. What
     an earlier run with the same settings has made is kept, except tiles of images that are gone or have changed. The
     arguments are those of ``tlw prepare``; None for ``crop_size`` means whole images, for ``step`` no overlap, for
-    ``threshold`` no tiles at the border (see :func:`tlw_basicsr.data.tiles.tile_starts`). LR images that are not
-    MATLAB's of 8 bits lie in folders of their own, such as ``LRbicx4_replicate`` and ``LRbicx8_once``.
+    ``threshold`` no tiles at the border (see :func:`tlw_basicsr.data.tiles.tile_starts`), for ``multiple`` the least
+    common multiple of the scales. LR images that are not MATLAB's of 8 bits lie in folders of their own, such as
+    ``LRbicx4_replicate`` and ``LRbicx8_once``.
 
     Returns:
         Numbers of ``images``, ``tiles`` and LR ``images_lq``, of images whose earlier tiles were ``deleted``, and of
         images in subfolders that were ``left_out``.
     """
     scales = sorted(set(scales))
-    multiple = lcm(*scales)  # of which the sides of all tiles are
+    multiple = multiple or lcm(*scales)
     cut = Cut(crop_size, step or crop_size or 1, threshold, multiple)
     if crop_size and crop_size % multiple:
         raise UserError(f"--crop-size: {crop_size} is not a multiple of {multiple}, the least common one of the scales")

@@ -280,7 +280,7 @@ def measure(run: Run, name: str, scale: int, checkpoint: Path | None) -> Record:
     source: Source = BICUBIC
     for name_of_set in run.sets:
         images = run.fingerprint(run.data / name_of_set)
-        if record["images"].get(name_of_set) == images and name_of_set in record["results"]:
+        if record["images"].get(name_of_set) == images and is_measured(record["results"].get(name_of_set)):
             continue
         if checkpoint and source == BICUBIC:
             file = run.out / "options" / f"{name}.yml"
@@ -291,6 +291,17 @@ def measure(run: Run, name: str, scale: int, checkpoint: Path | None) -> Record:
         write_text(csv_text(rows), record_path(run, name).with_name(f"{name}_{name_of_set}.csv"))
         write_record(run, name, record)
     return record
+
+
+def is_measured(result: Any) -> bool:
+    """Whether a record's result has numbers of both protocols, or None for an infinite one."""
+    for name, protocol in PROTOCOLS.items():
+        values = result.get(name) if isinstance(result, dict) else None
+        if not isinstance(values, dict) or not values.keys() >= set(protocol.metrics):
+            return False
+        if not all(value is None or isinstance(value, (int, float)) for value in values.values()):
+            return False
+    return True
 
 
 def find_network(run: Run, cell: Cell) -> Path:
