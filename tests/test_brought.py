@@ -210,7 +210,7 @@ def test_a_training_step_of_another_signature_is_reported_before(photographs, tm
         check_all(tmp_path, plain_options(photographs, model_type=register(MODEL_REGISTRY, OtherLoopModel)))
 
 
-@pytest.mark.parametrize("root", ["images.h5", "tiles/*.png", {"a": 1}, [{"path": "x"}], 5])
+@pytest.mark.parametrize("root", ["images.h5", "tiles/*.png", ["a", "b"], {"a": 1}, [{"path": "x"}], 5])
 def test_a_plugins_data_set_may_read_what_is_no_folder(photographs, tmp_path, register, root):
     class PackedDataset(BicubicSRDataset):
         def __init__(self, opt):

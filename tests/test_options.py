@@ -109,6 +109,7 @@ WRONG = [
     ("train:tlw:k_end", 1.2, "train.tlw.k_end: expected a number in (0, 1), got 1.2"),
     ("train:tlw:k_decay", -5, "train.tlw.k_decay: expected a number above 0"),
     ("train:tlw:k_unit", "day", "train.tlw.k_unit: expected one of epoch, iter"),
+    ("train:tlw:weight_crop", 1, "fails in the first iteration ("),
     ("train:tlw:k_stop", 0.9, "train.tlw.k_stop: unknown option"),
     ("model_type", "SRModel", "train.pixel_opt.type: TLWLoss needs model_type: TLWModel"),
     ("val:metrics", {"psnr": {"type": "calculate_psn", "crop_border": 2}}, "val.metrics.psnr.type: 'calculate_psn'"),

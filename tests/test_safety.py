@@ -14,7 +14,7 @@ import torch
 
 from tests.conftest import ROOT, tiny_options, write_yaml
 from tests.helpers import TRAIN, environment, log_text, quick, run_python, start, wait_for
-from tlw_basicsr import UserError
+from tlw_basicsr import UserError, commands
 from tlw_basicsr.commands import infer
 from tlw_basicsr.data.images import image_size, read_picture
 from tlw_basicsr.engine.options import read_options
@@ -194,6 +194,11 @@ def test_a_yamls_plugins_run_only_where_they_are_allowed(tmp_path, photographs, 
         assert (tmp_path / "ran").exists() == bool(more)
         message = "error: plugins: a.yml names 'code', code that would run; --allow-plugins"
         assert more or done.stderr.startswith(message)
+
+
+def test_the_page_on_trust_names_every_command():
+    text = (ROOT / "docs/security.md").read_text("utf-8")
+    assert [name for name in commands.COMMANDS if f"`{name}`" not in text and f"`tlw {name}`" not in text] == []
 
 
 @pytest.mark.parametrize(
