@@ -152,7 +152,7 @@ def test_the_economy_preset_trains_one_channel_without_more(photographs, tmp_pat
     assert next(iter(state.values())).shape[:2] == (16, 2)
 
 
-@pytest.mark.parametrize("root", ["images.h5", "tiles/*.png", {"a": 1}, [{"path": "x"}], 5])
+@pytest.mark.parametrize("root", ["images.h5", "tiles/*.png", ["a", "b"], {"a": 1}, [{"path": "x"}], 5])
 def test_a_plugins_data_set_may_read_what_is_no_folder(photographs, tmp_path, register, root):
     class PackedDataset(BicubicSRDataset):
         def __init__(self, opt):

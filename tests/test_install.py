@@ -73,6 +73,16 @@ def test_the_core_trains_without_basicsr_and_the_rest_names_what_to_run():
     assert done.stderr == f"error: {MISSING}\n"
 
 
+def test_add_needs_no_basicsr(tmp_path):
+    (tmp_path / "a.yml").write_text(
+        "name: a\nmodel_type: SRModel\nnetwork_g: {type: EDSR}\n"
+        "train: {optim_g: {type: Adam}, total_iter: 9, pixel_opt: {type: L1Loss}}\n"
+    )
+    hide = HIDE.replace(', "yaml")', ")")
+    code, out, err = python(hide + "from tlw_basicsr.cli import main; main(['add', 'a.yml', 'b.yml'])", tmp_path)
+    assert code == 0 and out.startswith("b.yml: TLW added"), err
+
+
 def test_editors_see_the_names_that_can_be_imported():
     tree = ast.parse((ROOT / "tlw_basicsr/__init__.py").read_text("utf-8"))
     block = next(node for node in tree.body if isinstance(node, ast.If))

@@ -42,6 +42,7 @@ def test_it_is_the_object_of_these_options():
     other = loss_of(**options).tlw
     assert (other.optimizer.defaults["lr"], other.base, other.k_end, other.net_w.prior) == (0.25, "mse", 0.8, "none")
     assert loss_of(optim_w={"lr": 0.25}).tlw.optimizer.defaults["betas"] == (0.5, 0.999)
+    assert loss_of(optim_w={"betas": [0.1, 0.9]}).tlw.optimizer.defaults["lr"] == 1e-3  # of economy
     assert loss_of(weights="error", distance=None, net_w=None)(*images()).isfinite()
 
 

@@ -14,7 +14,7 @@ import torch
 
 from tests.conftest import ROOT, tiny_options, write_yaml
 from tests.helpers import TRAIN, environment, log_text, quick, refused, run_python, start, wait_for
-from tlw_basicsr import UserError
+from tlw_basicsr import UserError, commands
 from tlw_basicsr.data.images import image_size, read_picture
 from tlw_basicsr.engine.options import read_options
 from tlw_basicsr.models.states import take_gradients
@@ -177,6 +177,21 @@ def test_a_yamls_plugins_run_only_where_they_are_allowed(tmp_path, photographs, 
         assert (tmp_path / "ran").exists() == bool(more)
         message = "error: plugins: a.yml names 'code', code that would run; --allow-plugins"
         assert more or done.stderr.startswith(message)
+
+
+def test_the_page_on_trust_names_every_command():
+    text = (ROOT / "docs/security.md").read_text("utf-8")
+    assert [name for name in commands.COMMANDS if f"`{name}`" not in text and f"`tlw {name}`" not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("kept", "every", "taken"), [(1, 4, True), (3, 4, True), (3, 2, False), (2, 2, False), (1, 1, False)]
+)
+def test_gradients_kept_for_more_iterations_than_a_step_now_has_are_left_out(kept, every, taken):
+    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(2))])
+    take_gradients(optimizer, {"count": kept, "gradients": [torch.ones(2)]}, every)
+    p = optimizer.param_groups[0]["params"][0]
+    assert (p.grad is not None) == taken and getattr(optimizer, "accumulated", 0) == (kept if taken else 0)
 
 
 @pytest.mark.parametrize("gradient", [torch.ones(3), torch.full((2,), torch.nan)])

@@ -7,10 +7,11 @@ from basicsr.models.sr_model import SRModel
 from basicsr.utils.registry import ARCH_REGISTRY, MODEL_REGISTRY
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.conftest import photograph, plain_options, tiny_options
+from tests.conftest import photograph, plain_options, set_option, tiny_options
 from tests.helpers import (
     EVERY_BASE,
     built,
+    check_all,
     check_resume,
     feed_noise,
     gradient_norm,
@@ -82,6 +83,25 @@ def test_real_esrgans_queues_are_resumed(train, photographs, large_photographs, 
     changes = {**real_esrgan(large_photographs), "datasets__val": ..., "val": ..., "train__tlw__k_unit": "iter"}
     changes |= {"base_model": "RealESRNetModel", "queue_size": 4, "gt_usm": True, "train__total_iter": 5}
     check_resume(train, tmp_path, tiny_options(photographs, **changes), 3)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("jpeg_range", ..., "jpeg_range: missing; it is read in the first iteration"),
+        ("gt_size", ..., "gt_size: missing; it is read in the first iteration"),
+        ("queue_size", 3, "queue_size: 3"),
+    ],
+)
+def test_what_real_esrgan_asks_for_is_one_line_before_the_training(
+    photographs, large_photographs, tmp_path, key, value, message
+):
+    changes = {**real_esrgan(large_photographs), "datasets__val": ..., "val": ..., "train__tlw__k_unit": "iter"}
+    opt = tiny_options(photographs, **changes, base_model="RealESRNetModel", gt_usm=True)
+    set_option(opt, key, value)
+    with pytest.raises(UserError) as error:
+        check_all(tmp_path, opt)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_real_esrgan_weights_the_sharpened_target(photographs, tmp_path):

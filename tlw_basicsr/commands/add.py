@@ -9,11 +9,11 @@ distance SSIMDistance, which needs no download, preset: economy and a schedule o
 change is printed.
 """
 
+from importlib import import_module
 from pathlib import Path
 
 from tlw_basicsr.commands import parser_of
 from tlw_basicsr.tools.add_tlw import add_tlw, describe_changes
-from tlw_basicsr.tools.fine_tuning import fine_tuning
 from tlw_basicsr.util.errors import UserError
 from tlw_basicsr.util.files import write_text
 
@@ -34,7 +34,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.model:
         if args.input or args.keep_balance or args.base:
             raise UserError("--model: prints a whole YAML; expected no other arguments than --name")
-        print(fine_tuning(args.model, args.name), end="")
+        tool = import_module("tlw_basicsr.tools.fine_tuning")  # it needs BasicSR, which the rest does not
+        print(tool.fine_tuning(args.model, args.name), end="")
         return
     if not args.output:
         raise UserError("tlw add: expected IN.yml OUT.yml, or --model FILE")
