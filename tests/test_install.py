@@ -79,8 +79,8 @@ def test_add_needs_no_basicsr(tmp_path):
         "train: {optim_g: {type: Adam}, total_iter: 9, pixel_opt: {type: L1Loss}}\n"
     )
     hide = HIDE.replace(', "yaml")', ")")
-    code, out, err = python(hide + "from tlw_basicsr.cli import main; main(['add', 'a.yml', 'b.yml'])", tmp_path)
-    assert code == 0 and out.startswith("b.yml: TLW added"), err
+    done = run_python(tmp_path, "-c", hide + "from tlw_basicsr.cli import main; main(['add', 'a.yml', 'b.yml'])")
+    assert done.stdout.startswith("b.yml: TLW added")
 
 
 def test_editors_see_the_names_that_can_be_imported():

@@ -99,9 +99,7 @@ def test_what_real_esrgan_asks_for_is_one_line_before_the_training(
     changes = {**real_esrgan(large_photographs), "datasets__val": ..., "val": ..., "train__tlw__k_unit": "iter"}
     opt = tiny_options(photographs, **changes, base_model="RealESRNetModel", gt_usm=True)
     set_option(opt, key, value)
-    with pytest.raises(UserError) as error:
-        check_all(tmp_path, opt)
-    assert message in str(error.value) and "\n" not in str(error.value)
+    refused(message, check_all, tmp_path, opt)
 
 
 def test_real_esrgan_weights_the_sharpened_target(photographs, tmp_path):
