@@ -8,7 +8,6 @@ tlw evaluate --gt datasets/Set5 --scale 4 --opt options/train/EDSR/train_EDSR_L1
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from tlw_basicsr.commands import add_arguments, add_network_arguments, parser_of
@@ -65,8 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     protocols = list(PROTOCOLS) if chosen == "both" else [chosen]
     source, name, scale = find_source(args)
     settings = {"with_lpips": args.lpips, "with_perceptual": args.perceptual, "grey_as_y": args.grey_as_y}
-    settings |= {"lq_folder": args.lq, "progress": sys.stderr.isatty()}
-    rows = evaluate(dict.fromkeys(protocols, source), args.gt, scale, **settings)
+    rows = evaluate(dict.fromkeys(protocols, source), args.gt, scale, lq_folder=args.lq, **settings)
     result = means(rows)
     if args.json == STDOUT:
         print(json_text(result))

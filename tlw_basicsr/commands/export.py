@@ -8,11 +8,12 @@ Both describe the network in their metadata. ONNX needs: pip install '.[export]'
 
 from pathlib import Path
 
+from tqdm import tqdm
+
 from tlw_basicsr.commands import add_network_arguments, parser_of
 from tlw_basicsr.tools.experiment import load_sr_network
 from tlw_basicsr.tools.export import NEEDED, check_installed, export_onnx, export_safetensors
 from tlw_basicsr.util.errors import UserError
-from tlw_basicsr.util.progress import announce
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -29,12 +30,11 @@ def main(argv: list[str] | None = None) -> None:
         check_installed(path.suffix.lower())
     trained = load_sr_network(args)
     net, options = trained.net, trained.options
-    for path in args.out:
-        announce(f"Writing {path} …")
+    for path in tqdm(args.out, desc="export", unit="file", disable=None):
         if path.suffix.lower() == ".onnx":
             difference = export_onnx(net, options, path, args.size and tuple(args.size))
             sizes = f"images of {args.size[0]}×{args.size[1]}, one at a time" if args.size else "any batch and size"
-            print(f"{path}: for {sizes}; differs by {difference:.1e} from the network")
+            tqdm.write(f"{path}: for {sizes}; differs by {difference:.1e} from the network")
         else:
             export_safetensors(net, options, path)
-            print(f"{path}: {sum(p.numel() for p in net.parameters()):,} parameters")
+            tqdm.write(f"{path}: {sum(p.numel() for p in net.parameters()):,} parameters")

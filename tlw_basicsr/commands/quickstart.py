@@ -13,6 +13,7 @@ from pathlib import Path
 import cv2
 import skimage.data
 from skimage.color import gray2rgb
+from tqdm import tqdm
 
 from tlw_basicsr.commands import parser_of
 from tlw_basicsr.data.images import write_image
@@ -41,7 +42,7 @@ def write_photographs(folder: Path) -> None:
     """Write scikit-image's photographs as PNGs into ``train/`` and ``held_out/``."""
     for part, names in (("train", TRAIN), ("held_out", HELD_OUT)):
         (folder / part).mkdir(parents=True, exist_ok=True)
-        for name in names:
+        for name in tqdm(names, desc=f"data/{part}", unit="image", leave=False, disable=None):
             image = getattr(skimage.data, name)()
             image = image[0] if isinstance(image, tuple) else image  # the left one of the stereo pair
             image = gray2rgb(image) if image.ndim == 2 else image

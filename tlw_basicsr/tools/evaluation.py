@@ -264,7 +264,6 @@ def evaluate(
     with_lpips: bool = False,
     with_perceptual: bool = False,
     grey_as_y: bool = False,
-    progress: bool = False,
 ) -> list[Row]:
     """Measure every image of a folder.
 
@@ -277,7 +276,6 @@ def evaluate(
         with_perceptual: also GMSD (lower is better), HaarPSI and VIF (higher is better) of RGB.
         grey_as_y: take the levels of HR images that hold grey levels only as Y (``'field'``), as the published values
             of Set14 do; otherwise they are expanded to RGB first, as BasicSR does.
-        progress: show a bar.
 
     Returns:
         A row for each image and protocol: ``image``, ``protocol`` and the metrics.
@@ -289,7 +287,7 @@ def evaluate(
     metrics = {name: (*PROTOCOLS[name].metrics, *extra) for name in sources}
     several = [pairs(gt_folder, scale, PROTOCOLS[name], lq_folder, metrics[name], grey_as_y) for name in sources]
     rows: list[Row] = []
-    for of_image in tqdm(zip(*several, strict=True), unit="image", disable=not progress, leave=False):
+    for of_image in tqdm(zip(*several, strict=True), unit="image", disable=None, leave=False):
         for pair in of_image:
             name = pair.protocol.name
             values = measure(make_sr(sources[name], pair), pair, metrics[name])
