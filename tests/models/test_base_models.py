@@ -231,6 +231,20 @@ def test_the_moving_average_has_the_running_averages(photographs, tmp_path):
         assert torch.equal(ours.running_mean, averaged.running_mean) and averaged.running_mean.abs().min() > 0
 
 
+def test_a_model_may_have_an_average_without_basicsrs_attribute_of_its_decay(photographs, train, register):
+    """As GFPGAN's."""
+
+    class OwnAverageModel(SRModel):
+        def optimize_parameters(self, current_iter):
+            self.ema_decay = 0.5
+            super().optimize_parameters(current_iter)
+            del self.ema_decay
+
+    opt = plain_options(photographs, model_type=register(MODEL_REGISTRY, OwnAverageModel), train__total_iter=1)
+    opt["val"]["val_freq"] = 1
+    assert "Validation of params_ema." in log_text(train(opt))
+
+
 def test_a_buffer_that_fits_the_size_of_the_image_is_each_networks_own(photographs, train, register):
     """As positions that are kept for the next image of the same size; validation images are of other sizes."""
 

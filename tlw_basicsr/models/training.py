@@ -283,7 +283,7 @@ class TrainingMixin(BaseModel):
         One process may validate alone, and a distributed network would wait for the others to share its buffers.
         """
         if self.is_train and hasattr(self, "net_g_ema"):
-            age = describe_average(self.ema_decay, current_iter)
+            age = describe_average(getattr(self, "ema_decay", 0), current_iter)  # GFPGAN's model has none
             get_root_logger().info(f"Validation of params_ema{age}.")
         wrapped, self.net_g = self.net_g, self.get_bare_model(self.net_g)
         try:
