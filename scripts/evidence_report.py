@@ -7,6 +7,7 @@ writes ``OUT/report.md``, ``OUT/results.csv``, which ``scripts/results.py`` read
 """
 
 import argparse
+import importlib
 import json
 import math
 import sys
@@ -165,7 +166,7 @@ def learned(records: dict[str, dict[str, Any]], rows: Sequence[str]) -> str:
     headings = ["loss, iterations", "WC / constant's", "correlation with the error", "standard deviation", "seeds"]
     table = []
     for row in rows:
-        ends = [r["log"][-1] for r in records.values() if row_of(r) == row]
+        ends = [r["log"][-1] for r in records.values() if row_of(r) == row and r["log"]]
         if any("wc_ratio" in end for end in ends):
             cells = [text([end[key] for end in ends], 2) for key in ("wc_ratio", "correlation", "w_std")]
             table.append([label(row), *cells, str(len(ends))])
@@ -264,8 +265,11 @@ def main() -> None:
     parser.add_argument("--figures", type=Path, help="folder of the figures")
     parser.add_argument("--rows", nargs="*", help="rows to report and plot, NAME_ITERATIONS; default: all")
     parser.add_argument("--against", nargs="*", help="rows to take differences to; default: those of L1 and Error")
+    parser.add_argument("--plugins", nargs="*", default=[], help="modules that register further networks")
     parser.add_argument("--weights", nargs="*", help="runs whose weights to draw, NAME_ITERATIONS_seedN")
     args = parser.parse_args()
+    for plugin in args.plugins:
+        importlib.import_module(plugin)
     figures = args.figures or args.out
     records, values = load(args.out)
     of_set5 = values["Set5"]
