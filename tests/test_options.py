@@ -157,6 +157,7 @@ WRONG = [
     ("path:pretrain_network_g", "none.pth", "path.pretrain_network_g: none.pth is not a file"),
     ("path:resume_state", "none.state", "path.resume_state: none.state is not a file"),
     ("train:pixel_opt:distance", {"type": "L1Loss"}, "train.pixel_opt: TLWLoss fails in the first iteration ("),
+    ("train:tlw:weight_crop", 1, "; train.tlw.weight_crop: 1"),
     ("train:pixel_opt:distance", {"type": "SSIMDistance", "kernel_size": 33}, "distance: SSIMDistance fails in the first iter"),
     ("val:metrics", {"p": {"type": "calculate_psnr", "crop_border": "4"}}, "val.metrics.p: calculate_psnr fails in the val"),
     ("val:metrics", {"p": {"type": "calculate_psnr", "crop_border": 2, "input_order": "XYZ"}}, "val.metrics.p: calculate_psnr"),

@@ -220,6 +220,8 @@ class Rehearsal:
                 return str(wrong)
             doubts = find_doubts(section, call)
         hint, gt = self._name_options(str(error)), getattr(self.model, "batch", {}).get("gt")
+        if place[-1] == "distance" and (crop := _value_at(self.opt, ("train", "tlw", "weight_crop"))):
+            hint += f"; train.tlw.weight_crop: {crop}"
         if place[0].startswith("network_") and gt is not None and gt.shape[1] == 1:
             hint += "; the images have one channel, which num_in_ch: 1 takes"
         if place == ("network_g",) and "validation" in stage and type(self.model).test is SRModel.test:
