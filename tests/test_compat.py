@@ -132,7 +132,7 @@ def test_a_part_that_is_missing_is_named_where_it_is_used(monkeypatch):
     part = compat.part_of_basicsr("basicsr.archs.none_arch", "None_", "Sub")
     assert "; it lacks basicsr.archs.none_arch.None_: without it there is no Sub." in compat.tell_basicsr()
     message = r"Sub needs basicsr.archs.none_arch.None_, which basicsr .* lacks; the one of pip"
-    refused(message, type("Sub", (part), {}))
+    refused(message, type("Sub", (part,), {}))
 
 
 def test_functions_are_replaced_where_plugins_have_them(monkeypatch):

@@ -79,7 +79,6 @@ IN_THE_FILE = [  # which an editor sees too, by the JSON schema
     ("train:tlw:k_end", 1.2, "train.tlw.k_end: expected a number in (0, 1), got 1.2"),
     ("train:tlw:k_decay", -5, "train.tlw.k_decay: expected a number above 0"),
     ("train:tlw:k_unit", "day", "train.tlw.k_unit: expected one of epoch, iter"),
-    ("train:tlw:weight_crop", 1, "fails in the first iteration ("),
     ("train:tlw:k_stop", 0.9, "train.tlw.k_stop: unknown option"),
     ("val:metrics", {"psnr": {"type": "calculate_psnr"}}, "val.metrics.psnr.crop_border: missing"),
     ("val:metrics", {"p": {"type": "calculate_psnr", "crop_border": 2, "better": "up"}}, "val.metrics.p.better: expected one of"),

@@ -10,11 +10,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from basicsr.archs import build_network
+from basicsr.utils.registry import METRIC_REGISTRY
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import ROOT, control_options, plain_options, tiny_options, write_yaml
 from tests.helpers import TRAIN, check_resume, log_lines, log_text, quick, refused, run_python, same
 from tlw_basicsr import UserError, k_schedule
+from tlw_basicsr.metrics.paper_metrics import tlw_psnr_y
 from tlw_basicsr.util.files import load_file
 
 
@@ -217,11 +219,15 @@ def test_a_terminal_gets_a_progress_bar(photographs, tmp_path):
     assert "it/s" in done.stdout or "s/it" in done.stdout
 
 
-def test_the_best_networks_by_a_metric_are_kept(photographs, train):
+def test_the_best_networks_by_a_metric_are_kept(photographs, train, register):
     """The network improves, so by the lowest PSNR the first one is the best."""
+
+    def own_psnr(img, img2, **_):
+        return tlw_psnr_y(img, img2)
+
     metrics = {
         "lpips": {"type": "tlw_lpips", "net": "alex", "weights": "random", "better": "lower"},
-        "worst": {"type": "tlw_psnr_y", "better": "lower"},
+        "worst": {"type": register(METRIC_REGISTRY, own_psnr), "better": "lower"},
     }
     often = {"val__val_freq": 2, "logger__save_checkpoint_freq": 2}
     experiment = train(tiny_options(photographs, val__metrics=metrics, val__save_best="worst", **often))

@@ -18,8 +18,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from basicsr.metrics import calculate_psnr
 from basicsr.models.base_model import BaseModel
 from basicsr.models.sr_model import SRModel
+from basicsr.utils.registry import METRIC_REGISTRY
 
 from tests.conftest import PSNR, ROOT, plain_options, reset_logger, set_option, tiny_options, write_yaml
 from tests.helpers import (
@@ -275,10 +277,15 @@ def test_a_log_of_the_same_second_is_kept(photographs, train, monkeypatch):
     assert text.count("End of training.") == 2 and "Resuming after iteration 2." in text
 
 
-def test_another_metric_begins_anew_on_a_resume(photographs, train):
+def test_another_metric_begins_anew_on_a_resume(photographs, train, register):
     """One that is added, one that is turned round, one that stays."""
-    train(tiny_options(photographs, val__metrics={"psnr": PSNR, "turned": PSNR, "gone": PSNR}))
-    metrics = {"psnr": PSNR, "turned": {**PSNR, "better": "lower"}, "added": PSNR}
+
+    def own_psnr(img, img2, **_):
+        return calculate_psnr(img, img2, 2)
+
+    own = {"type": register(METRIC_REGISTRY, own_psnr)}
+    train(tiny_options(photographs, val__metrics={"psnr": PSNR, "turned": own, "gone": PSNR}))
+    metrics = {"psnr": PSNR, "turned": {**own, "better": "lower"}, "added": PSNR}
     changes = {"train__total_iter": 12, "val__metrics": metrics, "val__save_best": "added"}
     experiment = train(tiny_options(photographs, **changes), "--auto_resume")
     best = load_file(experiment / "training_states/12.state", "")["best_metric_results"]["photos_val"]
