@@ -167,7 +167,7 @@ class TLW(nn.Module):
 
     @classmethod
     def from_preset(cls, preset: str, distance: nn.Module | None = None, **changes: Any) -> "TLW":
-        """The object with the values of a preset of :data:`PRESETS`; ``changes`` go before them.
+        """The object with the values of a preset of :data:`PRESETS`; ``changes`` override them.
 
         ``economy`` also has a smaller weighting network, and a higher learning rate of its Adam.
         """
