@@ -32,6 +32,9 @@ Every option that this package or BasicSR's loops read. `python scripts/generate
 code that checks them. Options of other networks, losses and metrics are the parameters of their classes and functions.
 A key that nothing reads is an error if it belongs to one of our sections or is spelt nearly like a key that is read;
 otherwise the log mentions it.
+
+x is the HR image, x̂ the SR image, w the weights, k their mean, D the distance by which they are learned. E steps train
+the weighting network, M steps the SR network, see [the method](method.md).
 """
 Table = dict[str, Option]
 

@@ -1,4 +1,4 @@
-"""Docstrings are written for ``help()`` and editors; MkDocs gets Sphinx's roles and ``::`` as Markdown."""
+"""Docstrings are written for ``help()`` and editors; MkDocs gets Sphinx's roles and ``::`` as Markdown, types bare."""
 
 import ast
 import re
@@ -12,10 +12,19 @@ class Roles(griffe.Extension):
     """``:func:`name``` becomes ```name```; the indented block after ``::`` becomes a fenced one."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
-        """Change the docstring of one object."""
+        """Change the docstring of one object, and the types of its arguments."""
+        for parameter in obj.parameters if isinstance(obj, griffe.Function) else ():
+            parameter.annotation = bare(parameter.annotation)
         if obj.docstring:
             text = re.sub(r":(?:attr|func|class|meth|mod|data):`~?([^`]+)`", r"`\1`", obj.docstring.value)
             obj.docstring.value = re.sub(r"(\S?) ?::\n\n((?: {4}.*\n*|\n)+)", fence, text)
+
+
+def bare(annotation: str | griffe.Expr | None) -> str | griffe.Expr | None:
+    """``Annotated[int, …]`` is ``int``; the rest of it is for the check of options."""
+    if isinstance(annotation, griffe.ExprSubscript) and str(annotation.left) == "Annotated":
+        return annotation.slice.elements[0]
+    return annotation
 
 
 def fence(found: re.Match[str]) -> str:

@@ -26,7 +26,7 @@ INFER = """Upscale images by a trained network: files, folders and globs.
   tlw infer photo.jpg --model 4x_anything.safetensors
   tlw infer photo.jpg folder 'more/*.png' --opt TRAINING.yml --out results/inference
 
-Results are PNG files of the name of the image and --suffix; images of one name also have their suffix or folder in it.
+Results are PNG files named as the images, with --suffix; where names are equal, their suffix or folder is added.
 16 bits, alpha (by bicubic), grey and the colour space (ICC profile, gAMA) stay. What can't be read, or would be
 replaced by its result, is skipped.
 Exit code: 0 all done, 1 some skipped, 2 wrong usage.
@@ -67,7 +67,7 @@ def add_network_arguments(parser: ArgumentParser) -> Any:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--model", metavar="FILE", help="a file of any network that spandrel knows; no options needed")
     source.add_argument("--opt", metavar="YAML", help="training or test YAML with the network's options (network_g)")
-    source.add_argument("--network", metavar="OPTIONS", help="or the options, such as '{type: EDSR, num_in_ch: 3, …}'")
+    source.add_argument("--network", metavar="OPTIONS", help="these options alone: '{type: EDSR, num_in_ch: 3, …}'")
     newest = "default: the YAML's path.pretrain_network_g, else experiments/NAME/models/net_g_latest.pth"
     parser.add_argument("--checkpoint", metavar="PTH", help=newest)
     add_arguments(parser, "--param_key", "--allow-plugins")
@@ -80,9 +80,9 @@ def parser_of_infer() -> ArgumentParser:
     parser.add_argument("inputs", nargs="+", help="images, folders of images, or globs ('**' goes into folders)")
     add_network_arguments(parser)
     parser.add_argument("--out", type=Path, default=Path("results/inference"), help="folder; default results/inference")
-    parser.add_argument("--suffix", default="", help="put behind the name of the image, such as _x4")
+    parser.add_argument("--suffix", default="", help="added to the name of the image, such as _x4")
     parser.add_argument("--tile", type=int, default=512, help="largest tile in LR pixels, 512; 0: the whole image")
-    parser.add_argument("--overlap", type=int, help="of tiles, in LR pixels; default 32, or half of a smaller tile")
+    parser.add_argument("--overlap", type=int, help="of tiles, in LR pixels; default: 32, or half of a smaller tile")
     add_arguments(parser, "--device")
     parser.add_argument("--compression", type=int, choices=range(10), help="of the PNGs, 0 to 9; default: the fastest")
     parser.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="precision of the network")
@@ -99,15 +99,15 @@ def parser_of_prepare() -> ArgumentParser:
     thresh = "add a tile at a border where more than this many pixels are left (default: never)"
     parser.add_argument("--thresh-size", type=int, help=thresh)
     parser.add_argument("--scales", type=int, nargs="*", default=[], help="make LR images of these scales")
-    borders = "beyond an image: mirrored, or its outer pixels again, as in the LR images of SelfExSR and RCAN"
+    borders = "beyond the border: the image mirrored, or its outer pixels repeated, as SelfExSR and RCAN have it"
     parser.add_argument("--borders", choices=("mirror", "replicate"), default="mirror", help=borders)
-    rounding = "to 8 bits after each of the two passes, as MATLAB, or at the end, as the benchmark of EDSR at ×8"
+    rounding = "round to 8 bits after each of two passes, as MATLAB, or once at the end, as in EDSR's benchmark at ×8"
     parser.add_argument("--rounding", choices=("twice", "once"), default="twice", help=rounding)
     parser.add_argument("--multiple", type=int, help="cut tiles to a multiple of this (default: fits the scales)")
     parser.add_argument("--lmdb", action="store_true", help="also pack the folders into LMDBs")
     parser.add_argument("--cache", type=Path, help="fill a folder with the decoded images, for datasets.train.cache")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="number of processes")
-    parser.add_argument("--check", type=Path, nargs="+", metavar="FOLDER", help="only read every image of these")
+    parser.add_argument("--check", type=Path, nargs="+", metavar="FOLDER", help="only read all images of these")
     return parser
 
 

@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = parser_of("compare", __doc__)
     parser.add_argument("results", nargs="*", metavar="[LABEL=]RESULT", help="bicubic, a YAML, a file or a folder")
     parser.add_argument("--model", nargs="+", default=[], metavar="[LABEL=]FILE", help="more results: networks' files")
-    parser.add_argument("--scale", type=int, help="of the super-resolution; default: the networks'")
+    parser.add_argument("--scale", type=int, help="scale of the super-resolution; default: the networks'")
     parser.add_argument("--distance", metavar="OPTIONS", help="also D, such as '{type: SSIMDistance}'")
     parser.add_argument("--out", type=Path, default=Path("compare.html"), help="page to write; default compare.html")
     add_arguments(parser, "--gt", "--param_key", "--device", "--allow-plugins")

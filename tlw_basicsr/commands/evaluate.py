@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     """Parse the arguments, measure, print and write."""
     parser = parser_of("evaluate", __doc__)
     add_arguments(parser, "--gt", "--perceptual", "--grey-as-y", "--device")
-    parser.add_argument("--scale", type=int, help="of the super-resolution; default: the network's")
+    parser.add_argument("--scale", type=int, help="scale of the super-resolution; default: the network's")
     parser.add_argument("--lq", type=Path, help="folder of LR images, for the field's protocol; default: made from HR")
     what = add_network_arguments(parser)
     what.add_argument("--bicubic", action="store_true", help="measure bicubic upscaling")

@@ -4,7 +4,7 @@
   tlw options recipe_EDSR_x4 > my.yml      # a training for use in practice
   tlw options EDSR_L1TLW_x4                # the training of a cell of the paper's tables
   tlw options test_EDSR_L1TLW_x4           # its test
-  tlw options --schema > tlw.schema.json   # beside my.yml: editors complete and check it by that
+  tlw options --schema > tlw.schema.json   # beside my.yml: editors complete and check the file
 
 Change its name and its paths; docs/options.md explains every option.
 """

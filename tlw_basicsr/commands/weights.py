@@ -1,7 +1,7 @@
 """Draw what a weighting network does on one image, or say in numbers what weightings do on a folder of images.
 
   tlw weights --opt TRAINING.yml --image HR.png            # one figure that explains the method
-  tlw weights --opt TRAINING.yml --image HR.png --strip    # a strip of w over the training
+  tlw weights --opt TRAINING.yml --image HR.png --strip    # the weights over the training
   tlw weights --opt TRAINING.yml --data datasets/Set5      # a table and a plot: learned weights, and others beside them
   tlw weights --opt TRAINING.yml --data datasets/Set5 --strip   # the learned weights over the training
 
@@ -165,7 +165,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--param_key", choices=("params_ema", "params"), default="params_ema", help="of the SR network")
     parser.add_argument("--k", type=float, help="mean of the weights; default: what it was in the training")
     parser.add_argument("--crop", type=int, nargs=4, metavar=("TOP", "LEFT", "HEIGHT", "WIDTH"), help="part to show")
-    parser.add_argument("--strip", action="store_true", help="w over the training")
+    parser.add_argument("--strip", action="store_true", help="show the weights over the training")
     parser.add_argument("--columns", type=int, default=6, help="iterations in the strip (default 6)")
     parser.add_argument("--json", action="store_true", help="print the values as JSON, for scripts")
     parser.add_argument("--out", type=Path, help="file to write; default: weights.png and the like")

@@ -79,30 +79,29 @@ class TLW(nn.Module):
                 optimizer.zero_grad(); loss.backward(); optimizer.step()
 
     Images are (N, C, H, W), or (N, T, C, H, W) of a video, whose frames count as samples; x is in [0, 1].
-    ``state_dict()`` holds φ, its optimiser, the number of calls and of the last E step; D is not in it. In eval mode
-    and without gradients there is no E step. One whose loss or gradient is not finite changes nothing and is due again;
-    unless the optimiser has a ``guard`` of its own, that is looked at in each E step. Images of any floating-point type
-    are taken in that of φ, which with D stays in at least float32: half precision is autocast's affair, not
-    ``.half()``'s. With torch.distributed the gradients of φ are averaged over the processes, and its start values are
-    the first one's.
+    ``state_dict()`` holds φ, its optimiser, the number of calls and that of the last E step, but not D. In eval mode
+    and without gradients there is no E step. An E step whose loss or gradient is not finite changes nothing and is due
+    again; this is checked in each E step unless the optimiser has a ``guard`` of its own. Images of any floating-point
+    type are converted to that of φ. φ and D stay in at least float32: use autocast for half precision, not ``.half()``.
+    With torch.distributed the gradients of φ are averaged over the processes, and all start with φ of the first one.
 
     Args:
         distance: D, a module ``distance(a, b)`` on images in [0, 1] with one value per sample, which depends on that
             sample alone. None for the paper's, ``LPIPSDistance("vgg")``. The controls take no distance.
         base: ℓ of a pixel, see :func:`tlw_basicsr.core.functional.pixel_error`.
-        weights: ``'learned'``; a control without learning at about the price of ℓ alone: ``'random'`` samples the
-            constant map k, ``'error'`` takes :func:`tlw_basicsr.error_weights` as they are; or any
+        weights: ``'learned'``; a control, which learns nothing and costs about as much as ℓ alone: ``'random'`` samples
+            the constant map k, ``'error'`` takes :func:`tlw_basicsr.error_weights` as they are; or any
             :class:`tlw_basicsr.Weighting`, such as ``LDLWeights()``.
         stochastic: relaxed Bernoulli samples of the weights, the variant of the paper's tables; else the map itself,
             which a weighting that is not ``sampled`` always takes.
         num_samples: S, samples in an M step.
         loss_weight: factor of L_θ.
         net_w: g_φ, a module ``net_w(sr, gt, k)``; None for ``TLWWeightNet()``.
-        optimizer: makes φ's optimiser of its parameters; None for Adam 1e-4, betas (0.5, 0.999).
+        optimizer: makes the optimiser from the parameters φ; None for Adam 1e-4, betas (0.5, 0.999).
         k_start: mean of the weights, k, at t = 0.
         k_end: mean of the weights in the end.
         k_decay: time constant of the way from one to the other, see :func:`tlw_basicsr.k_schedule`.
-        importance: with the ratios r_s in L_θ; without them, r_s = 1, the M step needs no D.
+        importance: use the ratios r_s in L_θ; without them, r_s = 1, the M step needs no D.
         weight_interval: calls from one E step to the next.
         weight_batch: samples of the batch in an E step, drawn anew each time; all if None.
         weight_crop: side of the square of x and x̂ in an E step, at a place drawn anew each time; all if None.
@@ -110,7 +109,7 @@ class TLW(nn.Module):
         use_amp: ``'bf16'`` runs D, and on a GPU g_φ, under autocast; FixedSum and the losses stay in float32.
         use_graphs: replay both steps as CUDA graphs, see :class:`tlw_basicsr.core.graphs.RecordedLoss`; then
             ``log["w"]`` and ``log["l_w"]`` are overwritten by later calls. None does so on a GPU without importance,
-            with this package's own g_φ and D; True with any whose forward does nothing but compute.
+            with this package's own g_φ and D; True with any g_φ and D whose forward does nothing but compute.
 
     Raises:
         ValueError: an argument is not what is accepted, or does not go with another.
@@ -168,7 +167,7 @@ class TLW(nn.Module):
 
     @classmethod
     def from_preset(cls, preset: str, distance: nn.Module | None = None, **changes: Any) -> "TLW":
-        """The object with the values of a preset of :data:`PRESETS`; ``changes`` go before them.
+        """The object with the values of a preset of :data:`PRESETS`; ``changes`` override them.
 
         ``economy`` also has a smaller weighting network, and a higher learning rate of its Adam.
         """

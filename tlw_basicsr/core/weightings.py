@@ -28,7 +28,7 @@ class Weighting(nn.Module):
     r"""A weighting of the pixels; a subclass says by :meth:`map` how much each of them counts.
 
     The map M of x̂ and x is relative: w = FixedSum_k(M / max_{h,w} M), so that the mean of every channel's weights is k
-    whatever the weighting is, and two of them differ in nothing but where they put it. It gets no gradient. ::
+    whatever the weighting is, and two weightings differ only in where they put weight. It gets no gradient. ::
 
         class MaskWeights(Weighting):
             needs = ("mask",)
@@ -40,7 +40,7 @@ class Weighting(nn.Module):
         loss = tlw(net(lq), gt, mask=mask)
 
     Attributes:
-        needs: names of the images that :meth:`map` gets besides: ``sr_ema``, the SR image of the network's moving
+        needs: names of the images that :meth:`map` also gets: ``sr_ema``, the SR image of the network's moving
             average, or any other of the training's batch, such as ``mask``.
         sampled: whether the M step may draw relaxed Bernoulli samples of w (``stochastic``); else it takes w itself.
     """
@@ -80,7 +80,7 @@ class Weighting(nn.Module):
 class LearnedWeights(Weighting):
     """The weights of a network φ, w = g_φ(x, x̂), which an E step trains: Trainable Loss Weights (arXiv:2301.10575).
 
-    Another :meth:`e_loss` makes another method of the same φ, schedule and files.
+    Another :meth:`e_loss` makes another method with the same φ, schedule and files.
     """
 
     sampled = True
@@ -121,7 +121,7 @@ class LDLWeights(Weighting):
         M = var_{7×7}(r), the variance in a window;  M = 0 where r < r_EMA
 
     The source multiplies by var(r over the image)^(1/5), one number for an image, which drops out of the relative map
-    as any factor does; and it adds the weighted loss to a GAN's, where here it is the pixel loss. It costs one more
+    as any factor does. There the weighted loss is added to a GAN's; here it is the pixel loss. It costs one more
     forward of the SR network. Images must have more than half as many pixels a side as the window.
     Source: Liang, Zeng and Zhang, "Details or Artifacts", CVPR 2022.
     """
