@@ -26,6 +26,7 @@ if [ ! -x .venv/bin/python ]; then
             exit 2
         fi
     fi
+    echo "Making .venv with $found"
     "$found" -m venv .venv
 fi
 
@@ -34,7 +35,8 @@ stamp=".venv/installed$1"
 if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     echo "Installing into .venv (torch is large: minutes)"
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip
-    .venv/bin/python -m pip install --quiet --editable ".$1"
+    # setuptools' long warning about folders of this name is of no use here
+    PYTHONWARNINGS=ignore .venv/bin/python -m pip install --disable-pip-version-check --editable ".$1"
     .venv/bin/tlw-setup
     echo "$wanted" > "$stamp"
 fi

@@ -322,7 +322,7 @@ def load_imagenet_weights(net: str) -> dict[str, Any]:
         )
     except Exception as error:
         file = Path(torch.hub.get_dir()) / "checkpoints" / entry.url.rsplit("/", 1)[-1]
-        raise MissingWeights(net, f"{type(error).__name__}: {error}".splitlines()[0], file) from error
+        raise MissingWeights(net, f"{type(error).__name__}: {error}".splitlines()[0], file) from None
 
 
 def load_heads(net: str) -> list[Tensor]:

@@ -109,7 +109,10 @@ def list_iterations(models: Path) -> list[int]:
     """The iterations whose two networks lie in the folder ``models``, sorted."""
     g, w = ({path.stem.removeprefix(f"net_{n}_") for path in models.glob(f"net_{n}_*.pth")} for n in "gw")
     if not (both := [int(iteration) for iteration in g & w if iteration.isdecimal()]):
-        raise UserError(f"--experiment: {models} holds no pair net_g_ITER.pth, net_w_ITER.pth")
+        raise UserError(
+            f"--experiment: {models} holds no pair net_g_ITER.pth, net_w_ITER.pth; a training saves one every "
+            "logger.save_checkpoint_freq iterations"
+        )
     return sorted(both)
 
 
@@ -133,7 +136,7 @@ def find_k(opt: Options, models: Path, iteration: int | None) -> float:
 def load_weighting(opt: Options, models: Path) -> Callable[[Tensor, Tensor], Tensor] | None:
     """The newest weighting network in a training's folder, with the k of its iteration; None if there is none."""
     complete_economy(opt)
-    if "network_w" not in opt or not any(models.glob("net_w_*.pth")):
+    if "network_w" not in opt or not any(models.glob("net_w_[0-9]*.pth")):
         return None
     iteration = list_iterations(models)[-1]
     net_w = load_network(opt["network_w"], models / f"net_w_{iteration}.pth", key="network_w")
