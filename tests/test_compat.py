@@ -135,6 +135,16 @@ def test_a_part_that_is_missing_is_named_where_it_is_used(monkeypatch):
     refused(message, type("Sub", (part,), {}))
 
 
+def test_two_earlier_runs_may_be_moved_aside_in_one_second(tmp_path, monkeypatch):
+    monkeypatch.setattr(compat.time, "strftime", lambda _: "20260101_000000")
+    for number in range(3):
+        pkgutil.resolve_name("basicsr.utils.misc.mkdir_and_rename")(str(tmp_path / "run"))
+        (tmp_path / f"run/{number}").touch()
+    aside = "run_archived_20260101_000000"
+    assert [path.name for path in sorted(tmp_path.glob("*/*"))] == ["2", "0", "1"]
+    assert {path.name for path in tmp_path.iterdir()} == {"run", aside, f"{aside}_2"}
+
+
 def test_functions_are_replaced_where_plugins_have_them(monkeypatch):
     """Also in modules that were imported before; one of other arguments is another function."""
 

@@ -7,7 +7,9 @@ It makes ``import basicsr`` work, of any version from 1.3.4 on, and of forks tha
 
 import importlib
 import inspect
+import itertools
 import sys
+import time
 import types
 import warnings
 from collections.abc import Callable, Iterator
@@ -49,6 +51,7 @@ MOVED_INSIDE = [
 REPLACED = {
     "basicsr.utils.img_util.imwrite": "tlw_basicsr.data.images.imwrite",  # files whole or not at all
     "basicsr.utils.img_util.imfrombytes": "tlw_basicsr.data.images.imfrombytes",  # takes an image of a cache, too
+    "basicsr.utils.misc.mkdir_and_rename": "tlw_basicsr.compat.mkdir_and_rename",  # more than once a second
     "basicsr.utils.img_process_util.filter2D": "tlw_basicsr.compat.filter2D",  # today's torch pads to other strides
     "basicsr.ops.fused_act.fused_act.fused_leaky_relu": "tlw_basicsr.compat.fused_leaky_relu",  # without extension, too
     # OpenCV 5 takes whole numbers alone
@@ -180,6 +183,17 @@ def replace_functions() -> None:
             continue
         if list(inspect.signature(original).parameters) == list(inspect.signature(new).parameters):
             replace(original, new, "basicsr.data" if name == "scandir" else "")
+
+
+def mkdir_and_rename(path: str) -> None:
+    """BasicSR's: makes a folder; one of this name is renamed first by the time, and where that is taken a number."""
+    if Path(path).exists():
+        name = f"{path}_archived_{time.strftime('%Y%m%d_%H%M%S')}"
+        names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
+        new = next(name for name in names if not Path(name).exists())
+        print(f"Path already exists. Rename it to {new}", flush=True)
+        Path(path).rename(new)
+    Path(path).mkdir(parents=True)
 
 
 def filter2D(img: Tensor, kernel: Tensor) -> Tensor:

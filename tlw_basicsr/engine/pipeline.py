@@ -19,13 +19,14 @@ import torch.distributed as dist
 import yaml
 from basicsr.data import build_dataloader
 from basicsr.data.prefetch_dataloader import CUDAPrefetcher
-from basicsr.utils import MessageLogger, get_root_logger, get_time_str, make_exp_dirs, mkdir_and_rename
+from basicsr.utils import MessageLogger, get_root_logger, get_time_str, make_exp_dirs
 from basicsr.utils.dist_util import master_only
 from basicsr.utils.registry import DATASET_REGISTRY
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from tlw_basicsr.compat import mkdir_and_rename
 from tlw_basicsr.data.cache import CacheClient, use_cache
 from tlw_basicsr.data.resumable import CheckedDataset, Draw, NamedDataset, ResumableSampler, SeededDataset
 from tlw_basicsr.engine.distributed import fail_together, join_after
