@@ -647,3 +647,25 @@ def test_the_examples_run(tmp_path, name):
     done = run_python(tmp_path, ROOT / "examples" / name, "--steps", 6, "--distance", "ssim")
     losses = [float(line.split("loss ")[1].split()[0]) for line in done.stdout.splitlines() if "loss " in line]
     assert losses and all(map(math.isfinite, losses)), done.stdout
+
+
+class ResizingNet(TLWWeightNet):
+    """A weighting network whose only buffer takes the size of the images."""
+
+    def __init__(self):
+        super().__init__(num_feat=4)
+        for name, part in list(self.named_modules()):
+            if isinstance(part, torch.nn.BatchNorm2d):
+                self.set_submodule(name, torch.nn.Identity())
+        self.register_buffer("grid", torch.zeros(1))
+
+    def forward(self, sr, gt, k):
+        self.grid = torch.zeros(sr.shape[-2:])
+        return super().forward(sr, gt, k)
+
+
+def test_a_buffer_may_take_the_size_of_the_images():
+    tlw = TLW(SSIMDistance(5), net_w=ResizingNet())
+    assert list(dict(tlw.net_w.named_buffers())) == ["grid"]
+    gt = torch.rand(1, 3, 16, 16)
+    assert tlw((gt * 0.9).requires_grad_(), gt).isfinite()

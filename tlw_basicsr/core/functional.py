@@ -165,10 +165,15 @@ def relative(x: Tensor) -> Tensor:
     return x / largest.clamp_min(torch.finfo(x.dtype).tiny)
 
 
+def absolute_error(sr: Tensor, gt: Tensor) -> Tensor:
+    """|x̂ - x| in the images' own range, at least float32."""
+    return (at_least_fp32(sr) - at_least_fp32(gt)).abs()
+
+
 @torch.no_grad()
 def relative_error(sr: Tensor, gt: Tensor) -> Tensor:
     """|x̂ - x| over its maximum in each sample and channel, in [0, 1]; 0 without any error. No gradient."""
-    return relative((at_least_fp32(sr) - at_least_fp32(gt)).abs())
+    return relative(absolute_error(sr, gt))
 
 
 @torch.no_grad()

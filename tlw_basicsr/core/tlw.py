@@ -370,8 +370,8 @@ class TLW(nn.Module):
         before = self._copy_buffers()
         with self._autocast(gt.device, self.net_w):
             w = self.net_w(sr, gt, k)
-        if before:  # no statistics of an x̂ that overflows, without a wait for the device
-            pairs = [(owner[name], old) for owner, name, _, old in before if owner[name].shape == old.shape]
+        pairs = [(owner[name], old) for owner, name, _, old in before if owner[name].shape == old.shape]
+        if pairs:  # no statistics of an x̂ that overflows, without a wait for the device
             finite = torch.stack([(new.isfinite() | ~old.isfinite()).all() for new, old in pairs]).all()
             for new, old in pairs:
                 new.copy_(torch.where(finite, new, old))

@@ -11,11 +11,11 @@ from tlw_basicsr.core.distances import ODD
 from tlw_basicsr.core.functional import (
     EPS_DISTANCE,
     Distance,
+    absolute_error,
     at_least_fp32,
     fixed_sum,
     is_at_hand,
     relative,
-    relative_error,
     sample_weights,
     weight_criterion_loss,
 )
@@ -109,8 +109,8 @@ class ErrorWeights(Weighting):
     """A control without learning: M = |x̂ - x|, weights in proportion to the error."""
 
     def map(self, sr: Tensor, gt: Tensor, t: float, **images: Tensor) -> Tensor:
-        """|x̂ - x|, relative already."""
-        return relative_error(sr, gt)
+        """|x̂ - x|."""
+        return absolute_error(sr, gt)
 
 
 class LDLWeights(Weighting):
@@ -135,7 +135,7 @@ class LDLWeights(Weighting):
 
     def map(self, sr: Tensor, gt: Tensor, t: float, sr_ema: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The local variance of the error, 0 where the moving average is worse: (N, 1, H, W)."""
-        r, r_ema = ((at_least_fp32(image) - at_least_fp32(gt)).abs().sum(1, keepdim=True) for image in (sr, sr_ema))
+        r, r_ema = (absolute_error(image, gt).sum(1, keepdim=True) for image in (sr, sr_ema))
         padded = F.pad(r, [self.window // 2] * 4, mode="reflect")
         mean, square = (F.avg_pool2d(values, self.window, 1) for values in (padded, padded.square()))
         return torch.where(r < r_ema, 0.0, (square - mean.square()).clamp_min(0))
